@@ -1,0 +1,95 @@
+#include "base/thread_pool.h"
+
+#include <chrono>
+
+#include "base/deadline.h"
+
+namespace quern {
+
+namespace {
+constexpr uint64_t kIndexBits = 40;
+constexpr uint64_t kIndexMask = (uint64_t{1} << kIndexBits) - 1;
+constexpr auto kPollTime = std::chrono::microseconds(60);
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  if (threads <= 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::ParallelFor(int64_t count, const std::function<void(int64_t)>& body) {
+  if (count <= 0) return;
+  bool expected = false;
+  if (count == 1 || workers_.empty() || !busy_.compare_exchange_strong(expected, true)) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  count_ = count;
+  body_ = &body;
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t generation = (generation_.load(std::memory_order_relaxed) + 1) & (~uint64_t{0} >> kIndexBits);
+  next_.store(generation << kIndexBits, std::memory_order_seq_cst);
+  generation_.store(generation, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    { std::lock_guard lock(mutex_); }
+    wake_.notify_all();
+  }
+  RunChunks(generation);
+  while (done_.load(std::memory_order_acquire) != count) Pause();
+  // A worker that read the ticket late finds the index beyond the count or another generation and takes nothing.
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::RunChunks(uint64_t generation) {
+  uint64_t ticket = next_.load(std::memory_order_acquire);
+  while (true) {
+    if ((ticket >> kIndexBits) != generation) return;
+    const auto index = static_cast<int64_t>(ticket & kIndexMask);
+    // count_ and body_ belong to this generation as long as a chunk of it is open, which the exchange below proves.
+    if (index >= count_) return;
+    if (!next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    (*body_.load(std::memory_order_relaxed))(index);
+    done_.fetch_add(1, std::memory_order_release);
+    ticket = next_.load(std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::WorkerLoop() {
+  uint64_t seen = 0;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const auto begin = Clock::now();
+    bool fresh = false;
+    while (!fresh && Clock::now() - begin < kPollTime) {
+      for (int i = 0; i < 16 && !fresh; ++i) {
+        fresh = generation_.load(std::memory_order_acquire) != seen;
+        if (!fresh) Pause();
+      }
+    }
+    if (!fresh) {
+      std::unique_lock lock(mutex_);
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return stop_.load() || generation_.load(std::memory_order_seq_cst) != seen; });
+      sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+      if (stop_) return;
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    RunChunks(seen);
+  }
+}
+
+}  // namespace quern

@@ -1,0 +1,43 @@
+# One way to declare a library, a test and a benchmark. Layers are the DEPS lines: a folder can include only what it links.
+
+set(QUERN_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror)
+
+add_library(quern_flags INTERFACE)
+target_compile_options(quern_flags INTERFACE ${QUERN_WARNINGS})
+target_include_directories(quern_flags INTERFACE ${CMAKE_SOURCE_DIR})
+if(QUERN_SANITIZE)
+  target_compile_options(quern_flags INTERFACE -fsanitize=${QUERN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(quern_flags INTERFACE -fsanitize=${QUERN_SANITIZE})
+endif()
+
+# quern_library(NAME SRCS a.cpp ... DEPS other ...)
+function(quern_library name)
+  cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
+  add_library(${name} STATIC ${arg_SRCS})
+  target_link_libraries(${name} PUBLIC ${arg_DEPS} PRIVATE quern_flags)
+  target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+endfunction()
+
+# quern_test(NAME SRCS a_test.cpp ... DEPS lib ... [LABEL slow]): one GoogleTest binary, one CTest entry. Label: unit (the
+# default, the whole suite under a minute), slow, or e2e.
+function(quern_test name)
+  cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "SRCS;DEPS" ${ARGN})
+  if(NOT arg_LABEL)
+    set(arg_LABEL unit)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE quern_flags ${arg_DEPS} GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "QUERN_SOURCE_DIR=${CMAKE_SOURCE_DIR};QUERN_BINARY=${CMAKE_BINARY_DIR}/quern")
+endfunction()
+
+# quern_benchmark(NAME SRCS a.cpp DEPS lib): a program that prints a table. Not run by the tests.
+function(quern_benchmark name)
+  cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} EXCLUDE_FROM_ALL ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE quern_flags ${arg_DEPS})
+endfunction()

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+
+#include "compute/dtype.h"
+
+namespace quern {
+
+// How keys and values lie in a page. A page holds kPageTokens consecutive positions of one sequence for every layer and KV
+// head. Keys are stored in blocks of kBlockTokens positions, transposed ([head_dim][kBlockTokens]), so that scores of 16
+// keys are one vector and every score is summed over head_dim in ascending order, whatever the batch; values are rows
+// ([kPageTokens][head_dim]). The page table of a sequence is an array of page pointers; position p lives in
+// pages[p / kPageTokens]. Trainer, prefill and decode all attend through this layout.
+struct KvLayout {
+  static constexpr int64_t kPageTokens = 64;
+  static constexpr int64_t kBlockTokens = 16;
+
+  DType dtype = DType::kF32;
+  int64_t layers = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+
+  int64_t page_elements() const { return layers * kv_heads * 2 * kPageTokens * head_dim; }
+  int64_t page_bytes() const { return page_elements() * DTypeSize(dtype); }
+  // Element offset in a page of the keys / values of one layer and KV head.
+  int64_t KeyOffset(int64_t layer, int64_t head) const {
+    return (layer * kv_heads + head) * 2 * kPageTokens * head_dim;
+  }
+  int64_t ValueOffset(int64_t layer, int64_t head) const { return KeyOffset(layer, head) + kPageTokens * head_dim; }
+  // Element offset of channel d of the key at `slot` (position within the page), relative to KeyOffset.
+  int64_t KeyElement(int64_t slot, int64_t d) const {
+    return (slot / kBlockTokens * head_dim + d) * kBlockTokens + slot % kBlockTokens;
+  }
+};
+
+// The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and positions
+// below `context` are already in the pages. `pages` covers context + count positions.
+struct SequenceRows {
+  int64_t row = 0;
+  int64_t count = 0;
+  int64_t context = 0;
+  void* const* pages = nullptr;
+};
+
+}  // namespace quern

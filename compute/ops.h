@@ -1,0 +1,237 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "compute/kv_layout.h"
+#include "compute/tensor.h"
+
+namespace quern {
+
+// A weight in a backend's own layout, made once per weight version.
+class PackedMatrix {
+ public:
+  PackedMatrix(DType dtype, int64_t k, int64_t n) : dtype_(dtype), k_(k), n_(n) {}
+  virtual ~PackedMatrix() = default;
+  DType dtype() const { return dtype_; }
+  int64_t k() const { return k_; }  // inner dimension
+  int64_t n() const { return n_; }  // outputs
+  virtual int64_t bytes() const = 0;
+
+ private:
+  DType dtype_;
+  int64_t k_;
+  int64_t n_;
+};
+
+// Below, T rows are tokens; "act" is the activation dtype (fp32 or bf16), "acc" is fp32. In the reference backend every
+// view may also be fp64. Views may not overlap unless said. Sizes that disagree are CHECK failures.
+
+struct PackArgs {
+  TensorView weight;        // [n, k] as stored by Hugging Face (outputs x inputs); fp32, bf16 or fp16. With `transposed`: [k, n]
+  bool transposed = false;  // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
+  PackedMatrix* out = nullptr;
+};
+
+struct MatMulArgs {
+  TensorView a;                     // [T, k] act
+  const PackedMatrix* b = nullptr;  // k x n
+  TensorView c;                     // [T, n] act or acc
+  TensorView bias;                  // [1, n] acc, or empty
+  bool accumulate = false;          // c += instead of c = (c acc only)
+};
+
+struct MatMulGradWeightArgs {
+  TensorView dy;  // [T, n] act
+  TensorView x;   // [T, k] act
+  TensorView dw;  // [n, k] acc; accumulated into
+};
+
+struct BiasBackwardArgs {
+  TensorView dy;     // [T, n] act or acc
+  TensorView dbias;  // [1, n] acc; accumulated into
+};
+
+struct EmbeddingArgs {
+  std::span<const int32_t> ids;  // T ids
+  TensorView table;              // [V, D] fp32 or bf16
+  TensorView out;                // [T, D] acc
+};
+
+struct EmbeddingBackwardArgs {
+  std::span<const int32_t> ids;
+  TensorView dout;    // [T, D] acc
+  TensorView dtable;  // [V, D] acc; accumulated into, in row order: deterministic
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019).
+struct RmsNormArgs {
+  TensorView x;        // [T, D] acc
+  TensorView weight;   // [1, D] acc
+  float eps = 1e-5f;
+  TensorView y;        // [T, D] act
+  TensorView inv_rms;  // [1, T] acc, or empty when no backward follows
+};
+
+struct RmsNormBackwardArgs {
+  TensorView dy;  // [T, D] act or acc
+  TensorView x;
+  TensorView weight;
+  TensorView inv_rms;
+  TensorView dx;       // [T, D] acc; accumulated into (the residual gradient)
+  TensorView dweight;  // [1, D] acc; accumulated into
+};
+
+// Per-head RMS norm of queries and keys (Qwen3; off when q_norm is empty) and rotary embedding (Su et al. 2021), rotate-half
+// convention: channel j pairs with j + head_dim/2. Values pass through.
+struct RotaryArgs {
+  TensorView qkv;                      // [T, (heads + 2 kv_heads) * head_dim] act: queries, keys, values
+  TensorView out;                      // same shape; may be qkv itself when q_norm is empty
+  std::span<const int32_t> positions;  // T
+  TensorView cos, sin;                 // [max_position, head_dim / 2] acc
+  TensorView q_norm, k_norm;           // [1, head_dim] acc, or empty
+  float norm_eps = 1e-6f;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+};
+
+struct RotaryBackwardArgs {
+  RotaryArgs forward;          // qkv = the saved input (needed only with q_norm); out is not read
+  TensorView dqkv;             // [T, ...] act or acc: gradient of out on entry, gradient of qkv on return
+  TensorView dq_norm, dk_norm; // [1, head_dim] acc, or empty; accumulated into
+};
+
+// Copies the keys and values of new rows into their sequences' pages.
+struct KvWriteArgs {
+  TensorView qkv;  // [T, ...] after Rotary
+  std::span<const SequenceRows> sequences;
+  KvLayout layout;
+  int64_t layer = 0;
+  int64_t heads = 0;
+};
+
+// Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends to
+// positions max(0, p - window + 1) .. p. A row's result depends on its own query and its own keys and values only, in a
+// fixed order: bit-equal in decode, prefill and training for any batch.
+struct AttentionArgs {
+  TensorView q;  // [T, heads * head_dim] act
+  std::span<const SequenceRows> sequences;
+  KvLayout layout;
+  int64_t layer = 0;
+  int64_t heads = 0;
+  float scale = 1.0f;
+  int64_t window = 0;  // 0: unlimited
+  TensorView out;      // [T, heads * head_dim] act
+  TensorView lse;      // [T, heads] acc: logsumexp of scaled scores, or empty when no backward follows
+};
+
+struct AttentionBackwardArgs {
+  TensorView qkv;  // [T, (heads + 2 kv_heads) * head_dim] act, after Rotary: what forward attended with
+  std::span<const SequenceRows> sequences;  // context must be 0
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  float scale = 1.0f;
+  int64_t window = 0;
+  TensorView out;   // [T, heads * head_dim] act
+  TensorView lse;   // [T, heads] acc
+  TensorView dout;  // [T, heads * head_dim] act or acc
+  TensorView dqkv;  // [T, (heads + 2 kv_heads) * head_dim] act or acc; overwritten
+};
+
+// h = silu(gate) * up (Shazeer 2020).
+struct SwiGluArgs {
+  TensorView gate_up;  // [T, 2F] act: gate, then up
+  TensorView h;        // [T, F] act
+};
+
+struct SwiGluBackwardArgs {
+  TensorView gate_up;
+  TensorView dh;        // [T, F] act or acc
+  TensorView dgate_up;  // [T, 2F] act; may be gate_up itself
+};
+
+// Statistics of the categorical distribution of each row of logits, accumulated in fp32 in a fixed order. The sampler and
+// every loss use this op: there is one log-probability.
+struct LogSoftmaxArgs {
+  TensorView logits;                 // [R, V] acc
+  std::span<const int32_t> targets;  // R ids, or empty
+  TensorView lse;                    // [1, R] acc: logsumexp of the row
+  TensorView log_prob;               // [1, R] acc: logits[target] - lse, or empty
+  TensorView mean_log_prob;          // [1, R] acc: mean over the vocabulary of the log-probabilities, or empty
+  TensorView entropy;                // [1, R] acc, in nats, or empty
+};
+
+// dlogits = a (onehot(target) - p) + b (1/V - p) + c (onehot(reserved) - p), the gradient of a loss that depends on the
+// logits through log p(target), the mean log-probability and log p(reserved); a, b, c = dLoss/d of those three.
+struct LogSoftmaxBackwardArgs {
+  TensorView logits;  // [R, V] acc
+  TensorView lse;     // [1, R]
+  std::span<const int32_t> targets;
+  TensorView a, b, c;           // [1, R] acc; b and c may be empty (zero)
+  int32_t reserved = -1;        // the id c refers to
+  TensorView dlogits;           // [R, V] act or acc; may be `logits` itself when acc
+};
+
+// For Q-SFT's target: max over the behaviour's support of min(1, p_value(v) / max(p_behaviour(v), epsilon)). The support is
+// every v with p_behaviour(v) >= epsilon or in the smallest set of most likely ids whose mass reaches top_p; `reserved` is
+// never in it and has no mass in either distribution's normaliser of the behaviour (p_value keeps its own).
+struct MaxRatioArgs {
+  TensorView value_logits;      // [R, V] acc
+  TensorView behaviour_logits;  // [R, V] acc
+  float epsilon = 0.01f;
+  float top_p = 0.95f;
+  int32_t reserved = -1;
+  TensorView max_ratio;  // [1, R] acc
+};
+
+// AdamW (Loshchilov & Hutter 2019) on flat buffers; bias correction from `step` (1-based); p -= lr * weight_decay * p apart
+// from the adaptive step. Gradients are multiplied by grad_scale (clipping) on the fly.
+struct AdamWArgs {
+  TensorView param, grad, m, v;  // [1, n] fp32
+  float learning_rate = 0;
+  float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
+  float weight_decay = 0;
+  float grad_scale = 1;
+  int64_t step = 1;
+};
+
+// Everything a backend computes. Model code calls these and nothing else. Calls on one Ops object come from one thread at a
+// time; they return when the result is there (CPU) or queued in order (CUDA).
+class Ops {
+ public:
+  virtual ~Ops() = default;
+  virtual const char* name() const = 0;
+
+  virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
+  virtual void Pack(const PackArgs& args) = 0;
+  virtual void MatMul(const MatMulArgs& args) = 0;
+  virtual void MatMulGradWeight(const MatMulGradWeightArgs& args) = 0;
+  virtual void BiasBackward(const BiasBackwardArgs& args) = 0;
+  virtual void Embedding(const EmbeddingArgs& args) = 0;
+  virtual void EmbeddingBackward(const EmbeddingBackwardArgs& args) = 0;
+  virtual void RmsNorm(const RmsNormArgs& args) = 0;
+  virtual void RmsNormBackward(const RmsNormBackwardArgs& args) = 0;
+  virtual void Rotary(const RotaryArgs& args) = 0;
+  virtual void RotaryBackward(const RotaryBackwardArgs& args) = 0;
+  virtual void KvWrite(const KvWriteArgs& args) = 0;
+  virtual void Attention(const AttentionArgs& args) = 0;
+  virtual void AttentionBackward(const AttentionBackwardArgs& args) = 0;
+  virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  virtual void SwiGluBackward(const SwiGluBackwardArgs& args) = 0;
+  virtual void LogSoftmax(const LogSoftmaxArgs& args) = 0;
+  virtual void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) = 0;
+  virtual void MaxRatio(const MaxRatioArgs& args) = 0;
+  virtual void AdamW(const AdamWArgs& args) = 0;
+  // Sum of squares in a fixed order that does not depend on the number of threads.
+  virtual double SquaredNorm(const TensorView& x) = 0;
+  // y += alpha * (x - y): Polyak averaging. Both [1, n] fp32.
+  virtual void Lerp(const TensorView& x, float alpha, const TensorView& y) = 0;
+  // y = x with a change of dtype.
+  virtual void Cast(const TensorView& x, const TensorView& y) = 0;
+  virtual void Fill(const TensorView& x, float value) = 0;
+};
+
+}  // namespace quern
