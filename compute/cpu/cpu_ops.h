@@ -1,0 +1,59 @@
+#pragma once
+
+#include <memory>
+
+#include "base/thread_pool.h"
+#include "compute/ops.h"
+
+namespace quern {
+
+struct Kernels;
+
+// The CPU backend. Every kernel exists for AVX-512, for AVX2 with FMA and for plain x86-64; which one runs is chosen from
+// the CPU when the object is made. A row's result never depends on the other rows of a call or on the number of threads.
+// Not thread-safe (one caller at a time); several objects may share a pool.
+class CpuOps : public Ops {
+ public:
+  // `pool` must outlive the object.
+  explicit CpuOps(ThreadPool* pool);
+  // With the kernels of one instruction set, for tests: "avx512", "avx2" or "generic". CHECKs that the CPU has it.
+  CpuOps(ThreadPool* pool, const char* instruction_set);
+
+  const char* name() const override { return "cpu"; }
+  std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
+  void Pack(const PackArgs& args) override;
+  void MatMul(const MatMulArgs& args) override;
+  void MatMulGradWeight(const MatMulGradWeightArgs& args) override;
+  void BiasBackward(const BiasBackwardArgs& args) override;
+  void Embedding(const EmbeddingArgs& args) override;
+  void EmbeddingBackward(const EmbeddingBackwardArgs& args) override;
+  void RmsNorm(const RmsNormArgs& args) override;
+  void RmsNormBackward(const RmsNormBackwardArgs& args) override;
+  void Rotary(const RotaryArgs& args) override;
+  void RotaryBackward(const RotaryBackwardArgs& args) override;
+  void KvWrite(const KvWriteArgs& args) override;
+  void Attention(const AttentionArgs& args) override;
+  void AttentionBackward(const AttentionBackwardArgs& args) override;
+  void SwiGlu(const SwiGluArgs& args) override;
+  void SwiGluBackward(const SwiGluBackwardArgs& args) override;
+  void LogSoftmax(const LogSoftmaxArgs& args) override;
+  void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
+  void MaxRatio(const MaxRatioArgs& args) override;
+  void AdamW(const AdamWArgs& args) override;
+  double SquaredNorm(const TensorView& x) override;
+  void Lerp(const TensorView& x, float alpha, const TensorView& y) override;
+  void Cast(const TensorView& x, const TensorView& y) override;
+  void Fill(const TensorView& x, float value) override;
+
+ private:
+  // Calls body(begin, end) for consecutive ranges of at most `chunk` covering [0, count).
+  template <typename Body>
+  void ForChunks(int64_t count, int64_t chunk, const Body& body);
+
+  ThreadPool* pool_;
+  const Kernels* kernels_;
+};
+
+std::unique_ptr<Ops> NewCpuOps(ThreadPool* pool);
+
+}  // namespace quern
