@@ -27,16 +27,16 @@ struct ModelConfig {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t max_positions = 2048;
-  int64_t sliding_window = 0;     // 0: full attention
+  int64_t sliding_window = 0;  // 0: full attention
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
   float rms_norm_eps = 1e-5f;
   bool tie_word_embeddings = false;
-  bool attention_bias = false;    // q, k, v (and o when o_bias)
+  bool attention_bias = false;  // q, k, v (and o when o_bias)
   bool attention_output_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;           // qwen3: RMS norm of every query and key head
-  int32_t bos_token_id = -1;      // -1: none
+  bool qk_norm = false;       // qwen3: RMS norm of every query and key head
+  int32_t bos_token_id = -1;  // -1: none
   std::vector<int32_t> eos_token_ids;
   int32_t pad_token_id = -1;
   double initializer_range = 0.02;

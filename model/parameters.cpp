@@ -1,0 +1,132 @@
+#include "model/parameters.h"
+
+#include "base/random.h"
+#include "base/strings.h"
+
+namespace quern {
+
+std::string LayerPrefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+void ParameterLayout::Add(const std::string& name, int64_t rows, int64_t cols, bool decay) {
+  parameters_.push_back({name, rows, cols, size_, decay});
+  size_ += rows * cols;
+}
+
+ParameterLayout::ParameterLayout(const ModelConfig& c) {
+  Add("model.embed_tokens.weight", c.vocab_size, c.hidden_size, true);
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const std::string p = LayerPrefix(layer);
+    Add(p + "input_layernorm.weight", 1, c.hidden_size, false);
+    Add(p + "self_attn.q_proj.weight", c.q_size(), c.hidden_size, true);
+    Add(p + "self_attn.k_proj.weight", c.kv_size(), c.hidden_size, true);
+    Add(p + "self_attn.v_proj.weight", c.kv_size(), c.hidden_size, true);
+    if (c.attention_bias) {
+      Add(p + "self_attn.q_proj.bias", 1, c.q_size(), false);
+      Add(p + "self_attn.k_proj.bias", 1, c.kv_size(), false);
+      Add(p + "self_attn.v_proj.bias", 1, c.kv_size(), false);
+    }
+    if (c.qk_norm) {
+      Add(p + "self_attn.q_norm.weight", 1, c.head_dim, false);
+      Add(p + "self_attn.k_norm.weight", 1, c.head_dim, false);
+    }
+    Add(p + "self_attn.o_proj.weight", c.hidden_size, c.q_size(), true);
+    if (c.attention_output_bias) Add(p + "self_attn.o_proj.bias", 1, c.hidden_size, false);
+    Add(p + "post_attention_layernorm.weight", 1, c.hidden_size, false);
+    Add(p + "mlp.gate_proj.weight", c.intermediate_size, c.hidden_size, true);
+    Add(p + "mlp.up_proj.weight", c.intermediate_size, c.hidden_size, true);
+    if (c.mlp_bias) {
+      Add(p + "mlp.gate_proj.bias", 1, c.intermediate_size, false);
+      Add(p + "mlp.up_proj.bias", 1, c.intermediate_size, false);
+    }
+    Add(p + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size, true);
+    if (c.mlp_bias) Add(p + "mlp.down_proj.bias", 1, c.hidden_size, false);
+  }
+  Add("model.norm.weight", 1, c.hidden_size, false);
+  if (!c.tie_word_embeddings) Add("lm_head.weight", c.vocab_size, c.hidden_size, true);
+}
+
+bool ParameterLayout::Has(const std::string& name) const {
+  for (const ParameterInfo& info : parameters_)
+    if (info.name == name) return true;
+  return false;
+}
+
+const ParameterInfo& ParameterLayout::Find(const std::string& name) const {
+  for (const ParameterInfo& info : parameters_)
+    if (info.name == name) return info;
+  QUERN_CHECK(false, "no parameter " + name);
+  return parameters_[0];
+}
+
+Parameters::Parameters(const ModelConfig& config, DType dtype) : layout_(config), data_(dtype, 1, layout_.size()) {}
+
+TensorView Parameters::View(const std::string& name) const { return View(name, layout_.Find(name).rows); }
+
+TensorView Parameters::View(const std::string& name, int64_t rows) const {
+  const ParameterInfo& info = layout_.Find(name);
+  QUERN_CHECK(info.offset + rows * info.cols <= layout_.size());
+  TensorView view = data_.view().Cols(info.offset, rows * info.cols);
+  view.rows = rows;
+  view.cols = view.stride = info.cols;
+  return view;
+}
+
+TensorSource Parameters::Source() const {
+  return [this](const std::string& name) -> Result<TensorView> { return View(name); };
+}
+
+void Parameters::Initialize(const ModelConfig& config, uint64_t seed) {
+  const auto set = [this](int64_t index, double value) {
+    if (data_.dtype() == DType::kF64) {
+      data_.Row<double>(0)[index] = static_cast<float>(value);
+    } else {
+      data_.Row<float>(0)[index] = static_cast<float>(value);
+    }
+  };
+  uint64_t stream = 0;
+  for (const ParameterInfo& info : layout_.parameters()) {
+    Random random(seed, ++stream);
+    const bool bias = info.name.ends_with(".bias");
+    for (int64_t i = 0; i < info.rows * info.cols; ++i) {
+      set(info.offset + i, info.decay ? random.Normal() * config.initializer_range : (bias ? 0.0 : 1.0));
+    }
+  }
+}
+
+namespace {
+
+double ElementAsDouble(const TensorView& view, int64_t row, int64_t col) {
+  switch (view.dtype) {
+    case DType::kF32: return static_cast<double>(view.Row<float>(row)[col]);
+    case DType::kF64: return view.Row<double>(row)[col];
+    case DType::kBf16: return static_cast<double>(static_cast<float>(view.Row<Bf16>(row)[col]));
+    case DType::kF16: return static_cast<double>(HalfToFloat(view.Row<uint16_t>(row)[col]));
+    default: QUERN_CHECK(false, "not a floating-point weight"); return 0;
+  }
+}
+
+}  // namespace
+
+Status Parameters::CopyFrom(const TensorSource& source) {
+  for (const ParameterInfo& info : layout_.parameters()) {
+    QUERN_ASSIGN_OR_RETURN(const TensorView from, source(info.name));
+    if (from.rows != info.rows || from.cols != info.cols) {
+      return InvalidArgument(StrCat(info.name, ": shape [", from.rows, ", ", from.cols, "], the configuration needs [",
+                                    info.rows, ", ", info.cols, "]"));
+    }
+    const TensorView to = View(info.name);
+    for (int64_t r = 0; r < info.rows; ++r) {
+      for (int64_t c = 0; c < info.cols; ++c) {
+        const double value = ElementAsDouble(from, r, c);
+        if (to.dtype == DType::kF64) {
+          to.Row<double>(r)[c] = value;
+        } else {
+          to.Row<float>(r)[c] = static_cast<float>(value);
+        }
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace quern

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "compute/tensor.h"
+#include "model/config.h"
+
+namespace quern {
+
+// One weight with its Hugging Face name and shape (vectors have one row).
+struct ParameterInfo {
+  std::string name;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t offset = 0;  // elements from the start of the flat buffer
+  bool decay = false;  // matrices take weight decay; norms and biases do not
+};
+
+// Every weight of a configuration in a fixed order without gaps. Queries, keys and values of a layer are adjacent, and
+// so are gate and up, so that one view covers what one product uses.
+class ParameterLayout {
+ public:
+  explicit ParameterLayout(const ModelConfig& config);
+  const std::vector<ParameterInfo>& parameters() const { return parameters_; }
+  int64_t size() const { return size_; }  // elements in all
+  // The entry of that name; CHECK fails when there is none.
+  const ParameterInfo& Find(const std::string& name) const;
+  bool Has(const std::string& name) const;
+
+ private:
+  void Add(const std::string& name, int64_t rows, int64_t cols, bool decay);
+  std::vector<ParameterInfo> parameters_;
+  int64_t size_ = 0;
+};
+
+// "model.layers.3." for 3.
+std::string LayerPrefix(int64_t layer);
+
+// Gives a weight by its Hugging Face name: from training masters, a checkpoint file or a test. fp32, bf16, fp16 or
+// fp64.
+using TensorSource = std::function<Result<TensorView>(const std::string& name)>;
+
+// Flat storage for master weights, gradients or optimizer moments: fp32 (fp64 for gradient checks).
+class Parameters {
+ public:
+  explicit Parameters(const ModelConfig& config, DType dtype = DType::kF32);
+  const ParameterLayout& layout() const { return layout_; }
+  const TensorView& flat() const { return data_.view(); }  // [1, size]
+  TensorView View(const std::string& name) const;
+  // `rows` rows starting at the weight `name`: q, k and v as one matrix.
+  TensorView View(const std::string& name, int64_t rows) const;
+  TensorSource Source() const;
+  // Normal(0, initializer_range) for matrices, 1 for norms, 0 for biases (the usual initialisation of the family); a
+  // pure function of (config, seed).
+  void Initialize(const ModelConfig& config, uint64_t seed);
+  // Copies every weight from `source`, converting to this dtype. A missing or misshapen weight is an error that names
+  // it.
+  Status CopyFrom(const TensorSource& source);
+
+ private:
+  ParameterLayout layout_;
+  Tensor data_;
+};
+
+}  // namespace quern

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "compute/arena.h"
+#include "compute/kv_layout.h"
+
+namespace quern {
+
+// Rows of many sequences for one forward pass: training micro-batches, prefill chunks and decode steps alike.
+struct TokenBatch {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> positions;
+  std::vector<SequenceRows> sequences;  // `pages` must be set before Forward
+
+  int64_t rows() const { return static_cast<int64_t>(ids.size()); }
+  // Appends a sequence's new tokens, which take positions context, context + 1, ...
+  void Add(const int32_t* tokens, int64_t count, int64_t context, void* const* pages) {
+    sequences.push_back({rows(), count, context, pages});
+    for (int64_t i = 0; i < count; ++i) {
+      ids.push_back(tokens[i]);
+      positions.push_back(static_cast<int32_t>(context + i));
+    }
+  }
+  void Clear() {
+    ids.clear();
+    positions.clear();
+    sequences.clear();
+  }
+};
+
+// Where attention finds keys and values. With one_layer the pages hold a single layer that every layer overwrites in
+// turn: enough for training, where nothing outlives the layer.
+struct KvView {
+  KvLayout layout;
+  bool one_layer = false;
+};
+
+// Temporary one-layer pages for every sequence of a training batch, from `arena`; sets their `pages`. `page_table` owns
+// the pointer arrays and must outlive the forward pass.
+KvView MakeTrainingKv(const KvLayout& model_layout, TokenBatch& batch, Arena& arena, std::vector<void*>& page_table);
+
+}  // namespace quern

@@ -1,0 +1,240 @@
+#include "model/transformer.h"
+
+#include <cmath>
+#include <optional>
+
+#include "model/rope.h"
+
+namespace quern {
+
+KvView MakeTrainingKv(const KvLayout& model_layout, TokenBatch& batch, Arena& arena, std::vector<void*>& page_table) {
+  KvView view{model_layout, true};
+  view.layout.layers = 1;
+  size_t pages = 0;
+  const auto count = [](const SequenceRows& s) {
+    return static_cast<size_t>((s.count + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens);
+  };
+  for (const SequenceRows& s : batch.sequences) pages += count(s);
+  const TensorView storage = arena.New(view.layout.dtype, static_cast<int64_t>(pages), view.layout.page_elements());
+  page_table.resize(pages);
+  for (size_t i = 0; i < pages; ++i) page_table[i] = storage.Row<uint8_t>(static_cast<int64_t>(i));
+  size_t first = 0;
+  for (SequenceRows& s : batch.sequences) {
+    QUERN_CHECK(s.context == 0);
+    s.pages = page_table.data() + first;
+    first += count(s);
+  }
+  return view;
+}
+
+Transformer::Transformer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
+    : ops_(ops),
+      config_(config),
+      dtype_(dtype),
+      cos_(acc_dtype(), max_positions, config.head_dim / 2),
+      sin_(acc_dtype(), max_positions, config.head_dim / 2) {
+  FillRotaryTables(config, cos_, sin_);
+}
+
+RotaryArgs Transformer::Rotary(const BlockWeights& block, const TokenBatch& batch, TensorView qkv,
+                               TensorView out) const {
+  return {.qkv = qkv,
+          .out = out,
+          .positions = batch.positions,
+          .cos = cos_,
+          .sin = sin_,
+          .q_norm = block.q_norm,
+          .k_norm = block.k_norm,
+          .norm_eps = config_.rms_norm_eps,
+          .heads = config_.heads,
+          .kv_heads = config_.kv_heads,
+          .head_dim = config_.head_dim};
+}
+
+void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena,
+                          TensorView hidden, Saved* saved) const {
+  const ModelConfig& c = config_;
+  const DType acc = acc_dtype();
+  const int64_t t = batch.rows();
+  if (t == 0) return;
+  std::optional<Arena::Scope> scope;
+  if (saved == nullptr) scope.emplace(arena);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+
+  // Without `saved` one set of temporaries serves every block and the residual stream is updated in place.
+  const auto new_block = [&] {
+    SavedBlock s;
+    s.normed = arena.New(dtype_, t, c.hidden_size);
+    s.qkv = arena.New(dtype_, t, c.qkv_size());
+    s.qkv_raw = c.qk_norm ? arena.New(dtype_, t, c.qkv_size()) : TensorView{};
+    s.attention = arena.New(dtype_, t, c.q_size());
+    s.gate_up = arena.New(dtype_, t, 2 * c.intermediate_size);
+    s.hidden = arena.New(dtype_, t, c.intermediate_size);
+    if (saved == nullptr) {
+      s.middle_normed = s.normed;
+      return s;
+    }
+    s.input_inv_rms = arena.New(acc, 1, t);
+    s.lse = arena.New(acc, t, c.heads);
+    s.middle = arena.New(acc, t, c.hidden_size);
+    s.middle_inv_rms = arena.New(acc, 1, t);
+    s.middle_normed = arena.New(dtype_, t, c.hidden_size);
+    return s;
+  };
+
+  TensorView residual = arena.New(acc, t, c.hidden_size);
+  ops_.Embedding({.ids = batch.ids, .table = weights.embedding, .out = residual});
+  SavedBlock s;
+  if (saved == nullptr) {
+    s = new_block();
+  } else {
+    saved->blocks.clear();
+  }
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const BlockWeights& w = weights.blocks[static_cast<size_t>(layer)];
+    if (saved != nullptr) s = new_block();
+    s.input = residual;
+    if (saved == nullptr) s.middle = residual;
+    const int64_t kv_layer = kv.one_layer ? 0 : layer;
+
+    ops_.RmsNorm(
+        {.x = s.input, .weight = w.input_norm, .eps = c.rms_norm_eps, .y = s.normed, .inv_rms = s.input_inv_rms});
+    const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
+    ops_.MatMul({.a = s.normed, .b = w.qkv.forward.get(), .c = raw, .bias = w.qkv.bias});
+    ops_.Rotary(Rotary(w, batch, raw, s.qkv));
+    ops_.KvWrite(
+        {.qkv = s.qkv, .sequences = batch.sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
+    ops_.Attention({.q = s.qkv.Cols(0, c.q_size()),
+                    .sequences = batch.sequences,
+                    .layout = kv.layout,
+                    .layer = kv_layer,
+                    .heads = c.heads,
+                    .scale = scale,
+                    .window = c.sliding_window,
+                    .out = s.attention,
+                    .lse = s.lse});
+    if (saved != nullptr) ops_.Cast(s.input, s.middle);
+    ops_.MatMul({.a = s.attention,
+                 .b = w.attention_output.forward.get(),
+                 .c = s.middle,
+                 .bias = w.attention_output.bias,
+                 .accumulate = true});
+
+    ops_.RmsNorm({.x = s.middle,
+                  .weight = w.post_attention_norm,
+                  .eps = c.rms_norm_eps,
+                  .y = s.middle_normed,
+                  .inv_rms = s.middle_inv_rms});
+    ops_.MatMul({.a = s.middle_normed, .b = w.gate_up.forward.get(), .c = s.gate_up, .bias = w.gate_up.bias});
+    ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
+    if (saved != nullptr) {
+      residual = arena.New(acc, t, c.hidden_size);
+      ops_.Cast(s.middle, residual);
+    }
+    ops_.MatMul({.a = s.hidden, .b = w.down.forward.get(), .c = residual, .bias = w.down.bias, .accumulate = true});
+    if (saved != nullptr) saved->blocks.push_back(s);
+  }
+  TensorView inv_rms;
+  if (saved != nullptr) {
+    saved->final_input = residual;
+    saved->final_inv_rms = inv_rms = arena.New(acc, 1, t);
+  }
+  ops_.RmsNorm({.x = residual, .weight = weights.final_norm, .eps = c.rms_norm_eps, .y = hidden, .inv_rms = inv_rms});
+}
+
+void Transformer::Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const {
+  ops_.MatMul({.a = hidden, .b = weights.head.forward.get(), .c = logits, .bias = {}});
+}
+
+void Transformer::HeadBackward(const Weights& weights, const TensorView& dlogits, const TensorView& hidden,
+                               const TensorView& dhidden, Parameters& gradients) const {
+  const std::string name = config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  ops_.MatMul({.a = dlogits, .b = weights.head.transposed.get(), .c = dhidden, .bias = {}});
+  ops_.MatMulGradWeight({.dy = dlogits, .x = hidden, .dw = gradients.View(name)});
+}
+
+void Transformer::Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved,
+                           const TensorView& dhidden, Parameters& gradients, Arena& arena) const {
+  const ModelConfig& c = config_;
+  const DType acc = acc_dtype();
+  const int64_t t = batch.rows();
+  if (t == 0) return;
+  const Arena::Scope scope(arena);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+
+  const TensorView dresidual = arena.New(acc, t, c.hidden_size);
+  const TensorView dy = arena.New(dtype_, t, c.hidden_size);  // dresidual as the products read it
+  const TensorView dnormed = arena.New(dtype_, t, c.hidden_size);
+  const TensorView dattention = arena.New(dtype_, t, c.q_size());
+  const TensorView dqkv = arena.New(dtype_, t, c.qkv_size());
+  const TensorView dh = arena.New(dtype_, t, c.intermediate_size);
+  const TensorView dgate_up = arena.New(dtype_, t, 2 * c.intermediate_size);
+
+  ops_.Fill(dresidual, 0);
+  ops_.RmsNormBackward({.dy = dhidden,
+                        .x = saved.final_input,
+                        .weight = weights.final_norm,
+                        .inv_rms = saved.final_inv_rms,
+                        .dx = dresidual,
+                        .dweight = gradients.View("model.norm.weight")});
+  for (int64_t layer = c.layers - 1; layer >= 0; --layer) {
+    const BlockWeights& w = weights.blocks[static_cast<size_t>(layer)];
+    const SavedBlock& s = saved.blocks[static_cast<size_t>(layer)];
+    const std::string p = LayerPrefix(layer);
+    const std::string a = p + "self_attn.";
+    // `name` is the first of the adjacent matrices that one product uses (q, k, v; gate, up); dout.cols covers them
+    // all.
+    const auto linear_backward = [&](const LinearWeight& weight, const std::string& name, const TensorView& dout,
+                                     const TensorView& x, const TensorView& dx) {
+      ops_.MatMul({.a = dout, .b = weight.transposed.get(), .c = dx, .bias = {}});
+      ops_.MatMulGradWeight({.dy = dout, .x = x, .dw = gradients.View(name + ".weight", dout.cols)});
+      if (!weight.bias.view().empty()) {
+        TensorView dbias = gradients.View(name + ".bias");
+        dbias.cols = dbias.stride = dout.cols;
+        ops_.BiasBackward({.dy = dout, .dbias = dbias});
+      }
+    };
+
+    ops_.Cast(dresidual, dy);
+    linear_backward(w.down, p + "mlp.down_proj", dy, s.hidden, dh);
+    ops_.SwiGluBackward({.gate_up = s.gate_up, .dh = dh, .dgate_up = dgate_up});
+    linear_backward(w.gate_up, p + "mlp.gate_proj", dgate_up, s.middle_normed, dnormed);
+    ops_.RmsNormBackward({.dy = dnormed,
+                          .x = s.middle,
+                          .weight = w.post_attention_norm,
+                          .inv_rms = s.middle_inv_rms,
+                          .dx = dresidual,
+                          .dweight = gradients.View(p + "post_attention_layernorm.weight")});
+
+    ops_.Cast(dresidual, dy);
+    linear_backward(w.attention_output, a + "o_proj", dy, s.attention, dattention);
+    ops_.AttentionBackward({.qkv = s.qkv,
+                            .sequences = batch.sequences,
+                            .heads = c.heads,
+                            .kv_heads = c.kv_heads,
+                            .head_dim = c.head_dim,
+                            .scale = scale,
+                            .window = c.sliding_window,
+                            .out = s.attention,
+                            .lse = s.lse,
+                            .dout = dattention,
+                            .dqkv = dqkv});
+    RotaryBackwardArgs rotary{
+        .forward = Rotary(w, batch, c.qk_norm ? s.qkv_raw : s.qkv, {}), .dqkv = dqkv, .dq_norm = {}, .dk_norm = {}};
+    if (c.qk_norm) {
+      rotary.dq_norm = gradients.View(a + "q_norm.weight");
+      rotary.dk_norm = gradients.View(a + "k_norm.weight");
+    }
+    ops_.RotaryBackward(rotary);
+    linear_backward(w.qkv, a + "q_proj", dqkv, s.normed, dnormed);
+    ops_.RmsNormBackward({.dy = dnormed,
+                          .x = s.input,
+                          .weight = w.input_norm,
+                          .inv_rms = s.input_inv_rms,
+                          .dx = dresidual,
+                          .dweight = gradients.View(p + "input_layernorm.weight")});
+  }
+  ops_.EmbeddingBackward({.ids = batch.ids, .dout = dresidual, .dtable = gradients.View("model.embed_tokens.weight")});
+}
+
+}  // namespace quern

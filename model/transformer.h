@@ -1,0 +1,72 @@
+#pragma once
+
+#include <vector>
+
+#include "compute/arena.h"
+#include "compute/ops.h"
+#include "model/config.h"
+#include "model/parameters.h"
+#include "model/token_batch.h"
+#include "model/weights.h"
+
+namespace quern {
+
+// What a block's backward reads, T rows each; residual streams in acc, the rest in act. Taken from the caller's arena.
+struct SavedBlock {
+  TensorView input;          // residual stream entering the block [T, D]
+  TensorView input_inv_rms;  // [1, T]
+  TensorView normed;         // input of the qkv product [T, D]
+  TensorView qkv_raw;        // before Rotary; empty unless config.qk_norm
+  TensorView qkv;            // after Rotary
+  TensorView attention;      // [T, heads * head_dim]
+  TensorView lse;            // [T, heads]
+  TensorView middle;         // residual stream after attention [T, D]
+  TensorView middle_inv_rms;
+  TensorView middle_normed;  // input of the gate/up product
+  TensorView gate_up;        // [T, 2F]
+  TensorView hidden;         // SwiGLU output [T, F]
+};
+
+struct Saved {
+  std::vector<SavedBlock> blocks;
+  TensorView final_input;  // residual stream entering the final norm [T, D]
+  TensorView final_inv_rms;
+};
+
+// A decoder of the Llama family, forward and backward written out. One Forward serves training, prefill and decode;
+// only attention looks into the KvView. Stateless but for the rotary tables: several weight versions may share one.
+class Transformer {
+ public:
+  // Rotary tables cover positions [0, max_positions). dtype as in Weights.
+  Transformer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions);
+
+  const ModelConfig& config() const { return config_; }
+  DType dtype() const { return dtype_; }
+  DType acc_dtype() const { return dtype_ == DType::kF64 ? DType::kF64 : DType::kF32; }
+  int64_t max_positions() const { return cos_.rows(); }
+  KvLayout kv_layout() const { return {dtype_, config_.layers, config_.kv_heads, config_.head_dim}; }
+
+  // Writes the final-normed hidden state of every row to `hidden` [T, D] act. With `saved`, keeps what Backward needs
+  // in `arena`, which must then live until Backward has returned; without, temporaries are given back.
+  void Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena, TensorView hidden,
+               Saved* saved = nullptr) const;
+  // logits [R, V] acc of R rows of hidden states. The one head that sampler and losses share.
+  void Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const;
+  // Adds to `gradients` the gradient of every weight, given that of the hidden states, dhidden [T, D] act or acc. The
+  // head's own gradient is the caller's (HeadBackward).
+  void Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved, const TensorView& dhidden,
+                Parameters& gradients, Arena& arena) const;
+  // dhidden [R, D] acc = dlogits * W; adds dlogits^T hidden to the head's gradient. dlogits [R, V] act.
+  void HeadBackward(const Weights& weights, const TensorView& dlogits, const TensorView& hidden,
+                    const TensorView& dhidden, Parameters& gradients) const;
+
+ private:
+  RotaryArgs Rotary(const BlockWeights& block, const TokenBatch& batch, TensorView qkv, TensorView out) const;
+
+  Ops& ops_;
+  ModelConfig config_;
+  DType dtype_;
+  Tensor cos_, sin_;  // [max_positions, head_dim / 2]
+};
+
+}  // namespace quern

@@ -1,0 +1,125 @@
+#include "model/weights.h"
+
+#include "base/strings.h"
+
+namespace quern {
+
+Weights::Weights(Ops& ops, const ModelConfig& config, DType dtype, bool trainable)
+    : ops_(ops), config_(config), dtype_(dtype), trainable_(trainable) {
+  blocks.resize(static_cast<size_t>(config.layers));
+}
+
+Status Weights::LoadLinear(const TensorSource& source, const std::vector<std::string>& names, LinearWeight& out) {
+  std::vector<TensorView> parts;
+  int64_t rows = 0;
+  bool adjacent = true;
+  for (const std::string& name : names) {
+    QUERN_ASSIGN_OR_RETURN(TensorView part, source(name + ".weight"));
+    if (!parts.empty()) {
+      const TensorView& last = parts.back();
+      if (part.cols != last.cols || part.dtype != last.dtype) {
+        return InvalidArgument(name + ".weight: shape or dtype differs from " + names[0] + ".weight");
+      }
+      adjacent = adjacent && part.stride == last.stride && last.stride == last.cols &&
+                 part.data == last.Row<uint8_t>(last.rows);
+    }
+    rows += part.rows;
+    parts.push_back(part);
+  }
+  TensorView whole = parts[0];
+  Tensor gathered;
+  if (adjacent) {
+    whole.rows = rows;
+  } else {
+    gathered = Tensor(whole.dtype, rows, whole.cols);
+    int64_t row = 0;
+    for (const TensorView& part : parts) {
+      for (int64_t r = 0; r < part.rows; ++r, ++row) {
+        std::memcpy(gathered.Row<uint8_t>(row), part.Row<uint8_t>(r),
+                    static_cast<size_t>(part.cols * DTypeSize(part.dtype)));
+      }
+    }
+    whole = gathered;
+  }
+  if (!out.forward) out.forward = ops_.NewPacked(dtype_, whole.cols, whole.rows);
+  if (out.forward->k() != whole.cols || out.forward->n() != whole.rows) {
+    return InvalidArgument(names[0] + ".weight: the shape changed between versions");
+  }
+  ops_.Pack({.weight = whole, .transposed = false, .out = out.forward.get()});
+  if (trainable_) {
+    if (!out.transposed) out.transposed = ops_.NewPacked(dtype_, whole.rows, whole.cols);
+    ops_.Pack({.weight = whole, .transposed = true, .out = out.transposed.get()});
+  }
+  return {};
+}
+
+Status Weights::LoadVector(const TensorSource& source, const std::vector<std::string>& names, Tensor& out) {
+  int64_t size = 0;
+  std::vector<TensorView> parts;
+  for (const std::string& name : names) {
+    QUERN_ASSIGN_OR_RETURN(const TensorView part, source(name));
+    parts.push_back(part);
+    size += part.cols;
+  }
+  if (out.cols() != size) out = Tensor(acc_dtype(), 1, size);
+  int64_t begin = 0;
+  for (const TensorView& part : parts) {
+    ops_.Cast(part, out.view().Cols(begin, part.cols));
+    begin += part.cols;
+  }
+  return {};
+}
+
+Status Weights::Load(const TensorSource& source) {
+  const ModelConfig& c = config_;
+  QUERN_ASSIGN_OR_RETURN(const TensorView table, source("model.embed_tokens.weight"));
+  if (embedding.rows() != table.rows) embedding = Tensor(dtype_, table.rows, table.cols);
+  ops_.Cast(table, embedding);
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const std::string p = LayerPrefix(layer);
+    const std::string a = p + "self_attn.";
+    BlockWeights& b = blocks[static_cast<size_t>(layer)];
+    QUERN_RETURN_IF_ERROR(LoadVector(source, {p + "input_layernorm.weight"}, b.input_norm));
+    QUERN_RETURN_IF_ERROR(LoadVector(source, {p + "post_attention_layernorm.weight"}, b.post_attention_norm));
+    QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "q_proj", a + "k_proj", a + "v_proj"}, b.qkv));
+    QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "o_proj"}, b.attention_output));
+    QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.gate_proj", p + "mlp.up_proj"}, b.gate_up));
+    QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.down_proj"}, b.down));
+    if (c.attention_bias) {
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "q_proj.bias", a + "k_proj.bias", a + "v_proj.bias"}, b.qkv.bias));
+    }
+    if (c.attention_output_bias) {
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "o_proj.bias"}, b.attention_output.bias));
+    }
+    if (c.mlp_bias) {
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {p + "mlp.gate_proj.bias", p + "mlp.up_proj.bias"}, b.gate_up.bias));
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {p + "mlp.down_proj.bias"}, b.down.bias));
+    }
+    if (c.qk_norm) {
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "q_norm.weight"}, b.q_norm));
+      QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "k_norm.weight"}, b.k_norm));
+    }
+  }
+  QUERN_RETURN_IF_ERROR(LoadVector(source, {"model.norm.weight"}, final_norm));
+  return LoadLinear(source, {c.tie_word_embeddings ? "model.embed_tokens" : "lm_head"}, head);
+}
+
+int64_t Weights::bytes() const {
+  int64_t total = embedding.bytes() + final_norm.bytes();
+  const auto add = [&total](const LinearWeight& w) {
+    if (w.forward) total += w.forward->bytes();
+    if (w.transposed) total += w.transposed->bytes();
+    total += w.bias.bytes();
+  };
+  for (const BlockWeights& b : blocks) {
+    add(b.qkv);
+    add(b.attention_output);
+    add(b.gate_up);
+    add(b.down);
+    total += b.input_norm.bytes() + b.post_attention_norm.bytes() + b.q_norm.bytes() + b.k_norm.bytes();
+  }
+  add(head);
+  return total;
+}
+
+}  // namespace quern
