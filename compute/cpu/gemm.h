@@ -1,0 +1,35 @@
+#pragma once
+
+#include <memory>
+
+#include "base/thread_pool.h"
+#include "compute/arena.h"
+#include "compute/cpu/cpu_features.h"
+#include "compute/ops.h"
+
+// Matrix products of the CPU backend. Every element of a product is one chain of operations over k in increasing order,
+// the same whatever the number of rows, the other rows, the tile it falls into and the threads: a row of a batch is
+// bit-equal to that row alone. Instruction sets differ from each other in the last bits.
+
+namespace quern::cpu {
+
+struct GemmKernels;
+
+// The kernels of one instruction set (at most BestIsa()).
+const GemmKernels& KernelsFor(Isa isa);
+inline const GemmKernels& ActiveKernels() { return KernelsFor(ActiveIsa()); }
+
+// dtype kF32 or kBf16. The matrix remembers its kernels; MatMul uses them.
+std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n, const GemmKernels& kernels = ActiveKernels());
+
+// Rounds to nearest even where the packed dtype is narrower than the source.
+void Pack(const PackArgs& args, ThreadPool& pool);
+
+// a has the packed matrix's dtype; c is fp32 or bf16, not overlapping a. c = a * b + bias, or c += a * b + bias.
+void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch);
+
+// dy and x share a dtype, fp32 or bf16. Tokens are summed in blocks at fixed boundaries, each block a chain from zero.
+void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena& scratch,
+                      const GemmKernels& kernels = ActiveKernels());
+
+}  // namespace quern::cpu
