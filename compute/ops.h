@@ -29,7 +29,8 @@ class PackedMatrix {
 // view may also be fp64. Views may not overlap unless said. Sizes that disagree are CHECK failures.
 
 struct PackArgs {
-  TensorView weight;        // [n, k] as stored by Hugging Face (outputs x inputs); fp32, bf16 or fp16. With `transposed`: [k, n]
+  TensorView
+      weight;  // [n, k] as stored by Hugging Face (outputs x inputs); fp32, bf16 or fp16. With `transposed`: [k, n]
   bool transposed = false;  // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
   PackedMatrix* out = nullptr;
 };
@@ -67,8 +68,8 @@ struct EmbeddingBackwardArgs {
 
 // y = x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019).
 struct RmsNormArgs {
-  TensorView x;        // [T, D] acc
-  TensorView weight;   // [1, D] acc
+  TensorView x;       // [T, D] acc
+  TensorView weight;  // [1, D] acc
   float eps = 1e-5f;
   TensorView y;        // [T, D] act
   TensorView inv_rms;  // [1, T] acc, or empty when no backward follows
@@ -83,8 +84,8 @@ struct RmsNormBackwardArgs {
   TensorView dweight;  // [1, D] acc; accumulated into
 };
 
-// Per-head RMS norm of queries and keys (Qwen3; off when q_norm is empty) and rotary embedding (Su et al. 2021), rotate-half
-// convention: channel j pairs with j + head_dim/2. Values pass through.
+// Per-head RMS norm of queries and keys (Qwen3; off when q_norm is empty) and rotary embedding (Su et al. 2021),
+// rotate-half convention: channel j pairs with j + head_dim/2. Values pass through.
 struct RotaryArgs {
   TensorView qkv;                      // [T, (heads + 2 kv_heads) * head_dim] act: queries, keys, values
   TensorView out;                      // same shape; may be qkv itself when q_norm is empty
@@ -98,9 +99,9 @@ struct RotaryArgs {
 };
 
 struct RotaryBackwardArgs {
-  RotaryArgs forward;          // qkv = the saved input (needed only with q_norm); out is not read
-  TensorView dqkv;             // [T, ...] act or acc: gradient of out on entry, gradient of qkv on return
-  TensorView dq_norm, dk_norm; // [1, head_dim] acc, or empty; accumulated into
+  RotaryArgs forward;           // qkv = the saved input (needed only with q_norm); out is not read
+  TensorView dqkv;              // [T, ...] act or acc: gradient of out on entry, gradient of qkv on return
+  TensorView dq_norm, dk_norm;  // [1, head_dim] acc, or empty; accumulated into
 };
 
 // Copies the keys and values of new rows into their sequences' pages.
@@ -112,9 +113,9 @@ struct KvWriteArgs {
   int64_t heads = 0;
 };
 
-// Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends to
-// positions max(0, p - window + 1) .. p. A row's result depends on its own query and its own keys and values only, in a
-// fixed order: bit-equal in decode, prefill and training for any batch.
+// Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends
+// to positions max(0, p - window + 1) .. p. A row's result depends on its own query and its own keys and values only,
+// in a fixed order: bit-equal in decode, prefill and training for any batch.
 struct AttentionArgs {
   TensorView q;  // [T, heads * head_dim] act
   std::span<const SequenceRows> sequences;
@@ -153,8 +154,8 @@ struct SwiGluBackwardArgs {
   TensorView dgate_up;  // [T, 2F] act; may be gate_up itself
 };
 
-// Statistics of the categorical distribution of each row of logits, accumulated in fp32 in a fixed order. The sampler and
-// every loss use this op: there is one log-probability.
+// Statistics of the categorical distribution of each row of logits, accumulated in fp32 in a fixed order. The sampler
+// and every loss use this op: there is one log-probability.
 struct LogSoftmaxArgs {
   TensorView logits;                 // [R, V] acc
   std::span<const int32_t> targets;  // R ids, or empty
@@ -170,14 +171,15 @@ struct LogSoftmaxBackwardArgs {
   TensorView logits;  // [R, V] acc
   TensorView lse;     // [1, R]
   std::span<const int32_t> targets;
-  TensorView a, b, c;           // [1, R] acc; b and c may be empty (zero)
-  int32_t reserved = -1;        // the id c refers to
-  TensorView dlogits;           // [R, V] act or acc; may be `logits` itself when acc
+  TensorView a, b, c;     // [1, R] acc; b and c may be empty (zero)
+  int32_t reserved = -1;  // the id c refers to
+  TensorView dlogits;     // [R, V] act or acc; may be `logits` itself when acc
 };
 
-// For Q-SFT's target: max over the behaviour's support of min(1, p_value(v) / max(p_behaviour(v), epsilon)). The support is
-// every v with p_behaviour(v) >= epsilon or in the smallest set of most likely ids whose mass reaches top_p; `reserved` is
-// never in it and has no mass in either distribution's normaliser of the behaviour (p_value keeps its own).
+// For Q-SFT's target: max over the behaviour's support of min(1, p_value(v) / max(p_behaviour(v), epsilon)). The
+// support is every v with p_behaviour(v) >= epsilon or in the smallest set of most likely ids whose mass reaches top_p;
+// `reserved` is never in it and has no mass in either distribution's normaliser of the behaviour (p_value keeps its
+// own).
 struct MaxRatioArgs {
   TensorView value_logits;      // [R, V] acc
   TensorView behaviour_logits;  // [R, V] acc
@@ -187,8 +189,22 @@ struct MaxRatioArgs {
   TensorView max_ratio;  // [1, R] acc
 };
 
-// AdamW (Loshchilov & Hutter 2019) on flat buffers; bias correction from `step` (1-based); p -= lr * weight_decay * p apart
-// from the adaptive step. Gradients are multiplied by grad_scale (clipping) on the fly.
+// y row i = x row rows[i]. Same dtype; x and y apart.
+struct GatherRowsArgs {
+  TensorView x;  // [T, D]
+  std::span<const int64_t> rows;
+  TensorView y;  // [rows.size(), D]
+};
+
+// y row rows[i] = x row i; rows are distinct; other rows of y keep their value.
+struct ScatterRowsArgs {
+  TensorView x;  // [rows.size(), D]
+  std::span<const int64_t> rows;
+  TensorView y;  // [T, D]
+};
+
+// AdamW (Loshchilov & Hutter 2019) on flat buffers; bias correction from `step` (1-based); p -= lr * weight_decay * p
+// apart from the adaptive step. Gradients are multiplied by grad_scale (clipping) on the fly.
 struct AdamWArgs {
   TensorView param, grad, m, v;  // [1, n] fp32
   float learning_rate = 0;
@@ -198,8 +214,8 @@ struct AdamWArgs {
   int64_t step = 1;
 };
 
-// Everything a backend computes. Model code calls these and nothing else. Calls on one Ops object come from one thread at a
-// time; they return when the result is there (CPU) or queued in order (CUDA).
+// Everything a backend computes. Model code calls these and nothing else. Calls on one Ops object come from one thread
+// at a time; they return when the result is there (CPU) or queued in order (CUDA).
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -224,6 +240,8 @@ class Ops {
   virtual void LogSoftmax(const LogSoftmaxArgs& args) = 0;
   virtual void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) = 0;
   virtual void MaxRatio(const MaxRatioArgs& args) = 0;
+  virtual void GatherRows(const GatherRowsArgs& args) = 0;
+  virtual void ScatterRows(const ScatterRowsArgs& args) = 0;
   virtual void AdamW(const AdamWArgs& args) = 0;
   // Sum of squares in a fixed order that does not depend on the number of threads.
   virtual double SquaredNorm(const TensorView& x) = 0;

@@ -39,6 +39,8 @@ class CpuOps : public Ops {
   void LogSoftmax(const LogSoftmaxArgs& args) override;
   void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
   void MaxRatio(const MaxRatioArgs& args) override;
+  void GatherRows(const GatherRowsArgs& args) override;
+  void ScatterRows(const ScatterRowsArgs& args) override;
   void AdamW(const AdamWArgs& args) override;
   double SquaredNorm(const TensorView& x) override;
   void Lerp(const TensorView& x, float alpha, const TensorView& y) override;

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "learner/loss_head.h"
+#include "methods/objective.h"
+#include "methods/q_sft.h"
+#include "model/transformer.h"
+
+namespace quern {
+
+struct OptimizerOptions {
+  float learning_rate = 1e-3f;
+  int64_t warmup_steps = 0;
+  int64_t max_steps = 1000;              // where the schedule ends
+  std::string schedule = "cosine";       // constant | linear | cosine
+  float min_learning_rate_ratio = 0.1f;  // the schedule ends at this share of learning_rate
+  float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
+  float weight_decay = 0.01f;
+  float max_grad_norm = 1.0f;  // 0: no clipping
+};
+
+// Learning rate of 0-based step `step`: linear warm-up, then the schedule.
+float LearningRate(const OptimizerOptions& options, int64_t step);
+
+struct TrainerOptions {
+  OptimizerOptions optimizer;
+  int64_t max_micro_batch_tokens = 4096;  // a step's batch is split by whole sequences to stay below this
+};
+
+struct StepReport {
+  double loss = 0;  // per loss token
+  double mean_log_prob = 0;
+  double entropy = 0;
+  double grad_norm = 0;  // before clipping
+  double learning_rate = 0;
+  int64_t tokens = 0;  // rows of the batch
+  int64_t loss_tokens = 0;
+  MethodMetrics method;  // per loss token
+};
+
+// Master weights, moments and the training step of one model. Owns nothing of where data comes from or weights go.
+// Not thread-safe.
+class Trainer {
+ public:
+  // Copies of other models a method learns against; they must outlive the call.
+  struct Bootstrap {
+    const Weights* behaviour = nullptr;
+    float epsilon = 0.01f;
+    float top_p = 0.95f;
+    int32_t reserved = -1;
+  };
+
+  // max_positions bounds the length of a sequence.
+  Trainer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions, const TrainerOptions& options);
+
+  Parameters& parameters() { return parameters_; }
+  const Transformer& transformer() const { return transformer_; }
+  const Weights& weights() const { return weights_; }
+  int64_t step() const { return step_; }
+
+  // Repacks the working copy after parameters() changed from outside; starts moments, the step counter and, when
+  // `polyak` is given, a target copy of the weights afresh.
+  Status Begin(const OptimizerOptions& optimizer, std::optional<float> polyak);
+
+  // One optimizer step. `bootstrap` is needed when objective.needs_max_ratio(). A loss or gradient that is not finite
+  // is an error and changes nothing.
+  Result<StepReport> Step(const TrainingBatch& batch, const Objective& objective, const Bootstrap* bootstrap);
+
+  // Raw log-probabilities of the batch's loss rows under the current weights.
+  std::vector<float> Score(const TrainingBatch& batch);
+
+  // Forward and backward of the whole batch without an update: for tests and gradient accumulation. Adds to
+  // gradients().
+  Result<StepReport> AccumulateGradients(const TrainingBatch& batch, const Objective& objective,
+                                         const Bootstrap* bootstrap);
+  Parameters& gradients() { return gradients_; }
+
+ private:
+  TensorView ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved);
+
+  Ops& ops_;
+  TrainerOptions options_;
+  Transformer transformer_;
+  LossHead loss_head_;
+  Parameters parameters_, gradients_, first_moment_, second_moment_;
+  Weights weights_;
+  std::optional<float> polyak_;
+  std::unique_ptr<Parameters> target_parameters_;
+  std::unique_ptr<Weights> target_weights_;
+  Arena arena_;
+  int64_t step_ = 0;
+};
+
+// Splits by whole episodes into batches of at most max_tokens rows (an episode longer than that stands alone).
+std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens);
+
+}  // namespace quern
