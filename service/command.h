@@ -14,16 +14,16 @@ namespace quern {
 // What `quern` answers to the shell (docs/cli.md). Scripts rely on these.
 enum ExitCode : int {
   kExitOk = 0,
-  kExitError = 1,        // a Status: one line on stderr
-  kExitUsage = 2,        // the command line itself is wrong
+  kExitError = 1,  // a Status: one line on stderr
+  kExitUsage = 2,  // the command line itself is wrong
   kExitJobFailed = 100,
   kExitNotFinished = 101,
   kExitNotFound = 102,
   kExitCancelled = 103,
 };
 
-// The commands of the binary. A command is one file in service/commands/ with one function Add...Command(CommandSet&), declared
-// below and called from main.cpp. It declares its options on a CLI::App and gives a body:
+// The commands of the binary. A command is one file in service/commands/ with one function Add...Command(CommandSet&),
+// declared below and called from main.cpp. It declares its options on a CLI::App and gives a body:
 //
 //   void AddVersionCommand(CommandSet& commands) {
 //     struct Options { std::string model; };
@@ -33,9 +33,9 @@ enum ExitCode : int {
 //     commands.SetBody(command, [options]() -> Result<int> { ...; return kExitOk; });
 //   }
 //
-// Nested commands (`quern replay import`): add_subcommand on the parent, parent->require_subcommand(1), bodies on the children.
-// The body runs after parsing. Its Status is printed as one line "quern: MESSAGE" on stderr and becomes exit code 1; it returns
-// UsageError(...) for exit code 2. Results go to stdout, everything else to stderr (base/log.h).
+// Nested commands (`quern replay import`): add_subcommand on the parent, parent->require_subcommand(1), bodies on the
+// children. The body runs after parsing. Its Status is printed as one line "quern: MESSAGE" on stderr and becomes exit
+// code 1; it returns UsageError(...) for exit code 2. Results go to stdout, everything else to stderr (base/log.h).
 class CommandSet {
  public:
   explicit CommandSet(CLI::App& app) : app_(app) {}
@@ -49,14 +49,15 @@ class CommandSet {
   std::function<Result<int>()> chosen_;
 };
 
-// Prints "quern: MESSAGE" and the way to help; returns kExitUsage, for bodies that find a mistake the parser cannot see.
+// Prints "quern: MESSAGE" and the way to help; returns kExitUsage, for bodies that find a mistake the parser cannot
+// see.
 int UsageError(const std::string& message);
 
-void AddRunCommand(CommandSet& commands);       // run
-void AddRoleCommands(CommandSet& commands);     // coordinator, replay-server, learner, actor
-void AddReplayCommand(CommandSet& commands);    // replay import|query|export|stats|verify
-void AddModelCommands(CommandSet& commands);    // generate, score, tokenize, detokenize, inspect, init
-void AddPolicyCommands(CommandSet& commands);   // eval, export
-void AddInfoCommands(CommandSet& commands);     // version, help, doctor
+void AddRunCommand(CommandSet& commands);      // run
+void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
+void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
+void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init
+void AddPolicyCommands(CommandSet& commands);  // eval, export
+void AddInfoCommands(CommandSet& commands);    // version, help, doctor
 
 }  // namespace quern

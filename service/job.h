@@ -1,0 +1,164 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+
+namespace quern {
+
+// Options of an environment or a player: names and texts, checked by whoever owns them.
+using OptionMap = std::map<std::string, std::string>;
+
+// The optimiser and its data, the same for every method.
+struct TrainSection {
+  int64_t max_steps = 500;
+  double learning_rate = 3e-4;
+  int64_t warmup_steps = 20;
+  std::string lr_schedule = "cosine";  // cosine | linear | constant
+  int64_t batch_size = 64;             // trajectories a step
+  int64_t micro_batch_tokens = 4096;   // tokens a forward and backward pass; bounds memory, not the result
+  double weight_decay = 0.01;
+  double max_grad_norm = 1.0;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.99;
+  double adam_epsilon = 1e-8;
+};
+
+struct FilteredSftSection : TrainSection {
+  double top_fraction = 0.1;  // of the trajectories, by return
+};
+
+struct QSftSection : TrainSection {
+  double beta = 16;                 // strength of the extracted policy (job key: qsft.beta)
+  double gamma_turn = 0.99;         // discount where an utterance ends
+  double gamma_token = 1.0;         // and inside it
+  double polyak = 0.01;             // the target model's share of the newest weights, a step
+  std::string remainder = "dummy";  // dummy | uniform
+  std::string rule = "ratio";       // ratio | paper
+  double support_epsilon = 0.01;
+  double support_top_p = 0.95;
+  std::string start_from = "behaviour";  // behaviour | base: what the value model's weights start as
+};
+
+struct SamplingSection {
+  double temperature = 1.0;
+  int64_t top_k = 0;
+  double top_p = 1.0;
+  double min_p = 0.0;
+  double repetition_penalty = 1.0;
+};
+
+// What a training stage of an online round changes; a negative number keeps the method's own.
+struct OnlineTrainSection {
+  int64_t max_steps = -1;
+  double learning_rate = -1;
+  int64_t warmup_steps = 0;
+};
+
+struct OnlineSection {
+  int64_t rounds = 0;
+  int64_t episodes = 1000;       // a round
+  double generated_share = 0.5;  // of a batch, once there are generated records
+  int64_t max_staleness = 0;     // rounds the acting policy may be behind: 0 plays and trains in turn, 1 overlaps them
+  OnlineTrainSection sft;
+  OnlineTrainSection filtered_sft;
+  OnlineTrainSection qsft;
+};
+
+struct EvaluateSection {
+  int64_t episodes = 500;  // a policy
+  std::vector<std::string> players = {"best"};
+  std::string best_player = "best";  // the one whose mean the final table calls "best known"
+  double temperature = -1;           // negative: as in `sampling`
+  uint64_t seed = 1000003;           // tasks of evaluation, the same for every policy
+};
+
+struct Requirement {
+  std::string better;
+  std::string than;
+  double by_standard_errors = 2;
+};
+
+struct CollectSection {
+  std::string player;
+  int64_t episodes = 0;
+  OptionMap options;  // every other key: the player's own
+};
+
+// A self-made model: random weights, tokenizer made of the environment's vocabulary (or taken from a directory).
+struct SelfMadeModel {
+  std::string model_type = "llama";
+  int64_t hidden_size = 0;  // 0: no self-made model is asked for
+  int64_t intermediate_size = 0;
+  int64_t num_hidden_layers = 2;
+  int64_t num_attention_heads = 4;
+  int64_t num_key_value_heads = 0;  // 0: as many as heads
+  int64_t head_dim = 0;             // 0: hidden_size / heads
+  int64_t max_position_embeddings = 512;
+  double rope_theta = 10000.0;
+  double rms_norm_eps = 1e-5;
+  bool tie_word_embeddings = true;
+};
+
+struct RolloutSection {
+  int64_t concurrent_episodes = 64;  // an actor
+  int64_t task_episodes = 64;        // a lease
+  double lease_s = 120;
+  int64_t max_failures = 3;  // a task that failed on this many actors fails the job
+};
+
+struct NetworkSection {
+  std::string transport = "ipc";  // ipc | tcp (CURVE)
+  std::string host = "127.0.0.1";
+  int64_t coordinator_port = 7801;
+  int64_t replay_port = 7802;
+};
+
+// The whole job, every default filled in. Keys are those of the fields; docs/cli.md shows them all.
+struct Job {
+  std::string name;
+  uint64_t seed = 0;
+  std::string output_dir;          // the run directory; empty: runs/NAME-N
+  std::string base_dir;            // absolute; relative files of the job are looked up here (the job file's folder)
+  std::string precision = "bf16";  // bf16 | fp32
+  std::string device = "auto";     // auto | cpu
+  int64_t threads = 0;             // of the learner; 0: all cores
+  int64_t actor_threads = 0;       // of one actor; 0: cores / actors, at least 1
+  int64_t actors = 2;
+  std::string model_name_or_path;               // a Hugging Face directory, or `model` below
+  SelfMadeModel model_config;                   // key model.config
+  std::string model_tokenizer = "environment";  // key model.tokenizer: environment, or a directory with tokenizer.json
+  std::string environment;                      // key environment.name
+  OptionMap environment_options;                // every other key of `environment`
+  std::vector<CollectSection> collect;          // key data.collect
+  std::vector<std::string> import_files;        // key data.import: JSON Lines
+  std::string method = "q_sft";                 // q_sft | filtered_sft | sft
+  std::vector<std::string> compare;
+  TrainSection sft;
+  FilteredSftSection filtered_sft;
+  QSftSection qsft;  // key qsft (q_sft is understood as well)
+  SamplingSection sampling;
+  int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
+  OnlineSection online;
+  EvaluateSection evaluate;
+  std::vector<Requirement> require;
+  RolloutSection rollout;
+  NetworkSection network;
+  double progress_timeout_s = 300;  // no progress of any stage for this long fails the job
+  int64_t max_actor_restarts = 5;   // of all actors together
+};
+
+// Reads YAML (JSON is YAML) and applies "key.path=value" overrides, in order. Every error is one line: the file and
+// line, or the override, and the nearest key when the key is unknown. Paths in overrides are relative to the working
+// directory.
+Result<Job> LoadJob(const std::string& path, const std::vector<std::string>& overrides);
+// The same from memory; `name` stands for the file in errors, base_dir must be absolute.
+Result<Job> ParseJob(const std::string& text, const std::string& name, const std::string& base_dir,
+                     const std::vector<std::string>& overrides);
+// The resolved job as JSON, two spaces of indentation, keys in declaration order. LoadJob of it gives the same job.
+std::string JobToJson(const Job& job);
+
+}  // namespace quern

@@ -1,0 +1,156 @@
+#include "service/job_check.h"
+
+#include <algorithm>
+
+#include "base/strings.h"
+#include "service/job_fields.h"
+
+namespace quern {
+
+namespace {
+
+class Checker {
+ public:
+  explicit Checker(std::string& key) : key_(key) {}
+  bool Fail(const std::string& key, const std::string& problem) {
+    if (problem_.empty()) {
+      key_ = key;
+      problem_ = problem;
+    }
+    return false;
+  }
+  void OneOf(const std::string& key, const std::string& value, const std::vector<std::string>& names) {
+    if (std::find(names.begin(), names.end(), value) != names.end()) return;
+    Fail(key, "must be one of " + StrJoin(names, ", ") + ", not '" + value + "'");
+  }
+  void AtLeast(const std::string& key, double value, double least) {
+    if (value < least) Fail(key, StrCat("must be ", least, " or more, not ", value));
+  }
+  void Between(const std::string& key, double value, double least, double most) {
+    if (value < least || value > most) Fail(key, StrCat("must be between ", least, " and ", most, ", not ", value));
+  }
+  const std::string& problem() const { return problem_; }
+
+ private:
+  std::string& key_;
+  std::string problem_;
+};
+
+void CheckTrain(Checker& check, const std::string& section, const TrainSection& o) {
+  check.AtLeast(section + ".max_steps", static_cast<double>(o.max_steps), 1);
+  if (o.learning_rate <= 0)
+    check.Fail(section + ".learning_rate", StrCat("must be more than 0, not ", o.learning_rate));
+  check.AtLeast(section + ".warmup_steps", static_cast<double>(o.warmup_steps), 0);
+  check.OneOf(section + ".lr_schedule", o.lr_schedule, {"cosine", "linear", "constant"});
+  check.Between(section + ".batch_size", static_cast<double>(o.batch_size), 1, 65536);
+  check.AtLeast(section + ".micro_batch_tokens", static_cast<double>(o.micro_batch_tokens), 1);
+  check.AtLeast(section + ".weight_decay", o.weight_decay, 0);
+  check.AtLeast(section + ".max_grad_norm", o.max_grad_norm, 0);
+  check.Between(section + ".adam_beta1", o.adam_beta1, 0, 0.99999);
+  check.Between(section + ".adam_beta2", o.adam_beta2, 0, 0.99999999);
+}
+
+void CheckModel(Checker& check, const Job& job) {
+  if (!job.model_name_or_path.empty()) return;
+  const SelfMadeModel& m = job.model_config;
+  if (m.hidden_size == 0) {
+    check.Fail("model_name_or_path",
+               "is missing: give a Hugging Face directory, or model.config for a self-made model");
+    return;
+  }
+  check.OneOf("model.config.model_type", m.model_type, {"llama", "mistral", "qwen2", "qwen3"});
+  check.Between("model.config.hidden_size", static_cast<double>(m.hidden_size), 2, 65536);
+  check.Between("model.config.num_hidden_layers", static_cast<double>(m.num_hidden_layers), 1, 1024);
+  check.Between("model.config.num_attention_heads", static_cast<double>(m.num_attention_heads), 1, 1024);
+  check.AtLeast("model.config.intermediate_size", static_cast<double>(m.intermediate_size), 0);
+  check.Between("model.config.max_position_embeddings", static_cast<double>(m.max_position_embeddings), 8, 1 << 20);
+  if (m.num_attention_heads > 0 && m.head_dim == 0 && m.hidden_size % m.num_attention_heads != 0)
+    check.Fail("model.config.hidden_size",
+               StrCat("must be a multiple of num_attention_heads, ", m.num_attention_heads));
+  if (m.num_key_value_heads < 0 || (m.num_key_value_heads > 0 && m.num_attention_heads % m.num_key_value_heads != 0))
+    check.Fail("model.config.num_key_value_heads", StrCat("must divide num_attention_heads, ", m.num_attention_heads));
+}
+
+void CheckData(Checker& check, const Job& job) {
+  for (size_t i = 0; i < job.collect.size(); ++i) {
+    const std::string key = StrCat("data.collect.", i);
+    if (job.collect[i].player.empty()) check.Fail(key, "names no player");
+    check.Between(key + ".episodes", static_cast<double>(job.collect[i].episodes), 1, 1e9);
+  }
+  if (job.collect.empty() && job.import_files.empty() && job.online.rounds == 0)
+    check.Fail("data", "is empty: give data.collect (scripted players), data.import (JSON Lines) or online.rounds");
+}
+
+void CheckRequirements(Checker& check, const Job& job) {
+  std::vector<std::string> names = job.compare;
+  names.push_back(job.method);
+  names.push_back(job.method + "_online");
+  names.push_back("data");
+  names.push_back("base");
+  for (const std::string& player : job.evaluate.players) names.push_back("player:" + player);
+  for (size_t i = 0; i < job.require.size(); ++i) {
+    const std::string key = StrCat("require.", i);
+    check.OneOf(key + ".better", job.require[i].better, names);
+    check.OneOf(key + ".than", job.require[i].than, names);
+  }
+}
+
+}  // namespace
+
+std::string FindProblem(const Job& job, std::string& key) {
+  Checker check(key);
+  const auto plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.';
+  };
+  if (job.name.empty() || job.name.size() > 64 || job.name[0] == '.' ||
+      !std::all_of(job.name.begin(), job.name.end(), plain))
+    check.Fail("name", "must be 1 to 64 letters, digits, '-', '_' or '.', not '" + job.name + "'");
+  check.OneOf("precision", job.precision, {"bf16", "fp32"});
+  check.OneOf("device", job.device, {"auto", "cpu"});
+  check.Between("threads", static_cast<double>(job.threads), 0, 1024);
+  check.Between("actor_threads", static_cast<double>(job.actor_threads), 0, 1024);
+  check.Between("actors", static_cast<double>(job.actors), 1, 256);
+  CheckModel(check, job);
+  if (job.environment.empty()) check.Fail("environment.name", "is missing");
+  CheckData(check, job);
+  check.OneOf("method", job.method, {"q_sft", "filtered_sft", "sft"});
+  for (size_t i = 0; i < job.compare.size(); ++i)
+    check.OneOf(StrCat("compare.", i), job.compare[i], {"sft", "filtered_sft", "q_sft"});
+  CheckTrain(check, "sft", job.sft);
+  CheckTrain(check, "filtered_sft", job.filtered_sft);
+  check.Between("filtered_sft.top_fraction", job.filtered_sft.top_fraction, 1e-6, 1);
+  CheckTrain(check, "qsft", job.qsft);
+  check.AtLeast("qsft.beta", job.qsft.beta, 0);
+  check.Between("qsft.gamma_turn", job.qsft.gamma_turn, 0, 1);
+  check.Between("qsft.gamma_token", job.qsft.gamma_token, 0, 1);
+  check.Between("qsft.polyak", job.qsft.polyak, 0, 1);
+  check.OneOf("qsft.remainder", job.qsft.remainder, {"dummy", "uniform"});
+  check.OneOf("qsft.rule", job.qsft.rule, {"ratio", "paper"});
+  check.Between("qsft.support_epsilon", job.qsft.support_epsilon, 1e-9, 1);
+  check.Between("qsft.support_top_p", job.qsft.support_top_p, 0, 1);
+  check.OneOf("qsft.start_from", job.qsft.start_from, {"behaviour", "base"});
+  check.AtLeast("sampling.temperature", job.sampling.temperature, 0);
+  check.AtLeast("sampling.top_k", static_cast<double>(job.sampling.top_k), 0);
+  check.Between("sampling.top_p", job.sampling.top_p, 1e-6, 1);
+  check.Between("sampling.min_p", job.sampling.min_p, 0, 1);
+  check.Between("sampling.repetition_penalty", job.sampling.repetition_penalty, 0.01, 100);
+  check.Between("max_completion_length", static_cast<double>(job.max_completion_length), 0, 1 << 20);
+  check.Between("online.rounds", static_cast<double>(job.online.rounds), 0, 10000);
+  check.Between("online.episodes", static_cast<double>(job.online.episodes), 1, 1e9);
+  check.Between("online.generated_share", job.online.generated_share, 0, 1);
+  check.AtLeast("online.max_staleness", static_cast<double>(job.online.max_staleness), 0);
+  check.Between("evaluate.episodes", static_cast<double>(job.evaluate.episodes), 0, 1e9);
+  CheckRequirements(check, job);
+  check.Between("rollout.concurrent_episodes", static_cast<double>(job.rollout.concurrent_episodes), 1, 65536);
+  check.Between("rollout.task_episodes", static_cast<double>(job.rollout.task_episodes), 1, 1 << 20);
+  check.Between("rollout.lease_s", job.rollout.lease_s, 1, 1e6);
+  check.Between("rollout.max_failures", static_cast<double>(job.rollout.max_failures), 1, 1000);
+  check.OneOf("network.transport", job.network.transport, {"ipc", "tcp"});
+  check.Between("network.coordinator_port", static_cast<double>(job.network.coordinator_port), 1, 65535);
+  check.Between("network.replay_port", static_cast<double>(job.network.replay_port), 1, 65535);
+  check.AtLeast("progress_timeout_s", job.progress_timeout_s, 1);
+  check.AtLeast("max_actor_restarts", static_cast<double>(job.max_actor_restarts), 0);
+  return check.problem();
+}
+
+}  // namespace quern

@@ -1,0 +1,192 @@
+#pragma once
+
+#include "service/job.h"
+
+// The fields of every section of a job, once: service/job.cpp reads and writes through these. A visitor has
+//   void Field(const char* key, T& value)          a scalar, a list of texts, or a section with a Fields() of its own
+//   void List(const char* key, std::vector<T>&)    a list of sections
+//   void Rest(OptionMap&)                          every key that was not named before it
+namespace quern {
+
+template <class V>
+void Fields(V& v, TrainSection& o) {
+  v.Field("max_steps", o.max_steps);
+  v.Field("learning_rate", o.learning_rate);
+  v.Field("warmup_steps", o.warmup_steps);
+  v.Field("lr_schedule", o.lr_schedule);
+  v.Field("batch_size", o.batch_size);
+  v.Field("micro_batch_tokens", o.micro_batch_tokens);
+  v.Field("weight_decay", o.weight_decay);
+  v.Field("max_grad_norm", o.max_grad_norm);
+  v.Field("adam_beta1", o.adam_beta1);
+  v.Field("adam_beta2", o.adam_beta2);
+  v.Field("adam_epsilon", o.adam_epsilon);
+}
+
+template <class V>
+void Fields(V& v, FilteredSftSection& o) {
+  v.Field("top_fraction", o.top_fraction);
+  Fields(v, static_cast<TrainSection&>(o));
+}
+
+template <class V>
+void Fields(V& v, QSftSection& o) {
+  v.Field("beta", o.beta);
+  v.Field("gamma_turn", o.gamma_turn);
+  v.Field("gamma_token", o.gamma_token);
+  v.Field("polyak", o.polyak);
+  v.Field("remainder", o.remainder);
+  v.Field("rule", o.rule);
+  v.Field("support_epsilon", o.support_epsilon);
+  v.Field("support_top_p", o.support_top_p);
+  v.Field("start_from", o.start_from);
+  Fields(v, static_cast<TrainSection&>(o));
+}
+
+template <class V>
+void Fields(V& v, SamplingSection& o) {
+  v.Field("temperature", o.temperature);
+  v.Field("top_k", o.top_k);
+  v.Field("top_p", o.top_p);
+  v.Field("min_p", o.min_p);
+  v.Field("repetition_penalty", o.repetition_penalty);
+}
+
+template <class V>
+void Fields(V& v, OnlineTrainSection& o) {
+  v.Field("max_steps", o.max_steps);
+  v.Field("learning_rate", o.learning_rate);
+  v.Field("warmup_steps", o.warmup_steps);
+}
+
+template <class V>
+void Fields(V& v, OnlineSection& o) {
+  v.Field("rounds", o.rounds);
+  v.Field("episodes", o.episodes);
+  v.Field("generated_share", o.generated_share);
+  v.Field("max_staleness", o.max_staleness);
+  v.Field("sft", o.sft);
+  v.Field("filtered_sft", o.filtered_sft);
+  v.Field("qsft", o.qsft);
+}
+
+template <class V>
+void Fields(V& v, EvaluateSection& o) {
+  v.Field("episodes", o.episodes);
+  v.Field("players", o.players);
+  v.Field("best_player", o.best_player);
+  v.Field("temperature", o.temperature);
+  v.Field("seed", o.seed);
+}
+
+template <class V>
+void Fields(V& v, Requirement& o) {
+  v.Field("better", o.better);
+  v.Field("than", o.than);
+  v.Field("by_standard_errors", o.by_standard_errors);
+}
+
+template <class V>
+void Fields(V& v, CollectSection& o) {
+  v.Field("player", o.player);
+  v.Field("episodes", o.episodes);
+  v.Rest(o.options);
+}
+
+template <class V>
+void Fields(V& v, SelfMadeModel& o) {
+  v.Field("model_type", o.model_type);
+  v.Field("hidden_size", o.hidden_size);
+  v.Field("intermediate_size", o.intermediate_size);
+  v.Field("num_hidden_layers", o.num_hidden_layers);
+  v.Field("num_attention_heads", o.num_attention_heads);
+  v.Field("num_key_value_heads", o.num_key_value_heads);
+  v.Field("head_dim", o.head_dim);
+  v.Field("max_position_embeddings", o.max_position_embeddings);
+  v.Field("rope_theta", o.rope_theta);
+  v.Field("rms_norm_eps", o.rms_norm_eps);
+  v.Field("tie_word_embeddings", o.tie_word_embeddings);
+}
+
+template <class V>
+void Fields(V& v, RolloutSection& o) {
+  v.Field("concurrent_episodes", o.concurrent_episodes);
+  v.Field("task_episodes", o.task_episodes);
+  v.Field("lease_s", o.lease_s);
+  v.Field("max_failures", o.max_failures);
+}
+
+template <class V>
+void Fields(V& v, NetworkSection& o) {
+  v.Field("transport", o.transport);
+  v.Field("host", o.host);
+  v.Field("coordinator_port", o.coordinator_port);
+  v.Field("replay_port", o.replay_port);
+}
+
+// Sections of the file that are plain fields of Job.
+struct ModelSection {
+  SelfMadeModel& config;
+  std::string& tokenizer;
+};
+template <class V>
+void Fields(V& v, ModelSection& o) {
+  v.Field("config", o.config);
+  v.Field("tokenizer", o.tokenizer);
+}
+
+struct EnvironmentSection {
+  std::string& name;
+  OptionMap& options;
+};
+template <class V>
+void Fields(V& v, EnvironmentSection& o) {
+  v.Field("name", o.name);
+  v.Rest(o.options);
+}
+
+struct DataSection {
+  std::vector<CollectSection>& collect;
+  std::vector<std::string>& import_files;
+};
+template <class V>
+void Fields(V& v, DataSection& o) {
+  v.List("collect", o.collect);
+  v.Field("import", o.import_files);
+}
+
+template <class V>
+void Fields(V& v, Job& o) {
+  ModelSection model{o.model_config, o.model_tokenizer};
+  EnvironmentSection environment{o.environment, o.environment_options};
+  DataSection data{o.collect, o.import_files};
+  v.Field("name", o.name);
+  v.Field("seed", o.seed);
+  v.Field("output_dir", o.output_dir);
+  v.Field("base_dir", o.base_dir);
+  v.Field("precision", o.precision);
+  v.Field("device", o.device);
+  v.Field("threads", o.threads);
+  v.Field("actor_threads", o.actor_threads);
+  v.Field("actors", o.actors);
+  v.Field("model_name_or_path", o.model_name_or_path);
+  v.Field("model", model);
+  v.Field("environment", environment);
+  v.Field("data", data);
+  v.Field("method", o.method);
+  v.Field("compare", o.compare);
+  v.Field("sft", o.sft);
+  v.Field("filtered_sft", o.filtered_sft);
+  v.Field("qsft", o.qsft);
+  v.Field("sampling", o.sampling);
+  v.Field("max_completion_length", o.max_completion_length);
+  v.Field("online", o.online);
+  v.Field("evaluate", o.evaluate);
+  v.List("require", o.require);
+  v.Field("rollout", o.rollout);
+  v.Field("network", o.network);
+  v.Field("progress_timeout_s", o.progress_timeout_s);
+  v.Field("max_actor_restarts", o.max_actor_restarts);
+}
+
+}  // namespace quern
