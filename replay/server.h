@@ -1,0 +1,30 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "replay/store.h"
+#include "transport/rpc.h"
+
+namespace quern {
+
+// Serves a store: replay.Insert (waiting inserts of all clients share one sync), replay.Sample, replay.Query,
+// replay.Stats.
+class ReplayServer {
+ public:
+  // The store must outlive the server.
+  ReplayServer(Store* store, RpcServerOptions options = {});
+  ~ReplayServer();
+  // Also writes the address to DIRECTORY/server.address, for commands that are given the directory.
+  Status Start(const std::string& address);
+  void Stop();
+  const std::string& address() const { return server_.address(); }
+  RpcServerCounters counters() const { return server_.counters(); }
+
+ private:
+  Store* store_;
+  RpcServer server_;
+  bool announced_ = false;
+};
+
+}  // namespace quern

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "replay/limits.h"
+#include "replay/replay.h"
+
+namespace rocksdb {
+class FileSystem;
+}
+
+namespace quern {
+
+struct StoreOptions {
+  bool create_if_missing = true;
+  RecordLimits limits;
+  std::shared_ptr<rocksdb::FileSystem> file_system;  // tests: faults
+};
+
+struct VerifyReport {
+  uint64_t records = 0;
+  uint64_t bytes = 0;
+  std::vector<std::string> problems;  // one line each, at most 100
+};
+
+// A durable, append-only set of trajectories in one RocksDB directory. Records are numbered from 1 in insertion order
+// and kept as the bytes sent; the newest number is the watermark. What filters and sampling need of every record is
+// held in memory (about 130 bytes a record) and rebuilt at open from a compact column family. Thread-safe; one process
+// at a time.
+class Store : public Replay {
+ public:
+  static Result<std::unique_ptr<Store>> Open(const std::string& directory, StoreOptions options = {});
+  ~Store() override;
+
+  // One synced write for all records of the request. A malformed record refuses the request, naming uid and reason.
+  // When the disk is full (ResourceExhausted) or fails (DataLoss) nothing of the request is stored, the store is
+  // read-only, and each later insert first tries to recover.
+  Result<v1::InsertReply> Insert(const v1::InsertRequest& request);
+  // The same for several requests with one sync for all: each has its own outcome.
+  std::vector<Result<v1::InsertReply>> InsertGroup(const std::vector<const v1::InsertRequest*>& requests);
+  Result<v1::SampleReply> Sample(const v1::SampleRequest& request);
+  Result<v1::QueryReply> Query(const v1::QueryRequest& request);
+  Result<v1::StatsReply> Stats(const v1::StatsRequest& request);
+
+  Result<v1::InsertReply> Insert(const v1::InsertRequest& request, Deadline) override { return Insert(request); }
+  Result<v1::SampleReply> Sample(const v1::SampleRequest& request, Deadline) override { return Sample(request); }
+  Result<v1::QueryReply> Query(const v1::QueryRequest& request, Deadline) override { return Query(request); }
+  Result<v1::StatsReply> Stats(const v1::StatsRequest& request, Deadline) override { return Stats(request); }
+
+  uint64_t watermark() const;
+  // Empty, or why inserts are refused at present.
+  std::string read_only_reason() const;
+  const std::string& directory() const;
+
+  // Reads everything: checksums, that every record parses and agrees with its index rows, that no uid is stored twice.
+  Result<VerifyReport> Verify();
+  // A consistent copy while in use. `to` must not exist. The copy is a store.
+  Status Backup(const std::string& to);
+  Status Compact();
+
+ private:
+  struct Impl;
+  explicit Store(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace quern
