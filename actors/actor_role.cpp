@@ -1,0 +1,181 @@
+#include "actors/actor_role.h"
+
+#include <thread>
+
+#include "base/log.h"
+#include "base/strings.h"
+#include "compute/cpu/cpu_ops.h"
+#include "methods/q_sft.h"
+#include "model/hf/content_hash.h"
+
+namespace quern {
+
+namespace {
+
+class Actor {
+ public:
+  explicit Actor(const ActorRoleOptions& options)
+      : options_(options), pool_(options.threads), ops_(NewCpuOps(&pool_)), engine_(*ops_, options.engine) {}
+
+  Status Run() {
+    Clock::time_point last_heartbeat{};
+    while (!options_.stop->load()) {
+      if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
+        QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat("waiting for work"));
+        if (!go_on) return {};
+        last_heartbeat = Clock::now();
+      }
+      v1::LeaseTaskRequest request;
+      request.set_actor(options_.index);
+      QUERN_ASSIGN_OR_RETURN(const v1::LeaseTaskReply lease, Call<v1::LeaseTaskReply>("LeaseTask", request));
+      if (lease.stop()) return {};
+      if (!lease.has_task()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(std::max(5u, lease.retry_ms())));
+        continue;
+      }
+      QUERN_RETURN_IF_ERROR(Work(lease.task()));
+    }
+    return {};
+  }
+
+ private:
+  template <typename Reply, typename Request>
+  Result<Reply> Call(const std::string& method, const Request& request) {
+    return options_.coordinator->Call<Reply>("coordinator." + method, request, Deadline::After(options_.call_timeout));
+  }
+
+  Result<bool> Heartbeat(const std::string& activity) {
+    v1::HeartbeatRequest request;
+    request.set_role("actor");
+    request.set_index(options_.index);
+    request.set_activity(activity);
+    auto& gauges = *request.mutable_gauges();
+    gauges["episodes"] = static_cast<double>(episodes_);
+    gauges["generated_tokens"] = static_cast<double>(generated_tokens_);
+    gauges["duplicates"] = static_cast<double>(duplicates_);
+    QUERN_ASSIGN_OR_RETURN(const v1::HeartbeatReply reply, Call<v1::HeartbeatReply>("Heartbeat", request));
+    return !reply.stop();
+  }
+
+  // Plays one task; returns an error only when the actor itself cannot go on.
+  Status Work(const v1::RolloutTask& task) {
+    const auto begin = Clock::now();
+    v1::CompleteTaskRequest done;
+    done.set_actor(options_.index);
+    done.set_id(task.id());
+    Status fatal;
+    Clock::time_point last_heartbeat = begin;
+    v1::InsertRequest pending;
+    pending.set_actor(StrCat("actor-", options_.index));
+    const auto flush = [&]() -> Status {
+      if (pending.trajectories().empty()) return {};
+      Result<v1::InsertReply> reply = options_.replay->Insert(pending, Deadline::After(options_.insert_timeout));
+      if (!reply.ok()) return fatal = reply.status();
+      duplicates_ += reply->duplicates();
+      pending.clear_trajectories();
+      return {};
+    };
+    const auto sink = [&](v1::Trajectory trajectory) -> Status {
+      pending.add_trajectories(trajectory.SerializeAsString());
+      ++episodes_;
+      if (pending.trajectories_size() >= options_.insert_batch) QUERN_RETURN_IF_ERROR(flush());
+      if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
+        last_heartbeat = Clock::now();
+        Result<bool> go_on = Heartbeat(StrCat("playing ", task.stage()));
+        if (!go_on.ok()) return fatal = go_on.status();
+        if (!*go_on) return Cancelled("the coordinator asked to stop");
+      }
+      return {};
+    };
+    Engine* engine = nullptr;
+    Status status;
+    if (task.policy().player().empty()) {
+      status = UsePolicy(task.policy());
+      engine = &engine_;
+    }
+    uint64_t generated = 0;
+    if (status.ok()) {
+      Result<RolloutCounters> played =
+          PlayTask(task, *options_.environment, *options_.tokenizer, options_.rollout, engine, sink, *options_.stop);
+      status = played.status();
+      if (played.ok()) generated = played->generated_tokens;
+    }
+    generated_tokens_ += generated;
+    if (status.ok()) status = flush();
+    if (!fatal.ok()) return fatal;
+    if (status.code() == StatusCode::kCancelled)
+      return {};  // the lease runs out; nothing unacknowledged is reported done
+    if (!status.ok()) {
+      LogError(StrCat("task ", task.id(), " of ", task.stage(), ": ", status.ToString()));
+      done.set_error(status.ToString());
+    }
+    done.set_generated_tokens(generated);
+    done.set_seconds(SecondsSince(begin));
+    return Call<v1::CompleteTaskReply>("CompleteTask", done).status();
+  }
+
+  Result<std::shared_ptr<const ServedModel>> Model(const v1::WeightVersion& version) {
+    const std::string key = StrCat(version.path(), "#", version.content_hash());
+    for (const auto& [known, model] : models_) {
+      if (known == key) return model;
+    }
+    const auto begin = Clock::now();
+    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(version.path()));
+    if (!version.content_hash().empty() && hash != version.content_hash()) {
+      return DataLoss(StrCat(version.path(), ": content hash ", hash, ", published as ", version.content_hash()));
+    }
+    QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model,
+                           LoadServedModel(*ops_, version.path(), options_.precision));
+    // Versions replace each other: a few recent ones are kept for policies that are evaluated in turn.
+    if (models_.size() >= 4) models_.erase(models_.begin());
+    models_.emplace_back(key, model);
+    LogInfo(StrFormat("loaded %s version %llu in %.0f ms", version.name().c_str(),
+                      static_cast<unsigned long long>(version.version()), 1e3 * SecondsSince(begin)));
+    return model;
+  }
+
+  Status UsePolicy(const v1::PolicySpec& spec) {
+    const std::string key = spec.SerializeAsString();
+    if (key == policy_key_) return {};
+    auto policy = std::make_shared<Policy>();
+    policy->label = spec.name();
+    for (const v1::WeightVersion& version : spec.weights()) {
+      QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model, Model(version));
+      policy->models.push_back(std::move(model));
+    }
+    if (policy->models.size() == 2) {
+      QSftOptions q;
+      q.beta = spec.sampling().q_sft_beta();
+      q.rule = spec.sampling().rule() == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
+      q.support_epsilon = spec.support_epsilon();
+      q.support_top_p = spec.support_top_p();
+      q.reserved_token = spec.reserved_token();
+      q.remainder = spec.uniform_remainder() ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
+      policy->head = std::make_shared<QSftHead>(q);
+    } else if (policy->models.size() == 1) {
+      policy->head = std::make_shared<SingleModelHead>(spec.reserved_token());
+    } else {
+      return InvalidArgument(
+          StrCat("policy ", spec.name(), " has ", policy->models.size(), " weight versions; 1 or 2 are needed"));
+    }
+    engine_.SetPolicy(policy);
+    policy_key_ = key;
+    return {};
+  }
+
+  const ActorRoleOptions& options_;
+  ThreadPool pool_;
+  std::unique_ptr<Ops> ops_;
+  Engine engine_;
+  std::vector<std::pair<std::string, std::shared_ptr<const ServedModel>>> models_;
+  std::string policy_key_;
+  uint64_t episodes_ = 0;
+  uint64_t generated_tokens_ = 0;
+  uint64_t duplicates_ = 0;
+};
+
+}  // namespace
+
+Status RunActor(const ActorRoleOptions& options) { return Actor(options).Run(); }
+
+}  // namespace quern

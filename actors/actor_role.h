@@ -1,0 +1,37 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "actors/environment.h"
+#include "actors/rollout.h"
+#include "model/tokenizer/tokenizer.h"
+#include "replay/client.h"
+#include "transport/rpc.h"
+
+namespace quern {
+
+// Everything an actor needs, made by whoever starts it. Pointers must outlive RunActor.
+struct ActorRoleOptions {
+  uint32_t index = 0;
+  RpcClient* coordinator = nullptr;
+  Replay* replay = nullptr;
+  std::shared_ptr<const EnvironmentFactory> environment;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  RolloutOptions rollout;
+  EngineOptions engine;
+  DType precision = DType::kBf16;
+  int threads = 1;
+  int64_t insert_batch = 64;                            // trajectories an insert
+  Duration call_timeout = std::chrono::seconds(30);     // for the coordinator's answers
+  Duration insert_timeout = std::chrono::seconds(120);  // until the store acknowledges
+  const std::atomic<bool>* stop = nullptr;              // set: leave after what is acknowledged
+};
+
+// Leases rollout tasks, plays them with the policy they name, stores every episode durably, reports, until the
+// coordinator or `stop` says so. An error of a task is reported to the coordinator and the actor goes on; an error of
+// the actor itself (no coordinator, no store) is returned.
+Status RunActor(const ActorRoleOptions& options);
+
+}  // namespace quern

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "actors/engine.h"
+#include "actors/environment.h"
+#include "model/tokenizer/tokenizer.h"
+#include "proto/coordinator.pb.h"
+
+namespace quern {
+
+struct RolloutOptions {
+  std::string run;  // name of the run, into every record
+  int64_t concurrent_episodes = 64;
+  int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
+  int64_t max_positions = 0;          // length limit of an episode in tokens; 0: the model's
+  std::vector<int32_t> end_ids;       // end-of-text ids that also end an utterance
+};
+
+struct RolloutCounters {
+  uint64_t episodes = 0;
+  uint64_t generated_tokens = 0;
+  double return_sum = 0;
+};
+
+// Gets each finished episode; not called concurrently. An error ends the rollout.
+using TrajectorySink = std::function<Status(v1::Trajectory)>;
+
+// Plays the task's episodes with a scripted player (engine not needed) or with the engine's policy, and gives the
+// trajectories to `sink` in the order in which they end. Episode e of a task is a pure function of (task.seed, e,
+// policy): played again it has the same uid and the same tokens. Stops early, with Cancelled, when `stop` becomes true.
+Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentFactory& factory,
+                                 const Tokenizer& tokenizer, const RolloutOptions& options, Engine* engine,
+                                 const TrajectorySink& sink, const std::atomic<bool>& stop);
+
+}  // namespace quern

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "methods/policy_head.h"
+#include "model/transformer.h"
+
+namespace quern {
+
+// A model ready to generate: one immutable weight version with its forward pass.
+struct ServedModel {
+  ServedModel(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
+      : transformer(ops, config, dtype, max_positions), weights(ops, config, dtype, false) {}
+  Transformer transformer;
+  Weights weights;
+};
+
+// Loads a Hugging Face directory. max_positions: 0 takes the configuration's. `ops` must outlive the model.
+Result<std::shared_ptr<ServedModel>> LoadServedModel(Ops& ops, const std::string& directory, DType dtype,
+                                                     int64_t max_positions = 0);
+
+// What the engine samples from: models and how their logits become one distribution. Models of one policy share the
+// vocabulary. Immutable; `label` names it in errors.
+struct Policy {
+  std::string label;
+  std::vector<std::shared_ptr<const ServedModel>> models;
+  std::shared_ptr<const PolicyHead> head;
+};
+
+}  // namespace quern
