@@ -57,6 +57,7 @@ class Trainer {
   Trainer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions, const TrainerOptions& options);
 
   Parameters& parameters() { return parameters_; }
+  void set_max_micro_batch_tokens(int64_t tokens) { options_.max_micro_batch_tokens = tokens; }
   const Transformer& transformer() const { return transformer_; }
   const Weights& weights() const { return weights_; }
   int64_t step() const { return step_; }

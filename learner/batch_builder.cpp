@@ -1,0 +1,97 @@
+#include "learner/batch_builder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/strings.h"
+
+namespace quern {
+
+namespace {
+void AppendTokens(v1::Trajectory& t, const std::vector<int32_t>& ids, bool agent) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const int32_t id : ids) {
+    t.mutable_token_ids()->append(reinterpret_cast<const char*>(&id), 4);
+    t.mutable_loss_mask()->push_back(agent ? 1 : 0);
+    t.mutable_log_probs()->append(reinterpret_cast<const char*>(&nan), 4);
+  }
+}
+}  // namespace
+
+Status TokenizeTrajectory(const Tokenizer& tokenizer, const BatchOptions& options, v1::Trajectory& trajectory) {
+  if (!trajectory.token_ids().empty()) return {};
+  if (trajectory.messages().empty()) return InvalidArgument(trajectory.uid() + ": neither token ids nor messages");
+  trajectory.clear_loss_mask();
+  trajectory.clear_log_probs();
+  std::vector<float> rewards;
+  for (const v1::Turn& turn : trajectory.turns()) rewards.push_back(turn.reward());
+  trajectory.clear_turns();
+  size_t turn_index = 0;
+  bool first = true;
+  for (const v1::Message& message : trajectory.messages()) {
+    const bool agent = message.role() == "assistant";
+    std::vector<int32_t> ids = tokenizer.Encode(message.content(), first);
+    first = false;
+    const auto begin = static_cast<uint32_t>(trajectory.loss_mask().size());
+    if (agent) {
+      const bool closed = !options.action_end.empty() && message.content().ends_with(options.action_end);
+      if (!closed && !options.end_ids.empty()) ids.push_back(options.end_ids[0]);
+    }
+    AppendTokens(trajectory, ids, agent);
+    if (agent) {
+      v1::Turn& turn = *trajectory.add_turns();
+      turn.set_begin(begin);
+      turn.set_end(static_cast<uint32_t>(trajectory.loss_mask().size()));
+      turn.set_reward(turn_index < rewards.size() ? rewards[turn_index] : 0.0f);
+      ++turn_index;
+    }
+  }
+  return {};
+}
+
+Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, const BatchOptions& options) {
+  TrainingBatch batch;
+  std::vector<int32_t> ids;
+  for (const v1::Trajectory& t : trajectories) {
+    const size_t size = t.loss_mask().size();
+    if (t.token_ids().size() != 4 * size || size == 0) {
+      return DataLoss(StrCat(t.uid(), ": ", t.token_ids().size() / 4, " token ids, ", size, " loss mask entries"));
+    }
+    ids.resize(size);
+    std::memcpy(ids.data(), t.token_ids().data(), 4 * size);
+    // Whole turns that fit; what follows the last of them teaches nothing.
+    size_t turns = static_cast<size_t>(t.turns_size());
+    while (turns > 0 && t.turns(static_cast<int>(turns) - 1).end() > static_cast<uint64_t>(options.max_positions)) {
+      --turns;
+    }
+    if (turns == 0) continue;
+    const uint32_t length = t.turns(static_cast<int>(turns) - 1).end();
+    if (length > size) return DataLoss(StrCat(t.uid(), ": a turn ends at ", length, " of ", size, " tokens"));
+    std::vector<float> rewards;
+    for (const v1::Turn& turn : t.turns()) rewards.push_back(turn.reward());
+    rewards = NormaliseRewards(rewards, options.min_return, options.max_return);
+
+    const int64_t row0 = batch.tokens.rows();
+    batch.tokens.Add(ids.data(), length, 0, nullptr);
+    ++batch.episodes;
+    int64_t previous = -1;  // loss row of the agent's previous token in this episode
+    for (size_t k = 0; k < turns; ++k) {
+      const v1::Turn& turn = t.turns(static_cast<int>(k));
+      for (uint32_t i = std::max(1u, turn.begin()); i < turn.end(); ++i) {
+        const auto index = static_cast<int64_t>(batch.rows.size());
+        if (previous >= 0) batch.rows[static_cast<size_t>(previous)].next = index;
+        previous = index;
+        LossRow row;
+        row.row = row0 + i - 1;
+        row.target = ids[i];
+        row.closes_turn = i + 1 == turn.end();
+        row.reward = row.closes_turn ? rewards[k] : 0.0f;
+        batch.rows.push_back(row);
+      }
+    }
+  }
+  return batch;
+}
+
+}  // namespace quern

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "learner/batch_builder.h"
+#include "model/config.h"
+#include "replay/replay.h"
+#include "transport/rpc.h"
+
+namespace quern {
+
+// Everything the learner needs, made by whoever starts it. Pointers must outlive RunLearner.
+struct LearnerRoleOptions {
+  RpcClient* coordinator = nullptr;
+  Replay* replay = nullptr;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::string model_directory;    // the untrained model: what a start named "base" of version 0 means
+  std::string weights_directory;  // published versions are written here: NAME-VERSION/
+  std::string metrics_path;       // metrics.jsonl: one object a logged step
+  BatchOptions batch;             // max_positions 0: the model's
+  int32_t reserved_token = -1;    // Q-SFT's dummy action
+  DType precision = DType::kBf16;
+  int threads = 0;  // 0: all cores
+  int64_t log_every_steps = 10;
+  Duration call_timeout = std::chrono::seconds(30);
+  const std::atomic<bool>* stop = nullptr;
+};
+
+// Asks the coordinator for train stages, runs each, publishes its weights, reports, until the coordinator or `stop`
+// says so. A stage that fails is reported to the coordinator with its reason; an error of the learner itself is
+// returned.
+Status RunLearner(const LearnerRoleOptions& options);
+
+}  // namespace quern

@@ -1,0 +1,88 @@
+#include "learner/train_stage.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace quern {
+
+namespace {
+
+using Json = nlohmann::json;
+
+class Fields {
+ public:
+  Fields(const Json& object, std::string stage) : object_(object), stage_(std::move(stage)) {}
+
+  template <typename T>
+  void Read(const char* key, T& out) {
+    known_.insert(key);
+    const auto it = object_.find(key);
+    if (it == object_.end() || !status_.ok()) return;
+    try {
+      out = it->get<T>();
+    } catch (const Json::exception&) {
+      status_ = InvalidArgument(stage_ + ": option " + key + " has the wrong type: " + it->dump());
+    }
+  }
+  Status Finish() {
+    for (const auto& [key, value] : object_.items()) {
+      if (status_.ok() && !known_.contains(key)) status_ = InvalidArgument(stage_ + ": unknown option " + key);
+    }
+    return status_;
+  }
+
+ private:
+  const Json& object_;
+  std::string stage_;
+  std::set<std::string> known_;
+  Status status_;
+};
+
+}  // namespace
+
+Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
+  const Json object = Json::parse(stage.options_json(), nullptr, false);
+  if (!object.is_object()) return InvalidArgument(stage.name() + ": options are not a JSON object");
+  TrainStageOptions o;
+  o.method = stage.method();
+  if (o.method != "sft" && o.method != "filtered_sft" && o.method != "q_sft") {
+    return InvalidArgument(stage.name() + ": unknown method " + o.method);
+  }
+  Fields f(object, stage.name());
+  std::string remainder = "dummy", rule = "ratio", start_from;
+  f.Read("max_steps", o.optimizer.max_steps);
+  f.Read("learning_rate", o.optimizer.learning_rate);
+  f.Read("warmup_steps", o.optimizer.warmup_steps);
+  f.Read("lr_schedule", o.optimizer.schedule);
+  f.Read("weight_decay", o.optimizer.weight_decay);
+  f.Read("max_grad_norm", o.optimizer.max_grad_norm);
+  f.Read("adam_beta1", o.optimizer.beta1);
+  f.Read("adam_beta2", o.optimizer.beta2);
+  f.Read("adam_epsilon", o.optimizer.eps);
+  f.Read("batch_size", o.batch_size);
+  f.Read("micro_batch_tokens", o.micro_batch_tokens);
+  f.Read("top_fraction", o.top_fraction);
+  f.Read("beta", o.q_sft.beta);
+  f.Read("gamma_turn", o.q_sft.gamma_turn);
+  f.Read("gamma_token", o.q_sft.gamma_token);
+  f.Read("polyak", o.q_sft.polyak);
+  f.Read("remainder", remainder);
+  f.Read("rule", rule);
+  f.Read("support_epsilon", o.q_sft.support_epsilon);
+  f.Read("support_top_p", o.q_sft.support_top_p);
+  f.Read("start_from", start_from);
+  f.Read("weights_name", o.weights_name);
+  f.Read("seed", o.seed);
+  f.Read("watermark", o.watermark);
+  f.Read("without_tags", o.without_tags);
+  f.Read("mix", o.mix);
+  f.Read("generated_share", o.generated_share);
+  f.Read("generation_depth", o.generation_depth);
+  QUERN_RETURN_IF_ERROR(f.Finish());
+  o.q_sft.remainder = remainder == "uniform" ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
+  o.q_sft.rule = rule == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
+  if (o.weights_name.empty()) o.weights_name = stage.name();
+  return o;
+}
+
+}  // namespace quern

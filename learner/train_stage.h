@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "learner/trainer.h"
+#include "proto/coordinator.pb.h"
+
+namespace quern {
+
+// A train stage as the learner runs it: TrainStage.options_json with its types.
+struct TrainStageOptions {
+  std::string method;  // sft | filtered_sft | q_sft
+  OptimizerOptions optimizer;
+  int64_t batch_size = 64;  // trajectories a step
+  int64_t micro_batch_tokens = 4096;
+  double top_fraction = 0;  // 0: all records
+  QSftOptions q_sft;
+  std::string weights_name;
+  uint64_t seed = 0;
+  uint64_t watermark = 0;  // records up to this number are sampled
+  std::vector<std::string> without_tags;
+  bool mix = false;
+  double generated_share = 0;
+  uint32_t generation_depth = 1;
+};
+
+// Unknown keys and wrong types are errors that name the key.
+Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage);
+
+}  // namespace quern
