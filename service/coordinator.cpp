@@ -1,0 +1,545 @@
+#include "service/coordinator.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "base/strings.h"
+#include "replay/import.h"
+#include "service/result.h"
+
+namespace quern {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr uint32_t kRetryMs = 100;
+constexpr auto kStoreDeadline = std::chrono::seconds(60);
+
+// Gauges that only move when work gets done.
+bool IsProgress(const std::string& gauge) {
+  return gauge == "step" || gauge == "episodes" || gauge == "tokens" || gauge == "generated_tokens" || gauge == "turns";
+}
+
+double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+const char* StateName(Coordinator::State state) {
+  switch (state) {
+    case Coordinator::State::kRunning: return "running";
+    case Coordinator::State::kSucceeded: return "succeeded";
+    case Coordinator::State::kFailed: return "failed";
+    case Coordinator::State::kStopping: return "stopping";
+  }
+  return "unknown";
+}
+
+Coordinator::Coordinator(CoordinatorOptions options, Replay* store, Clock::time_point now)
+    : options_(std::move(options)),
+      store_(store),
+      job_json_(JobToJson(options_.job)),
+      tasks_(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(options_.job.rollout.lease_s)),
+             static_cast<uint32_t>(options_.job.rollout.max_failures)),
+      begin_(now),
+      last_progress_(now),
+      last_metrics_(now) {
+  for (const PlannedStage& planned : options_.plan.stages) {
+    Stage& stage = stages_.emplace_back();
+    stage.plan = planned;
+    stage.total = planned.kind == PlannedStage::Kind::kTrain     ? planned.steps
+                  : planned.kind == PlannedStage::Kind::kRollout ? planned.episodes
+                                                                 : planned.files.size();
+  }
+}
+
+v1::HelloReply Coordinator::Hello(const v1::HelloRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  MemberState& member = members_[{request.role(), request.index()}];
+  const bool again = member.member.pid() != 0 && member.member.pid() != request.pid();
+  member.member.set_role(request.role());
+  member.member.set_index(request.index());
+  member.member.set_pid(request.pid());
+  member.heard = now;
+  member.gone = false;
+  if (again && request.role() == "actor") {
+    for (const auto& failure : tasks_.FailAll(request.index(), "its actor died and was started again", now))
+      HandleTaskFailure(failure);
+  }
+  v1::HelloReply reply;
+  reply.set_job_json(job_json_);
+  reply.set_replay_address(options_.replay_address);
+  reply.set_run_directory(options_.run_directory);
+  return reply;
+}
+
+v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  MemberState& member = members_[{request.role(), request.index()}];
+  member.member.set_role(request.role());
+  member.member.set_index(request.index());
+  member.member.set_activity(request.activity());
+  member.heard = now;
+  member.gone = false;
+  bool moved = false;
+  for (const auto& [name, value] : request.gauges()) {
+    const auto& before = member.member.gauges();
+    const auto it = before.find(name);
+    if (it == before.end() || it->second != value) {
+      moved = moved || name == "step";
+      if (IsProgress(name)) RecordProgress(now);
+    }
+  }
+  *member.member.mutable_gauges() = request.gauges();
+  if (request.role() == "learner") {
+    std::string running;
+    for (Stage& stage : stages_) {
+      if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning || !stage.asked_for)
+        continue;
+      running = stage.plan.name;
+      const auto step = request.gauges().find("step");
+      if (step != request.gauges().end() && step->second >= 0)
+        stage.done = std::min(stage.total, static_cast<uint64_t>(step->second));
+      break;
+    }
+    if (options_.metrics != nullptr && moved && !running.empty())
+      options_.metrics->Append("learner", running, {request.gauges().begin(), request.gauges().end()});
+  }
+  v1::HeartbeatReply reply;
+  reply.set_stop(state_ != State::kRunning);
+  return reply;
+}
+
+v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  v1::LeaseTaskReply reply;
+  reply.set_retry_ms(kRetryMs);
+  reply.set_stop(state_ != State::kRunning);
+  if (state_ != State::kRunning) return reply;
+  const std::optional<TaskTable::Task> task = tasks_.Lease(request.actor(), now);
+  if (!task) return reply;
+  const Stage& stage = stages_[task->stage];
+  v1::RolloutTask& out = *reply.mutable_task();
+  out.set_id(task->id);
+  out.set_stage(stage.plan.name);
+  *out.mutable_policy() = PolicyOf(stage);
+  out.set_first_episode(task->first_episode);
+  out.set_episodes(task->episodes);
+  out.set_seed(stage.plan.seed);
+  for (const std::string& tag : stage.plan.tags) out.add_tags(tag);
+  const bool scripted = !stage.plan.player.empty();
+  out.set_source(scripted ? v1::SOURCE_REAL : v1::SOURCE_GENERATED);
+  uint32_t depth = 0;
+  for (const v1::WeightVersion& weights : out.policy().weights()) depth = std::max(depth, weights.generation_depth());
+  out.set_generation_depth(scripted ? 0 : depth + 1);
+  return reply;
+}
+
+v1::CompleteTaskReply Coordinator::CompleteTask(const v1::CompleteTaskRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  const TaskTable::Task* task = tasks_.Find(request.id());
+  if (task == nullptr) return {};
+  if (!request.error().empty()) {
+    if (const auto failure = tasks_.Fail(request.id(), request.actor(), request.error(), now))
+      HandleTaskFailure(*failure);
+    return {};
+  }
+  if (!tasks_.Complete(request.id())) return {};
+  RecordProgress(now);
+  Stage& stage = stages_[task->stage];
+  stage.done += task->episodes;
+  stage.seconds += request.seconds();
+  stage.metrics["generated_tokens"] += static_cast<double>(request.generated_tokens());
+  if (stage.done >= stage.total && stage.state == StageState::kRunning) FinishStage(stage, now);
+  return {};
+}
+
+v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::time_point) {
+  std::lock_guard lock(mutex_);
+  v1::NextStageReply reply;
+  reply.set_retry_ms(kRetryMs);
+  reply.set_stop(state_ != State::kRunning);
+  if (state_ != State::kRunning) return reply;
+  for (Stage& stage : stages_) {
+    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning) continue;
+    stage.asked_for = true;
+    v1::TrainStage& out = *reply.mutable_stage();
+    out.set_name(stage.plan.name);
+    out.set_method(stage.plan.method);
+    Json options = Json::parse(stage.plan.options_json);
+    options["watermark"] = stage.watermark;
+    out.set_options_json(options.dump());
+    for (const std::string& initial : stage.plan.initial) *out.add_initial() = *WeightsOf(initial);
+    break;
+  }
+  return reply;
+}
+
+v1::StageDoneReply Coordinator::StageDone(const v1::StageDoneRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  Stage* stage = FindStage(request.name());
+  if (stage == nullptr || stage->state != StageState::kRunning) return {};
+  for (const auto& [name, value] : request.metrics()) stage->metrics[name] = value;
+  if (options_.metrics != nullptr) options_.metrics->Append("stage", request.name(), stage->metrics);
+  if (!request.error().empty()) {
+    stage->state = StageState::kFailed;
+    Fail("stage " + request.name() + ": " + request.error());
+    return {};
+  }
+  if (stage->published.path().empty()) {
+    stage->state = StageState::kFailed;
+    Fail("stage " + request.name() + ": the learner finished without publishing weights");
+    return {};
+  }
+  stage->done = stage->total;
+  stage->seconds = Seconds(now - stage->begin);
+  FinishStage(*stage, now);
+  SavePolicies();
+  return {};
+}
+
+Result<v1::PublishReply> Coordinator::Publish(const v1::PublishRequest& request, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  const v1::WeightVersion& weights = request.weights();
+  if (weights.path().empty() || weights.content_hash().empty())
+    return InvalidArgument("published weights need a path and a content hash");
+  v1::WeightVersion& newest = newest_[weights.name()];
+  if (newest.version() == weights.version() && newest.content_hash() == weights.content_hash())
+    return v1::PublishReply();
+  if (!newest.path().empty() && newest.content_hash() == weights.content_hash())
+    LogWarning(StrCat("weights ", weights.name(), " version ", weights.version(), " are equal to version ",
+                      newest.version(), " (hash ", weights.content_hash(), "): training changed nothing"));
+  newest = weights;
+  RecordProgress(now);
+  for (Stage& stage : stages_) {
+    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning || !stage.asked_for)
+      continue;
+    if (stage.plan.weights_name != weights.name()) continue;
+    stage.published = weights;
+    LogInfo(StrCat("stage ", stage.plan.name, ": weights ", weights.name(), " version ", weights.version(), ", hash ",
+                   weights.content_hash()));
+    return v1::PublishReply();
+  }
+  return FailedPrecondition("no running stage publishes weights named '" + weights.name() + "'");
+}
+
+v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  static const char* const names[] = {"pending", "running", "done", "failed"};
+  v1::StatusReply reply;
+  reply.set_job(options_.job.name);
+  reply.set_state(StateName(state_));
+  reply.set_error(error_);
+  reply.set_result_json(result_json_);
+  for (const auto& [key, member] : members_) {
+    if (member.gone) continue;
+    v1::Member& out = *reply.add_members();
+    out = member.member;
+    out.set_heartbeat_age_seconds(Seconds(now - member.heard));
+  }
+  for (const Stage& stage : stages_) {
+    v1::StageStatus& out = *reply.add_stages();
+    out.set_name(stage.plan.name);
+    out.set_state(names[static_cast<int>(stage.state)]);
+    out.set_done(stage.done);
+    out.set_total(stage.total);
+    out.set_detail(stage.detail);
+  }
+  return reply;
+}
+
+void Coordinator::Stop(const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  if (state_ != State::kRunning) return;
+  LogInfo("stopping: " + reason);
+  state_ = State::kStopping;
+  error_ = reason;
+}
+
+void Coordinator::Tick(Clock::time_point now) {
+  std::unique_lock lock(mutex_);
+  if (state_ != State::kRunning) return;
+  ExpireLeases(now);
+  CheckMembers(now);
+  bool all_done = true;
+  for (size_t i = 0; i < stages_.size() && state_ == State::kRunning; ++i) {
+    Stage& stage = stages_[i];
+    all_done = all_done && stage.state == StageState::kDone;
+    if (stage.state != StageState::kPending || !DependenciesDone(stage)) continue;
+    stage.begin = now;
+    RecordProgress(now);
+    switch (stage.plan.kind) {
+      case PlannedStage::Kind::kImport: RunImport(i, lock, now); break;
+      case PlannedStage::Kind::kRollout: StartRollout(stage, now); break;
+      case PlannedStage::Kind::kTrain: StartTrain(i, lock, now); break;
+    }
+  }
+  if (state_ != State::kRunning) return;
+  if (all_done) return Finish(lock, now);
+  CheckProgress(now);
+  if (options_.metrics != nullptr && !options_.metrics->status().ok()) Fail(options_.metrics->status().message());
+}
+
+bool Coordinator::DependenciesDone(const Stage& stage) const {
+  return std::all_of(stage.plan.after.begin(), stage.plan.after.end(), [&](const std::string& name) {
+    return std::any_of(stages_.begin(), stages_.end(),
+                       [&](const Stage& other) { return other.plan.name == name && other.state == StageState::kDone; });
+  });
+}
+
+void Coordinator::FinishStage(Stage& stage, Clock::time_point now) {
+  stage.state = StageState::kDone;
+  const double elapsed = Seconds(now - stage.begin);
+  stage.metrics["elapsed_seconds"] = elapsed;
+  LogInfo(StrFormat("stage %s done in %.1f s", stage.plan.name.c_str(), elapsed));
+}
+
+void Coordinator::Fail(const std::string& message) {
+  if (state_ != State::kRunning) return;
+  state_ = State::kFailed;
+  error_ = message;
+  LogError(message);
+}
+
+void Coordinator::StartRollout(Stage& stage, Clock::time_point now) {
+  LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " episodes"));
+  stage.state = StageState::kRunning;
+  const size_t index = static_cast<size_t>(&stage - stages_.data());
+  // Small enough that every actor gets a share, large enough to fill a batch.
+  const uint64_t actors = static_cast<uint64_t>(options_.job.actors);
+  const uint64_t share = std::max<uint64_t>(1, (stage.total + actors - 1) / actors);
+  const uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
+  tasks_.Add(index, stage.total, static_cast<uint32_t>(chunk));
+  if (stage.total == 0) FinishStage(stage, now);
+}
+
+void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  lock.unlock();
+  v1::StatsRequest request;
+  request.mutable_filter()->add_without_tags(kEvaluationTag);
+  const Result<v1::StatsReply> stats = store_->Stats(request, Deadline::After(kStoreDeadline));
+  lock.lock();
+  Stage& stage = stages_[index];
+  if (!stats.ok()) return Fail("stage " + stage.plan.name + ": " + stats.status().message());
+  if (stats->records() == 0) return Fail("stage " + stage.plan.name + ": the store has no record to learn from");
+  LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " steps on ", stats->records(), " records, mean return ",
+                 stats->mean_return(), ", watermark ", stats->watermark()));
+  stage.watermark = stats->watermark();
+  stage.state = StageState::kRunning;
+  stage.begin = now;
+}
+
+void Coordinator::RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  stages_[index].state = StageState::kRunning;
+  const std::vector<std::string> files = stages_[index].plan.files;
+  ImportOptions options;
+  options.tags = {"offline"};
+  options.run = options_.job.name;
+  std::string problem;
+  uint64_t rows = 0;
+  for (const std::string& file : files) {
+    lock.unlock();
+    const Result<ImportReport> report = ImportJsonl(*store_, file, options);
+    lock.lock();
+    if (!report.ok()) {
+      problem = report.status().message();
+      break;
+    }
+    if (report->bad > 0) {
+      const BadLine& first = report->bad_lines.front();
+      problem = StrCat(file, ":", first.number, ": ", first.reason);
+      if (report->bad > 1) problem += StrCat(" (and ", report->bad - 1, " more bad lines)");
+      break;
+    }
+    rows += report->rows;
+    ++stages_[index].done;
+    RecordProgress(Clock::now());
+  }
+  Stage& stage = stages_[index];
+  if (!problem.empty()) {
+    stage.state = StageState::kFailed;
+    return Fail(problem);
+  }
+  stage.detail = StrCat(rows, " rows");
+  stage.metrics["rows"] = static_cast<double>(rows);
+  FinishStage(stage, std::max(now, Clock::now()));
+}
+
+void Coordinator::ExpireLeases(Clock::time_point now) {
+  for (const auto& failure : tasks_.Expire(now)) HandleTaskFailure(failure);
+}
+
+void Coordinator::HandleTaskFailure(const TaskTable::Failure& failure) {
+  const Stage& stage = stages_[failure.task.stage];
+  const std::string what = StrCat("stage ", stage.plan.name, ": episodes ", failure.task.first_episode, " to ",
+                                  failure.task.first_episode + failure.task.episodes - 1, " failed on actor ",
+                                  failure.actor, ": ", failure.reason);
+  if (!failure.final) {
+    LogWarning(what + "; given out again");
+    return;
+  }
+  Fail(StrCat(what, " (failed ", failure.failures, " times, given up)"));
+}
+
+void Coordinator::CheckMembers(Clock::time_point now) {
+  for (auto& [key, member] : members_) {
+    if (member.gone || Seconds(now - member.heard) < options_.heartbeat_timeout_s) continue;
+    member.gone = true;
+    const std::string what = StrFormat("%s %u has not been heard of for %.0f s", key.first.c_str(), key.second,
+                                       options_.heartbeat_timeout_s);
+    if (key.first == "actor") {
+      LogWarning(what);
+      for (const auto& failure : tasks_.FailAll(key.second, "its actor is not heard of", now))
+        HandleTaskFailure(failure);
+    } else {
+      Fail(what);
+    }
+  }
+}
+
+void Coordinator::CheckProgress(Clock::time_point now) {
+  if (Seconds(now - last_progress_) < options_.job.progress_timeout_s) return;
+  std::vector<std::string> waiting;
+  for (const Stage& stage : stages_)
+    if (stage.state == StageState::kRunning)
+      waiting.push_back(StrCat(stage.plan.name, " (", stage.done, " of ", stage.total,
+                               stage.plan.kind == PlannedStage::Kind::kTrain ? " steps)" : " episodes)"));
+  Fail(StrFormat("no progress for %.0f s (progress_timeout_s) in stage ", options_.job.progress_timeout_s) +
+       StrJoin(waiting, ", "));
+}
+
+const v1::WeightVersion* Coordinator::WeightsOf(const std::string& name) const {
+  for (const Stage& stage : stages_)
+    if (stage.plan.name == name && stage.plan.kind == PlannedStage::Kind::kTrain) return &stage.published;
+  const auto it = options_.weights.find(name);
+  QUERN_CHECK(it != options_.weights.end(), name);
+  return &it->second;
+}
+
+Coordinator::Stage* Coordinator::FindStage(const std::string& name) {
+  for (Stage& stage : stages_)
+    if (stage.plan.name == name) return &stage;
+  return nullptr;
+}
+
+v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
+  const Job& job = options_.job;
+  v1::PolicySpec policy;
+  policy.set_name(stage.plan.policy);
+  policy.set_reserved_token(-1);
+  if (!stage.plan.player.empty()) {
+    policy.set_player(stage.plan.player);
+    for (const auto& [key, value] : stage.plan.player_options) (*policy.mutable_player_options())[key] = value;
+    return policy;
+  }
+  std::vector<std::string> weights = stage.plan.weights;
+  if (stage.plan.newest) {
+    for (const std::vector<std::string>& candidate : options_.plan.policy_line) {
+      const bool done = std::all_of(candidate.begin(), candidate.end(), [&](const std::string& name) {
+        return name == kBaseModel || !WeightsOf(name)->path().empty();
+      });
+      const bool finished = std::all_of(candidate.begin(), candidate.end(), [&](const std::string& name) {
+        return std::none_of(stages_.begin(), stages_.end(), [&](const Stage& other) {
+          return other.plan.name == name && other.state != StageState::kDone;
+        });
+      });
+      if (done && finished) weights = candidate;
+    }
+  }
+  for (const std::string& name : weights) *policy.add_weights() = *WeightsOf(name);
+  v1::SamplingParams& sampling = *policy.mutable_sampling();
+  sampling.set_temperature(static_cast<float>(job.sampling.temperature));
+  if (stage.plan.evaluation && job.evaluate.temperature >= 0)
+    sampling.set_temperature(static_cast<float>(job.evaluate.temperature));
+  sampling.set_top_k(static_cast<uint32_t>(job.sampling.top_k));
+  sampling.set_top_p(static_cast<float>(job.sampling.top_p));
+  sampling.set_min_p(static_cast<float>(job.sampling.min_p));
+  sampling.set_repetition_penalty(static_cast<float>(job.sampling.repetition_penalty));
+  if (policy.weights_size() == 2) {
+    sampling.set_q_sft_beta(static_cast<float>(job.qsft.beta));
+    sampling.set_rule(job.qsft.rule);
+    policy.set_support_epsilon(static_cast<float>(job.qsft.support_epsilon));
+    policy.set_support_top_p(static_cast<float>(job.qsft.support_top_p));
+  }
+  return policy;
+}
+
+void Coordinator::SavePolicies() const {
+  if (options_.run_directory.empty()) return;
+  Json stages = Json::object();
+  for (const Stage& stage : stages_) {
+    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kDone) continue;
+    const v1::WeightVersion& weights = stage.published;
+    std::error_code ignored;
+    const std::string relative = std::filesystem::path(weights.path()).lexically_relative(options_.run_directory);
+    const bool inside = !relative.empty() && !relative.starts_with("..");
+    stages[stage.plan.name] = {{"name", weights.name()},
+                               {"version", weights.version()},
+                               {"content_hash", weights.content_hash()},
+                               {"path", inside ? relative : weights.path()},
+                               {"step", weights.step()},
+                               {"generation_depth", weights.generation_depth()},
+                               {"method", stage.plan.method}};
+  }
+  const Status status = WriteFileAtomic(JoinPath(options_.run_directory, "weights.json"), stages.dump(2) + "\n");
+  if (!status.ok()) LogError(status.message());
+}
+
+void Coordinator::Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  lock.unlock();
+  const Result<JobResult> result = MeasureJob(*store_, options_.job, options_.plan, Deadline::After(kStoreDeadline));
+  lock.lock();
+  if (state_ != State::kRunning) return;
+  if (!result.ok()) return Fail("result: " + result.status().message());
+  Json json = {{"job", options_.job.name}, {"seed", options_.job.seed}, {"state", "succeeded"}};
+  json["seconds"] = Seconds(now - begin_);
+  json.update(Json::parse(ResultToJson(*result)));
+  json["stages"] = Json::array();
+  for (const Stage& stage : stages_) {
+    Json metrics = Json::object();
+    for (const auto& [name, value] : stage.metrics) metrics[name] = value;
+    json["stages"].push_back({{"name", stage.plan.name}, {"total", stage.total}, {"metrics", metrics}});
+  }
+  if (!result->AllMet()) {
+    for (const RequirementOutcome& outcome : result->requirements) {
+      if (outcome.met) continue;
+      Fail(
+          StrFormat("not met: %s better than %s by more than %g standard errors (difference %.3f, standard error %.3f)",
+                    outcome.wanted.better.c_str(), outcome.wanted.than.c_str(), outcome.wanted.by_standard_errors,
+                    outcome.difference, outcome.std_error));
+      break;
+    }
+    json["state"] = "failed";
+    json["error"] = error_;
+  }
+  result_json_ = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  if (!options_.run_directory.empty()) {
+    const Status written = WriteFileAtomic(JoinPath(options_.run_directory, "result.json"), result_json_);
+    if (!written.ok()) return Fail(written.message());
+  }
+  if (state_ == State::kRunning) {
+    state_ = State::kSucceeded;
+    LogInfo("job succeeded");
+  }
+}
+
+Coordinator::State Coordinator::state() const {
+  std::lock_guard lock(mutex_);
+  return state_;
+}
+
+std::string Coordinator::error() const {
+  std::lock_guard lock(mutex_);
+  return error_;
+}
+
+std::string Coordinator::result_json() const {
+  std::lock_guard lock(mutex_);
+  return result_json_;
+}
+
+}  // namespace quern

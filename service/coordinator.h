@@ -1,0 +1,114 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "proto/coordinator.pb.h"
+#include "replay/replay.h"
+#include "service/job.h"
+#include "service/metrics_log.h"
+#include "service/plan.h"
+#include "service/task_table.h"
+
+namespace quern {
+
+struct CoordinatorOptions {
+  Job job;
+  Plan plan;
+  std::string run_directory;
+  std::string replay_address;                        // told to the roles
+  std::map<std::string, v1::WeightVersion> weights;  // what train stages outside the plan published; kBaseModel
+  double heartbeat_timeout_s = 60;                   // an actor or learner unheard of for this long has died
+  std::unique_ptr<MetricsLog> metrics;               // may be null
+};
+
+// Drives a job's plan: hands out leases and train stages, knows members and weights, notices when nothing moves. Logic
+// only: no sockets, no threads; time is passed in. Thread-safe. Every method that answers a request is idempotent,
+// because a client sends again after a lost connection.
+class Coordinator {
+ public:
+  enum class State { kRunning, kSucceeded, kFailed, kStopping };
+
+  // `store` must outlive the coordinator; it is asked outside the lock.
+  Coordinator(CoordinatorOptions options, Replay* store, Clock::time_point now);
+
+  v1::HelloReply Hello(const v1::HelloRequest& request, Clock::time_point now);
+  v1::HeartbeatReply Heartbeat(const v1::HeartbeatRequest& request, Clock::time_point now);
+  v1::LeaseTaskReply LeaseTask(const v1::LeaseTaskRequest& request, Clock::time_point now);
+  v1::CompleteTaskReply CompleteTask(const v1::CompleteTaskRequest& request, Clock::time_point now);
+  v1::NextStageReply NextStage(const v1::NextStageRequest& request, Clock::time_point now);
+  v1::StageDoneReply StageDone(const v1::StageDoneRequest& request, Clock::time_point now);
+  Result<v1::PublishReply> Publish(const v1::PublishRequest& request, Clock::time_point now);
+  v1::StatusReply GetStatus(const v1::StatusRequest& request, Clock::time_point now);
+  void Stop(const std::string& reason);
+
+  // To be called several times a second from one thread: starts stages (imports run here), re-issues expired leases,
+  // checks deadlines, and when all stages are done measures the result from the store.
+  void Tick(Clock::time_point now);
+
+  State state() const;
+  std::string error() const;
+  std::string result_json() const;  // of a job that ended: everything result.json holds
+
+ private:
+  enum class StageState { kPending, kRunning, kDone, kFailed };
+  struct Stage {
+    PlannedStage plan;
+    StageState state = StageState::kPending;
+    bool asked_for = false;  // train: the learner has it
+    uint64_t watermark = 0;  // train: the newest record it may use
+    uint64_t done = 0;
+    uint64_t total = 0;
+    double seconds = 0;
+    Clock::time_point begin;
+    std::string detail;
+    v1::WeightVersion published;  // train: the newest of the stage
+    std::map<std::string, double> metrics;
+  };
+  struct MemberState {
+    v1::Member member;
+    Clock::time_point heard;
+    bool gone = false;
+  };
+
+  bool DependenciesDone(const Stage& stage) const;
+  void FinishStage(Stage& stage, Clock::time_point now);
+  void Fail(const std::string& message);
+  void StartRollout(Stage& stage, Clock::time_point now);
+  void StartTrain(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  void RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  void ExpireLeases(Clock::time_point now);
+  void CheckMembers(Clock::time_point now);
+  void CheckProgress(Clock::time_point now);
+  void Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  void HandleTaskFailure(const TaskTable::Failure& failure);
+  v1::PolicySpec PolicyOf(const Stage& stage) const;
+  const v1::WeightVersion* WeightsOf(const std::string& stage) const;
+  Stage* FindStage(const std::string& name);
+  void SavePolicies() const;
+  void RecordProgress(Clock::time_point now) { last_progress_ = now; }
+
+  mutable std::mutex mutex_;
+  CoordinatorOptions options_;
+  Replay* store_;
+  std::string job_json_;
+  std::vector<Stage> stages_;
+  TaskTable tasks_;
+  std::map<std::pair<std::string, uint32_t>, MemberState> members_;
+  std::map<std::string, v1::WeightVersion> newest_;  // by weights' name
+  Clock::time_point begin_;
+  Clock::time_point last_progress_;
+  Clock::time_point last_metrics_;
+  State state_ = State::kRunning;
+  std::string error_;
+  std::string result_json_;
+};
+
+const char* StateName(Coordinator::State state);
+
+}  // namespace quern

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+
+namespace quern {
+
+// Ranges of episodes that actors play under leases. A lease that is not completed in time, or whose actor dies, is
+// given out again; a task that failed too often is reported. Thread-compatible.
+class TaskTable {
+ public:
+  struct Task {
+    uint64_t id = 0;
+    size_t stage = 0;
+    uint64_t first_episode = 0;
+    uint32_t episodes = 0;
+  };
+  struct Failure {
+    Task task;
+    uint32_t actor = 0;
+    uint32_t failures = 0;  // so far, of this task
+    std::string reason;
+    bool final = false;  // too many: the task is not given out again
+  };
+
+  TaskTable(Duration lease, uint32_t max_failures) : lease_(lease), max_failures_(max_failures) {}
+
+  // Tasks of at most `chunk` episodes. Waiting tasks are leased in the order they were added.
+  void Add(size_t stage, uint64_t episodes, uint32_t chunk);
+  // The task that this actor holds already (it lost the answer), else the first that waits; none: nullopt.
+  std::optional<Task> Lease(uint32_t actor, Clock::time_point now);
+  // True when the task was not done before: also when the lease had expired, because its episodes are in the store.
+  bool Complete(uint64_t id);
+  // Nothing when the task is done or no longer this actor's.
+  std::optional<Failure> Fail(uint64_t id, uint32_t actor, const std::string& reason, Clock::time_point now);
+  std::vector<Failure> FailAll(uint32_t actor, const std::string& reason, Clock::time_point now);
+  std::vector<Failure> Expire(Clock::time_point now);
+  const Task* Find(uint64_t id) const;
+  bool HasLeases() const;
+
+ private:
+  enum class State { kWaiting, kLeased, kDone, kGivenUp };
+  struct Entry {
+    Task task;
+    State state = State::kWaiting;
+    uint32_t actor = 0;
+    uint32_t failures = 0;
+    Clock::time_point until;  // leased: the lease's end; waiting: not before
+  };
+  Failure Release(Entry& entry, const std::string& reason, Clock::time_point now);
+
+  Duration lease_;
+  uint32_t max_failures_;
+  std::vector<Entry> entries_;  // id - 1
+  size_t first_open_ = 0;       // everything before it is done
+};
+
+}  // namespace quern
