@@ -16,14 +16,14 @@ struct Observation {
 };
 
 struct StepOutcome {
-  std::string text;    // the environment's answer; part of the next state, never of the loss
+  std::string text;  // the environment's answer; part of the next state, never of the loss
   double reward = 0;
   bool done = false;
   bool success = false;  // meaningful when done: the task was solved
 };
 
-// A text environment for one episode at a time. Deterministic given (seed, actions). Pure CPU code, no I/O after creation.
-// Not thread-safe: one object per concurrent episode.
+// A text environment for one episode at a time. Deterministic given (seed, actions). Pure CPU code, no I/O after
+// creation. Not thread-safe: one object per concurrent episode.
 class Environment {
  public:
   virtual ~Environment() = default;
@@ -42,34 +42,39 @@ class Environment {
   virtual std::string task_id() const = 0;
 };
 
-// A scripted policy that makes offline data and bounds. Deterministic given (seed, what it has seen). It may be given the
-// environment's public rules (word list, grid) but never its hidden state.
+// A scripted policy that makes offline data and bounds. Deterministic given (seed, what it has seen). It may be given
+// the environment's public rules (word list, grid) but never its hidden state.
 class Player {
  public:
   virtual ~Player() = default;
   virtual void Reset(uint64_t seed, const Observation& first) = 0;
-  virtual std::string Act() = 0;                       // the next utterance
+  virtual std::string Act() = 0;  // the next utterance
   virtual void Observe(const StepOutcome& outcome) = 0;
 };
 
 // Options from the job file: `environment: {name: wordle, words: words.txt}` arrives as {"words": "words.txt"}.
 using Options = std::map<std::string, std::string>;
 
-// name: "wordle", "maze", "dataset", ... An unknown name or option is an error with the nearest name. One factory object may be
-// asked for many environments, from any thread.
+// name: "wordle", "maze", "dataset", ... An unknown name or option is an error with the nearest name. One factory
+// object may be asked for many environments, from any thread.
 class EnvironmentFactory {
  public:
   virtual ~EnvironmentFactory() = default;
   virtual std::unique_ptr<Environment> NewEnvironment() const = 0;
-  // Players of this environment by name, e.g. "random", "consistent", "best". Options are the player's own (noise: 0.3).
+  // Players of this environment by name, e.g. "random", "consistent", "best". Options are the player's own (noise:
+  // 0.3).
   virtual Result<std::unique_ptr<Player>> NewPlayer(const std::string& name, const Options& options) const = 0;
   virtual std::vector<std::string> player_names() const = 0;
   // The characters or texts a tokenizer must cover; used by `quern init --tokenizer chars` for self-made models.
   virtual std::vector<std::string> vocabulary() const = 0;
+  // How many different tasks there are. Where the options ask for all of them (`tasks: all`, a maze's `start: all`),
+  // seed s plays task s mod task_count(): seeds 0..task_count()-1 visit each once.
+  virtual size_t task_count() const = 0;
 };
 
 // base_dir: relative file options are looked up there (the job file's folder).
-Result<std::shared_ptr<const EnvironmentFactory>> MakeEnvironmentFactory(const std::string& name, const Options& options,
+Result<std::shared_ptr<const EnvironmentFactory>> MakeEnvironmentFactory(const std::string& name,
+                                                                         const Options& options,
                                                                          const std::string& base_dir);
 std::vector<std::string> EnvironmentNames();
 
