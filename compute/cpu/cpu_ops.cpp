@@ -1,0 +1,389 @@
+#include "compute/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/strings.h"
+#include "compute/cpu/gemm.h"
+#include "compute/cpu/kernels.h"
+
+namespace quern {
+
+namespace {
+
+// Chunks are sized by work, never by the number of threads: what a chunk sums is part of the result.
+constexpr int64_t kRowChunk = 16;
+constexpr int64_t kElementChunk = 16384;
+constexpr int64_t kColumnChunk = 64;
+constexpr int64_t kPartialRows = 64;  // rows whose weight gradients are summed before they join the others
+constexpr int64_t kQueryRows = 32;    // query rows of an attention task
+
+// Scratch of the calling thread, kept between calls. Contents are left over from earlier use.
+float* ThreadScratch(int64_t count) {
+  thread_local std::vector<float> scratch;
+  if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(static_cast<size_t>(count));
+  return scratch.data();
+}
+
+bool IsAct(const TensorView& view) { return view.dtype == DType::kF32 || view.dtype == DType::kBf16; }
+
+std::string Shape(const TensorView& view) {
+  return StrCat(DTypeName(view.dtype), " [", view.rows, ", ", view.cols, "]");
+}
+
+void CheckAct(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
+  QUERN_CHECK(!view.empty() && IsAct(view) && view.rows == rows && view.cols == cols && view.stride >= cols,
+              StrCat(what, " is ", Shape(view), ", expected fp32 or bf16 [", rows, ", ", cols, "]"));
+}
+
+void CheckAcc(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
+  QUERN_CHECK(!view.empty() && view.dtype == DType::kF32 && view.rows == rows && view.cols == cols &&
+                  (rows == 1 || view.stride >= cols),
+              StrCat(what, " is ", Shape(view), ", expected fp32 [", rows, ", ", cols, "]"));
+}
+
+void CheckAccOrEmpty(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
+  if (!view.empty()) CheckAcc(view, rows, cols, what);
+}
+
+void CheckIds(std::span<const int32_t> ids, int64_t count, int64_t limit, const char* what) {
+  QUERN_CHECK(static_cast<int64_t>(ids.size()) == count, StrCat(ids.size(), " ", what, " for ", count, " rows"));
+  for (const int32_t id : ids)
+    QUERN_CHECK(id >= 0 && id < limit, StrCat(what, ": ", id, " is not in [0, ", limit, ")"));
+}
+
+// out[i] += the sum over rows of partials[row, i], in row order.
+void AddPartials(const float* partials, int64_t rows, int64_t stride, int64_t count, float* out) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < count; ++i) out[i] += partials[row * stride + i];
+}
+
+void CheckRotary(const RotaryArgs& args) {
+  const int64_t rows = static_cast<int64_t>(args.positions.size());
+  QUERN_CHECK(args.heads > 0 && args.kv_heads > 0 && args.head_dim > 0 && args.head_dim % 2 == 0);
+  QUERN_CHECK(args.q_norm.empty() == args.k_norm.empty());
+  CheckAccOrEmpty(args.q_norm, 1, args.head_dim, "q_norm");
+  CheckAccOrEmpty(args.k_norm, 1, args.head_dim, "k_norm");
+  CheckAcc(args.cos, args.cos.rows, args.head_dim / 2, "cos");
+  CheckAcc(args.sin, args.cos.rows, args.head_dim / 2, "sin");
+  CheckIds(args.positions, rows, args.cos.rows, "positions");
+}
+
+void CheckSequences(std::span<const SequenceRows> sequences, int64_t rows, bool pages) {
+  for (const SequenceRows& s : sequences) {
+    QUERN_CHECK(s.row >= 0 && s.count >= 0 && s.context >= 0 && s.row + s.count <= rows,
+                StrCat("rows [", s.row, ", ", s.row + s.count, ") of ", rows, " at context ", s.context));
+    QUERN_CHECK(!pages || s.count == 0 || s.pages != nullptr);
+  }
+}
+
+void CheckLayout(const KvLayout& layout, int64_t layer) {
+  QUERN_CHECK(layout.dtype == DType::kF32 || layout.dtype == DType::kBf16);
+  QUERN_CHECK(layer >= 0 && layer < layout.layers && layout.kv_heads > 0 && layout.head_dim > 0);
+}
+
+float ReadElement(const TensorView& view, int64_t row, int64_t col) {
+  switch (view.dtype) {
+    case DType::kF32: return view.Row<float>(row)[col];
+    case DType::kF64: return static_cast<float>(view.Row<double>(row)[col]);
+    case DType::kBf16: return static_cast<float>(view.Row<Bf16>(row)[col]);
+    case DType::kF16: return HalfToFloat(view.Row<uint16_t>(row)[col]);
+    default: QUERN_CHECK(false, StrCat("cannot read ", DTypeName(view.dtype)));
+  }
+  return 0;
+}
+
+void WriteElement(const TensorView& view, int64_t row, int64_t col, float value) {
+  switch (view.dtype) {
+    case DType::kF32: view.Row<float>(row)[col] = value; break;
+    case DType::kF64: view.Row<double>(row)[col] = value; break;
+    case DType::kBf16: view.Row<Bf16>(row)[col] = Bf16(value); break;
+    case DType::kF16: view.Row<uint16_t>(row)[col] = FloatToHalf(value); break;
+    default: QUERN_CHECK(false, StrCat("cannot write ", DTypeName(view.dtype)));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Ops> NewCpuOps(ThreadPool* pool) { return std::make_unique<CpuOps>(pool); }
+
+CpuOps::CpuOps(ThreadPool* pool, cpu::Isa isa)
+    : pool_(pool), kernels_(&cpu::RowKernelsFor(isa)), gemm_(&cpu::KernelsFor(isa)) {}
+
+template <typename Body>
+void CpuOps::ForChunks(int64_t count, int64_t chunk, const Body& body) {
+  pool_->ParallelFor((count + chunk - 1) / chunk,
+                     [&](int64_t i) { body(i * chunk, std::min(count, (i + 1) * chunk)); });
+}
+
+std::unique_ptr<PackedMatrix> CpuOps::NewPacked(DType dtype, int64_t k, int64_t n) {
+  return cpu::NewPacked(dtype, k, n, *gemm_);
+}
+void CpuOps::Pack(const PackArgs& args) { cpu::Pack(args, *pool_); }
+void CpuOps::MatMul(const MatMulArgs& args) { cpu::MatMul(args, *pool_, scratch_); }
+void CpuOps::MatMulGradWeight(const MatMulGradWeightArgs& args) {
+  cpu::MatMulGradWeight(args, *pool_, scratch_, *gemm_);
+}
+
+void CpuOps::BiasBackward(const BiasBackwardArgs& args) {
+  CheckAct(args.dy, args.dy.rows, args.dy.cols, "dy");
+  CheckAcc(args.dbias, 1, args.dy.cols, "dbias");
+  ForChunks(args.dy.cols, kColumnChunk,
+            [&](int64_t begin, int64_t end) { kernels_->bias_backward_columns(args, begin, end); });
+}
+
+void CpuOps::Embedding(const EmbeddingArgs& args) {
+  CheckAct(args.table, args.table.rows, args.table.cols, "table");
+  CheckAcc(args.out, args.out.rows, args.table.cols, "out");
+  CheckIds(args.ids, args.out.rows, args.table.rows, "token ids");
+  ForChunks(args.out.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->embedding(args, begin, end); });
+}
+
+void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& args) {
+  CheckAcc(args.dout, args.dout.rows, args.dout.cols, "dout");
+  CheckAcc(args.dtable, args.dtable.rows, args.dout.cols, "dtable");
+  CheckIds(args.ids, args.dout.rows, args.dtable.rows, "token ids");
+  ForChunks(args.dout.cols, kColumnChunk,
+            [&](int64_t begin, int64_t end) { kernels_->embedding_backward_columns(args, begin, end); });
+}
+
+void CpuOps::RmsNorm(const RmsNormArgs& args) {
+  CheckAcc(args.x, args.x.rows, args.x.cols, "x");
+  CheckAcc(args.weight, 1, args.x.cols, "weight");
+  CheckAct(args.y, args.x.rows, args.x.cols, "y");
+  CheckAccOrEmpty(args.inv_rms, 1, args.x.rows, "inv_rms");
+  ForChunks(args.x.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rms_norm(args, begin, end); });
+}
+
+void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
+  const int64_t rows = args.x.rows, dim = args.x.cols;
+  CheckAcc(args.x, rows, dim, "x");
+  CheckAct(args.dy, rows, dim, "dy");
+  CheckAcc(args.weight, 1, dim, "weight");
+  CheckAcc(args.inv_rms, 1, rows, "inv_rms");
+  CheckAcc(args.dx, rows, dim, "dx");
+  CheckAcc(args.dweight, 1, dim, "dweight");
+  const int64_t partials = (rows + kPartialRows - 1) / kPartialRows;
+  Arena::Scope scope(scratch_);
+  auto* sums = static_cast<float*>(scratch_.New(DType::kF32, std::max<int64_t>(partials, 1), dim).data);
+  std::fill_n(sums, partials * dim, 0.0f);
+  ForChunks(rows, kPartialRows, [&](int64_t begin, int64_t end) {
+    kernels_->rms_norm_backward(args, begin, end, sums + begin / kPartialRows * dim);
+  });
+  AddPartials(sums, partials, dim, dim, args.dweight.Row<float>(0));
+}
+
+void CpuOps::Rotary(const RotaryArgs& args) {
+  CheckRotary(args);
+  const int64_t rows = args.qkv.rows, width = (args.heads + 2 * args.kv_heads) * args.head_dim;
+  CheckAct(args.qkv, rows, width, "qkv");
+  CheckAct(args.out, rows, width, "out");
+  QUERN_CHECK(static_cast<int64_t>(args.positions.size()) == rows);
+  QUERN_CHECK(args.out.data != args.qkv.data ||
+              (args.q_norm.empty() && args.out.dtype == args.qkv.dtype && args.out.stride == args.qkv.stride));
+  ForChunks(rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rotary(args, begin, end); });
+}
+
+void CpuOps::RotaryBackward(const RotaryBackwardArgs& args) {
+  const RotaryArgs& forward = args.forward;
+  CheckRotary(forward);
+  const int64_t rows = args.dqkv.rows, dim = forward.head_dim;
+  const bool norm = !forward.q_norm.empty();
+  CheckAct(args.dqkv, rows, (forward.heads + 2 * forward.kv_heads) * dim, "dqkv");
+  QUERN_CHECK(static_cast<int64_t>(forward.positions.size()) == rows);
+  if (norm) {
+    CheckAct(forward.qkv, rows, args.dqkv.cols, "qkv");
+    CheckAcc(args.dq_norm, 1, dim, "dq_norm");
+    CheckAcc(args.dk_norm, 1, dim, "dk_norm");
+  }
+  const int64_t partials = (rows + kPartialRows - 1) / kPartialRows;
+  Arena::Scope scope(scratch_);
+  auto* sums = static_cast<float*>(scratch_.New(DType::kF32, std::max<int64_t>(partials, 1), 3 * dim).data);
+  std::fill_n(sums, partials * 3 * dim, 0.0f);
+  ForChunks(rows, kPartialRows, [&](int64_t begin, int64_t end) {
+    kernels_->rotary_backward(args, begin, end, sums + begin / kPartialRows * 3 * dim);
+  });
+  if (!norm) return;
+  AddPartials(sums, partials, 3 * dim, dim, args.dq_norm.Row<float>(0));
+  AddPartials(sums + dim, partials, 3 * dim, dim, args.dk_norm.Row<float>(0));
+}
+
+void CpuOps::KvWrite(const KvWriteArgs& args) {
+  CheckLayout(args.layout, args.layer);
+  CheckSequences(args.sequences, args.qkv.rows, true);
+  CheckAct(args.qkv, args.qkv.rows, (args.heads + 2 * args.layout.kv_heads) * args.layout.head_dim, "qkv");
+  struct Task {
+    const SequenceRows* sequence;
+    int64_t begin;
+  };
+  std::vector<Task> tasks;
+  for (const SequenceRows& s : args.sequences)
+    for (int64_t begin = 0; begin < s.count; begin += kRowChunk) tasks.push_back({&s, begin});
+  ForChunks(static_cast<int64_t>(tasks.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Task& task = tasks[static_cast<size_t>(i)];
+      kernels_->kv_write(args, *task.sequence, task.begin, std::min(task.begin + kRowChunk, task.sequence->count));
+    }
+  });
+}
+
+void CpuOps::Attention(const AttentionArgs& args) {
+  const int64_t rows = args.q.rows, width = args.heads * args.layout.head_dim;
+  CheckLayout(args.layout, args.layer);
+  QUERN_CHECK(args.heads % args.layout.kv_heads == 0 && args.window >= 0);
+  CheckAct(args.q, rows, width, "q");
+  CheckAct(args.out, rows, width, "out");
+  CheckAccOrEmpty(args.lse, rows, args.heads, "lse");
+  CheckSequences(args.sequences, rows, true);
+  std::vector<cpu::AttentionTask> tasks;
+  for (const SequenceRows& s : args.sequences)
+    for (int64_t begin = 0; begin < s.count; begin += kQueryRows)
+      for (int64_t head = 0; head < args.layout.kv_heads; ++head)
+        tasks.push_back(
+            {.sequence = &s, .kv_head = head, .begin = begin, .end = std::min(begin + kQueryRows, s.count)});
+  pool_->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    cpu::AttentionTask task = tasks[static_cast<size_t>(i)];
+    task.scratch = ThreadScratch(cpu::AttentionScratch(args, task.sequence->context + task.end - 1));
+    kernels_->attention(args, task);
+  });
+}
+
+void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
+  const int64_t rows = args.qkv.rows, width = args.heads * args.head_dim;
+  QUERN_CHECK(args.kv_heads > 0 && args.heads % args.kv_heads == 0 && args.window >= 0);
+  CheckAct(args.qkv, rows, width + 2 * args.kv_heads * args.head_dim, "qkv");
+  CheckAct(args.out, rows, width, "out");
+  CheckAcc(args.lse, rows, args.heads, "lse");
+  CheckAct(args.dout, rows, width, "dout");
+  CheckAct(args.dqkv, rows, args.qkv.cols, "dqkv");
+  CheckSequences(args.sequences, rows, false);
+  std::vector<cpu::AttentionBackwardTask> tasks;
+  for (const SequenceRows& s : args.sequences) {
+    QUERN_CHECK(s.context == 0, StrCat("attention backward at context ", s.context));
+    if (s.count == 0) continue;
+    for (int64_t head = 0; head < args.kv_heads; ++head) tasks.push_back({.sequence = &s, .kv_head = head});
+  }
+  pool_->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    cpu::AttentionBackwardTask task = tasks[static_cast<size_t>(i)];
+    task.scratch = ThreadScratch(cpu::AttentionBackwardScratch(args, task.sequence->count));
+    kernels_->attention_backward(args, task);
+  });
+}
+
+void CpuOps::SwiGlu(const SwiGluArgs& args) {
+  CheckAct(args.h, args.h.rows, args.h.cols, "h");
+  CheckAct(args.gate_up, args.h.rows, 2 * args.h.cols, "gate_up");
+  ForChunks(args.h.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu(args, begin, end); });
+}
+
+void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
+  CheckAct(args.dh, args.dh.rows, args.dh.cols, "dh");
+  CheckAct(args.gate_up, args.dh.rows, 2 * args.dh.cols, "gate_up");
+  CheckAct(args.dgate_up, args.dh.rows, 2 * args.dh.cols, "dgate_up");
+  QUERN_CHECK(args.dgate_up.data != args.gate_up.data || args.dgate_up.dtype == args.gate_up.dtype);
+  ForChunks(args.dh.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu_backward(args, begin, end); });
+}
+
+void CpuOps::LogSoftmax(const LogSoftmaxArgs& args) {
+  const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
+  CheckAcc(args.logits, rows, vocabulary, "logits");
+  CheckAcc(args.lse, 1, rows, "lse");
+  CheckAccOrEmpty(args.log_prob, 1, rows, "log_prob");
+  CheckAccOrEmpty(args.mean_log_prob, 1, rows, "mean_log_prob");
+  CheckAccOrEmpty(args.entropy, 1, rows, "entropy");
+  if (!args.log_prob.empty()) CheckIds(args.targets, rows, vocabulary, "targets");
+  ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary),
+            [&](int64_t begin, int64_t end) { kernels_->log_softmax(args, begin, end); });
+}
+
+void CpuOps::LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) {
+  const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
+  CheckAcc(args.logits, rows, vocabulary, "logits");
+  CheckAcc(args.lse, 1, rows, "lse");
+  CheckAcc(args.a, 1, rows, "a");
+  CheckAccOrEmpty(args.b, 1, rows, "b");
+  CheckAccOrEmpty(args.c, 1, rows, "c");
+  CheckAct(args.dlogits, rows, vocabulary, "dlogits");
+  CheckIds(args.targets, rows, vocabulary, "targets");
+  QUERN_CHECK(args.reserved < vocabulary && (args.c.empty() || args.reserved >= 0));
+  QUERN_CHECK(args.dlogits.data != args.logits.data || args.dlogits.dtype == args.logits.dtype);
+  ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary),
+            [&](int64_t begin, int64_t end) { kernels_->log_softmax_backward(args, begin, end); });
+}
+
+void CpuOps::MaxRatio(const MaxRatioArgs& args) {
+  const int64_t rows = args.value_logits.rows, vocabulary = args.value_logits.cols;
+  CheckAcc(args.value_logits, rows, vocabulary, "value_logits");
+  CheckAcc(args.behaviour_logits, rows, vocabulary, "behaviour_logits");
+  CheckAcc(args.max_ratio, 1, rows, "max_ratio");
+  QUERN_CHECK(args.reserved < vocabulary && args.epsilon > 0);
+  pool_->ParallelFor(rows, [&](int64_t row) { kernels_->max_ratio(args, row, ThreadScratch(vocabulary)); });
+}
+
+void CpuOps::AdamW(const AdamWArgs& args) {
+  const int64_t count = args.param.cols;
+  CheckAcc(args.param, 1, count, "param");
+  CheckAcc(args.grad, 1, count, "grad");
+  CheckAcc(args.m, 1, count, "m");
+  CheckAcc(args.v, 1, count, "v");
+  QUERN_CHECK(args.step >= 1);
+  ForChunks(count, kElementChunk, [&](int64_t begin, int64_t end) { kernels_->adamw(args, begin, end); });
+}
+
+double CpuOps::SquaredNorm(const TensorView& x) {
+  CheckAcc(x, x.rows, x.cols, "x");
+  const int64_t per_row = (x.cols + kElementChunk - 1) / kElementChunk;
+  std::vector<double> sums(static_cast<size_t>(x.rows * per_row));
+  pool_->ParallelFor(x.rows * per_row, [&](int64_t i) {
+    const int64_t begin = i % per_row * kElementChunk;
+    sums[static_cast<size_t>(i)] =
+        kernels_->squared_norm(x.Row<float>(i / per_row) + begin, std::min(kElementChunk, x.cols - begin));
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+void CpuOps::Lerp(const TensorView& x, float alpha, const TensorView& y) {
+  CheckAcc(x, 1, x.cols, "x");
+  CheckAcc(y, 1, x.cols, "y");
+  ForChunks(x.cols, kElementChunk, [&](int64_t begin, int64_t end) {
+    kernels_->lerp(x.Row<float>(0) + begin, alpha, y.Row<float>(0) + begin, end - begin);
+  });
+}
+
+void CpuOps::Cast(const TensorView& x, const TensorView& y) {
+  QUERN_CHECK(x.rows == y.rows && x.cols == y.cols, StrCat("cast of ", Shape(x), " to ", Shape(y)));
+  const int64_t pieces = std::max<int64_t>(1, (x.cols + kElementChunk - 1) / kElementChunk);
+  const int64_t rows = std::max<int64_t>(1, kElementChunk / std::max<int64_t>(1, x.cols));
+  ForChunks(x.rows, rows, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t column = piece * kElementChunk;
+      const int64_t count = std::min(kElementChunk, x.cols - column);
+      const TensorView from = x.Cols(column, count), to = y.Cols(column, count);
+      if (IsAct(x) && IsAct(y)) {
+        kernels_->cast(from, to, begin, end);
+        continue;
+      }
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t i = 0; i < count; ++i) WriteElement(to, row, i, ReadElement(from, row, i));
+    }
+  });
+}
+
+void CpuOps::Fill(const TensorView& x, float value) {
+  const int64_t pieces = (x.cols + kElementChunk - 1) / kElementChunk;
+  pool_->ParallelFor(x.rows * pieces, [&](int64_t i) {
+    const int64_t row = i / pieces, begin = i % pieces * kElementChunk, end = std::min(x.cols, begin + kElementChunk);
+    if (x.dtype == DType::kF32) {
+      std::fill(x.Row<float>(row) + begin, x.Row<float>(row) + end, value);
+    } else if (x.dtype == DType::kBf16) {
+      std::fill(x.Row<Bf16>(row) + begin, x.Row<Bf16>(row) + end, Bf16(value));
+    } else {
+      for (int64_t column = begin; column < end; ++column) WriteElement(x, row, column, value);
+    }
+  });
+}
+
+}  // namespace quern

@@ -3,21 +3,24 @@
 #include <memory>
 
 #include "base/thread_pool.h"
+#include "compute/arena.h"
+#include "compute/cpu/cpu_features.h"
 #include "compute/ops.h"
 
 namespace quern {
 
-struct Kernels;
+namespace cpu {
+struct RowKernels;
+struct GemmKernels;
+}  // namespace cpu
 
-// The CPU backend. Every kernel exists for AVX-512, for AVX2 with FMA and for plain x86-64; which one runs is chosen from
-// the CPU when the object is made. A row's result never depends on the other rows of a call or on the number of threads.
-// Not thread-safe (one caller at a time); several objects may share a pool.
+// The CPU backend. Every kernel exists for AVX-512, for AVX2 with FMA and for plain x86-64; which one runs is chosen
+// from the CPU when the object is made (cpu_features.h). A row's result never depends on the other rows of a call or on
+// the number of threads. Not thread-safe (one caller at a time); several objects may share a pool.
 class CpuOps : public Ops {
  public:
   // `pool` must outlive the object.
-  explicit CpuOps(ThreadPool* pool);
-  // With the kernels of one instruction set, for tests: "avx512", "avx2" or "generic". CHECKs that the CPU has it.
-  CpuOps(ThreadPool* pool, const char* instruction_set);
+  explicit CpuOps(ThreadPool* pool, cpu::Isa isa = cpu::ActiveIsa());
 
   const char* name() const override { return "cpu"; }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
@@ -53,7 +56,9 @@ class CpuOps : public Ops {
   void ForChunks(int64_t count, int64_t chunk, const Body& body);
 
   ThreadPool* pool_;
-  const Kernels* kernels_;
+  const cpu::RowKernels* kernels_;
+  const cpu::GemmKernels* gemm_;
+  Arena scratch_;
 };
 
 std::unique_ptr<Ops> NewCpuOps(ThreadPool* pool);

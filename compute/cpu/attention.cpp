@@ -1,0 +1,183 @@
+#include "compute/cpu/attention_tiles.h"
+#include "compute/cpu/kernels.h"
+#include "compute/cpu/views.h"
+
+namespace quern::cpu::QUERN_ISA {
+
+namespace {
+
+constexpr int64_t kPage = KvLayout::kPageTokens;
+constexpr int64_t kBlock = KvLayout::kBlockTokens;
+static_assert(kBlock == kLanes);
+
+inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t Most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// One query: a row and a head. It attends to positions [first, last].
+struct Query {
+  int64_t row = 0;
+  int64_t head = 0;
+  int64_t first = 0;
+  int64_t last = 0;
+};
+
+// scores: [first, last] of the query, as an array that starts at position `origin` (a multiple of kBlock). Becomes
+// e^(scale s - max), zero outside [first, last] in the blocks that hold them.
+struct SoftmaxSums {
+  float max = 0;
+  float mass = 0;
+};
+SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float scale) {
+  const int64_t begin = query.first / kBlock * kBlock;
+  const F16 lowest = Set(-__builtin_inff());
+  F16 max = lowest;
+  for (int64_t p = begin; p <= query.last; p += kBlock) {
+    float* at = scores + (p - origin);
+    F16 s = Load(at) * Set(scale);
+    if (p < query.first || p + kBlock > query.last + 1)
+      s = InRange(Most(query.first - p, 0), Least(query.last + 1 - p, kBlock), s, lowest);
+    Store(at, s);
+    max = Max(max, s);
+  }
+  SoftmaxSums out;
+  out.max = MaxLanes(max);
+  F16 mass = Zero();
+  for (int64_t p = begin; p <= query.last; p += kBlock) {
+    float* at = scores + (p - origin);
+    const F16 e = Exp(Load(at) - Set(out.max));
+    Store(at, e);
+    mass = mass + e;
+  }
+  out.mass = SumLanes(mass);
+  return out;
+}
+
+template <typename Kv>
+class Attender {
+ public:
+  Attender(const AttentionArgs& args, const AttentionTask& task)
+      : args_(args),
+        sequence_(*task.sequence),
+        dim_(args.layout.head_dim),
+        keys_(args.layout.KeyOffset(args.layer, task.kv_head)),
+        values_(args.layout.ValueOffset(args.layer, task.kv_head)),
+        q_(task.scratch),
+        sums_(q_ + kMaxTile * dim_),
+        scores_(sums_ + kMaxTile * dim_) {}
+
+  template <int R>
+  void Tile(const Query* queries) {
+    WithType(args_.q, [&](auto type) {
+      for (int r = 0; r < R; ++r) {
+        const auto* from = Row<decltype(type)>(args_.q, queries[r].row) + queries[r].head * dim_;
+        ForVectors(dim_, [&](int64_t i, auto lanes) { Store(q_ + r * dim_ + i, Load(from + i, lanes), lanes); });
+        ForVectors(dim_, [&](int64_t i, auto lanes) { Store(sums_ + r * dim_ + i, Zero(), lanes); });
+      }
+    });
+    // Queries of a tile come in order of position.
+    const int64_t origin = queries[0].first / kBlock * kBlock;
+    const int64_t end = queries[R - 1].last / kBlock * kBlock + kBlock;
+    const int64_t stride = end - origin;
+    for (int64_t p = origin; p < end; p = p / kPage * kPage + kPage) {
+      const int64_t blocks = (Least(p / kPage * kPage + kPage, end) - p) / kBlock;
+      Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride);
+    }
+    SoftmaxSums sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = SoftmaxRow(scores_ + r * stride, origin, queries[r], args_.scale);
+
+    // Positions that all queries attend to go through the tile; those of some only, before and after, one by one.
+    const int64_t first = queries[R - 1].first, last = queries[0].last;
+    if (first <= last) {
+      for (int r = 0; r < R; ++r) AddValues<1>(r, queries[r].first, first, origin, stride);
+      AddValues<R>(0, first, last + 1, origin, stride);
+      for (int r = 0; r < R; ++r) AddValues<1>(r, last + 1, queries[r].last + 1, origin, stride);
+    } else {
+      for (int r = 0; r < R; ++r) AddValues<1>(r, queries[r].first, queries[r].last + 1, origin, stride);
+    }
+
+    WithType(args_.out, [&](auto type) {
+      for (int r = 0; r < R; ++r) {
+        auto* to = Row<decltype(type)>(args_.out, queries[r].row) + queries[r].head * dim_;
+        const F16 inverse = Set(1.0f / sums[r].mass);
+        ForVectors(dim_,
+                   [&](int64_t i, auto lanes) { Store(to + i, Load(sums_ + r * dim_ + i, lanes) * inverse, lanes); });
+        if (args_.lse.data != nullptr)
+          Row<float>(args_.lse, queries[r].row)[queries[r].head] = sums[r].max + __builtin_logf(sums[r].mass);
+      }
+    });
+  }
+
+ private:
+  const Kv* Page(int64_t position) const { return static_cast<const Kv*>(sequence_.pages[position / kPage]); }
+
+  template <int R>
+  void AddValues(int64_t r, int64_t begin, int64_t end, int64_t origin, int64_t stride) {
+    for (int64_t p = begin; p < end;) {
+      const int64_t stop = Least(p / kPage * kPage + kPage, end);
+      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, Page(p) + values_ + p % kPage * dim_, dim_, stop - p,
+                 dim_, sums_ + r * dim_, dim_);
+      p = stop;
+    }
+  }
+
+  const AttentionArgs& args_;
+  const SequenceRows& sequence_;
+  int64_t dim_;
+  int64_t keys_, values_;  // element offsets in a page
+  float* q_;               // [R, dim]
+  float* sums_;            // [R, dim]
+  float* scores_;          // [R, stride]
+};
+
+}  // namespace
+
+void Attention(const AttentionArgs& args, const AttentionTask& task) {
+  const SequenceRows& sequence = *task.sequence;
+  const int64_t group = args.heads / args.layout.kv_heads;
+  const int64_t queries = (task.end - task.begin) * group;
+  WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) {
+    Attender<decltype(kv)> attender(args, task);
+    for (int64_t i = 0; i < queries;) {
+      const int64_t tile = TileOf(queries - i);
+      Query tile_queries[kMaxTile];
+      for (int64_t r = 0; r < tile; ++r) {
+        const int64_t row = task.begin + (i + r) / group;
+        const int64_t position = sequence.context + row;
+        tile_queries[r] = {.row = sequence.row + row,
+                           .head = task.kv_head * group + (i + r) % group,
+                           .first = args.window > 0 ? Most(position - args.window + 1, 0) : 0,
+                           .last = position};
+      }
+      WithTile(tile, [&](auto count) { attender.template Tile<decltype(count)::value>(tile_queries); });
+      i += tile;
+    }
+  });
+}
+
+void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end) {
+  const KvLayout& layout = args.layout;
+  const int64_t dim = layout.head_dim;
+  WithTypes(args.qkv, TensorView{.dtype = layout.dtype}, [&](auto in, auto kv) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t position = sequence.context + i;
+      const int64_t slot = position % kPage;
+      auto* page = static_cast<decltype(kv)*>(sequence.pages[position / kPage]);
+      const auto* row = Row<decltype(in)>(args.qkv, sequence.row + i);
+      for (int64_t head = 0; head < layout.kv_heads; ++head) {
+        const auto* key = row + (args.heads + head) * dim;
+        const auto* value = row + (args.heads + layout.kv_heads + head) * dim;
+        auto* keys = page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock + slot % kBlock;
+        auto* values = page + layout.ValueOffset(args.layer, head) + slot * dim;
+        ForVectors(dim, [&](int64_t d, auto lanes) { Store(values + d, Load(value + d, lanes), lanes); });
+        ForVectors(dim, [&](int64_t d, auto lanes) {
+          decltype(kv) column[kLanes];
+          Store(column, Load(key + d, lanes));
+          const int64_t count = Least(dim - d, kLanes);
+          for (int64_t lane = 0; lane < count; ++lane) keys[(d + lane) * kBlock] = column[lane];
+        });
+      }
+    }
+  });
+}
+
+}  // namespace quern::cpu::QUERN_ISA

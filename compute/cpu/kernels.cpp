@@ -1,0 +1,40 @@
+#include "compute/cpu/kernels.h"
+
+#include <algorithm>
+
+namespace quern::cpu {
+
+#if defined(__x86_64__)
+namespace avx512 {
+extern const RowKernels kRowKernels;
+}
+namespace avx2 {
+extern const RowKernels kRowKernels;
+}
+#endif
+namespace scalar {
+extern const RowKernels kRowKernels;
+}
+
+const RowKernels& RowKernelsFor(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512) return avx512::kRowKernels;
+  if (isa >= Isa::kAvx2) return avx2::kRowKernels;
+#endif
+  return scalar::kRowKernels;
+}
+
+// attention.cpp holds two tiles of at most eight queries beside the scores of the tile.
+int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position) {
+  constexpr int64_t kMostRows = 8;
+  return kMostRows * (2 * args.layout.head_dim + last_position + 1 + 2 * KvLayout::kBlockTokens);
+}
+
+// As attention_backward.cpp takes it: five matrices of the sequence, three strips of rows, two strips of scores.
+int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count) {
+  constexpr int64_t kStrip = 32;
+  const int64_t padded = (count + KvLayout::kBlockTokens - 1) / KvLayout::kBlockTokens * KvLayout::kBlockTokens;
+  return 5 * padded * args.head_dim + 3 * kStrip * args.head_dim + 2 * kStrip * padded;
+}
+
+}  // namespace quern::cpu

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+
+#include "compute/cpu/cpu_features.h"
+#include "compute/ops.h"
+
+namespace quern::cpu {
+
+// Rows [begin, end) of one sequence for one KV head and the query heads that share it.
+struct AttentionTask {
+  const SequenceRows* sequence = nullptr;
+  int64_t kv_head = 0;
+  int64_t begin = 0;
+  int64_t end = 0;
+  float* scratch = nullptr;  // AttentionScratch floats
+};
+
+struct AttentionBackwardTask {
+  const SequenceRows* sequence = nullptr;
+  int64_t kv_head = 0;
+  float* scratch = nullptr;  // AttentionBackwardScratch floats
+};
+
+int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position);
+int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count);
+
+// Everything but the matrix products, for one instruction set. Sizes and dtypes were checked by CpuOps. [begin, end)
+// are rows, or columns where the name says so, or elements of flat buffers.
+struct RowKernels {
+  void (*bias_backward_columns)(const BiasBackwardArgs& args, int64_t begin, int64_t end);
+  void (*embedding)(const EmbeddingArgs& args, int64_t begin, int64_t end);
+  void (*embedding_backward_columns)(const EmbeddingBackwardArgs& args, int64_t begin, int64_t end);
+  void (*rms_norm)(const RmsNormArgs& args, int64_t begin, int64_t end);
+  // The rows' share of dweight is added to `dweight`, [D].
+  void (*rms_norm_backward)(const RmsNormBackwardArgs& args, int64_t begin, int64_t end, float* dweight);
+  void (*rotary)(const RotaryArgs& args, int64_t begin, int64_t end);
+  // The rows' share of dq_norm and dk_norm is added to the first two rows of `dnorms`, [3, head_dim]; the third is
+  // scratch.
+  void (*rotary_backward)(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
+  void (*kv_write)(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
+  void (*attention)(const AttentionArgs& args, const AttentionTask& task);
+  void (*attention_backward)(const AttentionBackwardArgs& args, const AttentionBackwardTask& task);
+  void (*swiglu)(const SwiGluArgs& args, int64_t begin, int64_t end);
+  void (*swiglu_backward)(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);
+  void (*log_softmax)(const LogSoftmaxArgs& args, int64_t begin, int64_t end);
+  void (*log_softmax_backward)(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
+  void (*max_ratio)(const MaxRatioArgs& args, int64_t row, float* scratch);  // scratch: V floats
+  void (*adamw)(const AdamWArgs& args, int64_t begin, int64_t end);
+  double (*squared_norm)(const float* x, int64_t count);
+  void (*lerp)(const float* x, float alpha, float* y, int64_t count);
+  void (*cast)(const TensorView& x, const TensorView& y, int64_t begin, int64_t end);  // fp32 and bf16
+};
+
+const RowKernels& RowKernelsFor(Isa isa);
+
+}  // namespace quern::cpu
+
+#ifdef QUERN_ISA
+namespace quern::cpu::QUERN_ISA {
+
+void BiasBackwardColumns(const BiasBackwardArgs& args, int64_t begin, int64_t end);
+void Embedding(const EmbeddingArgs& args, int64_t begin, int64_t end);
+void EmbeddingBackwardColumns(const EmbeddingBackwardArgs& args, int64_t begin, int64_t end);
+void RmsNorm(const RmsNormArgs& args, int64_t begin, int64_t end);
+void RmsNormBackward(const RmsNormBackwardArgs& args, int64_t begin, int64_t end, float* dweight);
+void Rotary(const RotaryArgs& args, int64_t begin, int64_t end);
+void RotaryBackward(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
+void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
+void Attention(const AttentionArgs& args, const AttentionTask& task);
+void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwardTask& task);
+void SwiGlu(const SwiGluArgs& args, int64_t begin, int64_t end);
+void SwiGluBackward(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);
+void LogSoftmax(const LogSoftmaxArgs& args, int64_t begin, int64_t end);
+void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
+void MaxRatio(const MaxRatioArgs& args, int64_t row, float* scratch);
+void AdamW(const AdamWArgs& args, int64_t begin, int64_t end);
+double SquaredNorm(const float* x, int64_t count);
+void Lerp(const float* x, float alpha, float* y, int64_t count);
+void Cast(const TensorView& x, const TensorView& y, int64_t begin, int64_t end);
+
+extern const RowKernels kRowKernels;
+
+}  // namespace quern::cpu::QUERN_ISA
+#endif

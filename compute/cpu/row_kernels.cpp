@@ -1,0 +1,27 @@
+#include "compute/cpu/kernels.h"
+
+namespace quern::cpu::QUERN_ISA {
+
+const RowKernels kRowKernels = {
+    .bias_backward_columns = BiasBackwardColumns,
+    .embedding = Embedding,
+    .embedding_backward_columns = EmbeddingBackwardColumns,
+    .rms_norm = RmsNorm,
+    .rms_norm_backward = RmsNormBackward,
+    .rotary = Rotary,
+    .rotary_backward = RotaryBackward,
+    .kv_write = KvWrite,
+    .attention = Attention,
+    .attention_backward = AttentionBackward,
+    .swiglu = SwiGlu,
+    .swiglu_backward = SwiGluBackward,
+    .log_softmax = LogSoftmax,
+    .log_softmax_backward = LogSoftmaxBackward,
+    .max_ratio = MaxRatio,
+    .adamw = AdamW,
+    .squared_norm = SquaredNorm,
+    .lerp = Lerp,
+    .cast = Cast,
+};
+
+}  // namespace quern::cpu::QUERN_ISA
