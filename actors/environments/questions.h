@@ -48,10 +48,9 @@ struct QuestionSet {
 
 // verl's dense reward, summed: an answer of n characters has n + 1 units of 1/(n + 1). Each leading character of the
 // utterance that equals the answer's earns one, up to the first that does not or the answer's end. The end token, when
-// it was written
-// (`ended`), earns one if the last character before it did: so stopping early, after k > 0 right characters, earns k +
-// 1 units, and going on after the whole answer loses the last unit. With an empty answer, ending at once earns 1 and
-// anything else 0.
+// it was written (`ended`), earns one if the last character before it did: so stopping after k > 0 right characters
+// earns k + 1 units, and going on after the whole answer loses the last unit. With an empty answer, ending at once
+// earns 1 and anything else 0.
 double PrefixReward(const std::string& utterance, const std::string& answer, bool ended);
 
 // The last number in the text, without thousands separators: "it is 1,200.50." -> "1200.50"; "" when there is none.

@@ -14,26 +14,23 @@ namespace quern {
 // Wordle as in LMRL-Gym (Abdulhai et al., 2023): the first text is "Wordle:\n"; an action spells a word, "s t a r e\n";
 // the answer marks each letter, "<b> <y> <b> <g> <b>\n" (green: right place, yellow: elsewhere, black: not, or not that
 // often). A guess that is not in the list or is misspelt is answered "<i>\n" and uses up a try. -1 for each wrong or
-// invalid guess, 0 when solved; over when solved or after `tries` guesses: the return is in [-tries, 0]. task_id: the
-// hidden word.
+// invalid guess, 0 when solved; over when solved or after `tries` guesses: the return is in [-tries, 0].
+// task_id: the hidden word.
 //
-// Options: words (file, one word a line; built-in list of 256), limit (only the first N words), tries (6),
-// tasks (random | all: seed s hides word s mod N).
+// Options: words (file, one word a line; built-in list of 256), limit (only the first N words), tries (6), tasks
+// (random, or all: seed s hides word s mod N).
 //
 // Players and their options (probabilities, applied per guess):
 //   random       any word
-//   consistent   any word that agrees with the marks seen so far. noise: any word instead; repeat: the last guess once
-//   more
+//   consistent   any word that agrees with the marks seen so far. noise: any word instead; repeat: the last guess again
 //                instead; keep (1): each past line of marks is honoured with this probability; memory (tries): only the
-//                last so many lines are honoured
-//   no_position  consistent with which letters occur and how often, blind to where. noise, repeat, keep, memory
-//   best         greedy: the word that leaves the best split of the candidates (of three criteria, see WordlePlan, the
-//   one with
-//                the best mean return over the list). noise
+//                last so many lines are honoured; openers ("crane,plant"): the first guess is one of these
+//   no_position  consistent with which letters occur and how often, blind to where. The same options
+//   best         greedy: the word that splits the candidates best. noise
 
-// The `best` player's decision tree over the list. The criteria are the expected number of candidates left, the entropy
-// of the marks and the number of different marks; a candidate wins a tie, and on the last try only candidates are
-// guessed.
+// The `best` player's decision tree over the list, built by three criteria: the expected number of candidates left, the
+// entropy of the marks, the number of different marks. The tree with the best mean return over the list stays. A
+// candidate wins a tie, and on the last try only candidates are guessed.
 class WordlePlan {
  public:
   struct Node {

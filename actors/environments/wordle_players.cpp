@@ -19,13 +19,14 @@ struct Line {
   Marks marks;
 };
 
-// The words differ only in how a guess is chosen; probabilities are per guess.
+// How a ConsistentPlayer chooses; the fields are options of wordle.h.
 struct Skill {
   double noise = 0;
   double repeat = 0;
   double keep = 1;
   int memory = 0;
   bool positions = true;
+  std::vector<int> openers;
 };
 
 // Whether `word` has each letter of the guess as often as the marks say, wherever it stands.
@@ -78,10 +79,11 @@ class WordlePlayer : public Player {
 class ConsistentPlayer : public WordlePlayer {
  public:
   ConsistentPlayer(std::shared_ptr<const WordleGame> game, Skill skill)
-      : WordlePlayer(std::move(game)), skill_(skill) {}
+      : WordlePlayer(std::move(game)), skill_(std::move(skill)) {}
 
  private:
   int Choose() override {
+    if (guess_ < 0 && !skill_.openers.empty()) return skill_.openers[random_.Below(skill_.openers.size())];
     const double u = random_.Uniform();
     if (u < skill_.noise) return AnyWord();
     if (u < skill_.noise + skill_.repeat && guess_ >= 0) return guess_;
@@ -257,6 +259,14 @@ Result<std::unique_ptr<Player>> NewWordlePlayer(std::shared_ptr<const WordleGame
     skill.keep = reader.Number("keep", 1, 0, 1);
     skill.memory = reader.Integer("memory", game->tries, 0, 100);
     skill.positions = name == "consistent";
+    const std::string openers = reader.Text("openers", "");
+    for (const std::string& word : openers.empty() ? std::vector<std::string>{} : StrSplit(openers, ',')) {
+      skill.openers.push_back(game->words->Find(Trim(word)));
+      if (skill.openers.back() < 0) {
+        return InvalidArgument(
+            StrCat("player ", name, " of wordle: openers: \"", Trim(word), "\" is not in the word list"));
+      }
+    }
   } else {
     return UnknownName("player of wordle", name, WordlePlayerNames());
   }
