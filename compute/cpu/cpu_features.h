@@ -17,8 +17,8 @@ const char* IsaName(Isa isa);  // as in QUERN_CPU_ISA: scalar, avx2, avx512, avx
 Isa BestIsa();
 inline bool IsaAvailable(Isa isa) { return isa <= BestIsa(); }
 
-// What kernels use: BestIsa(), or less where the environment variable QUERN_CPU_ISA (read once) asks for less. An unknown
-// name or one the CPU lacks ends the process.
+// What kernels use: BestIsa(), or less where the environment variable QUERN_CPU_ISA (read once) asks for less. An
+// unknown name or one the CPU lacks ends the process.
 Isa ActiveIsa();
 
 }  // namespace quern::cpu

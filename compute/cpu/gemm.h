@@ -20,7 +20,8 @@ const GemmKernels& KernelsFor(Isa isa);
 inline const GemmKernels& ActiveKernels() { return KernelsFor(ActiveIsa()); }
 
 // dtype kF32 or kBf16. The matrix remembers its kernels; MatMul uses them.
-std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n, const GemmKernels& kernels = ActiveKernels());
+std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n,
+                                        const GemmKernels& kernels = ActiveKernels());
 
 // Rounds to nearest even where the packed dtype is narrower than the source.
 void Pack(const PackArgs& args, ThreadPool& pool);

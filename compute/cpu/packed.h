@@ -8,8 +8,8 @@ namespace quern::cpu {
 
 struct GemmKernels;
 
-// A weight as panels of `panel_cols` outputs: [panel][k word][column], 32-bit words. A word is one fp32 value, or the bf16
-// pair (k, k + 1) with k in the low half. Missing columns and the tail of k are zero. Panels start on cache lines.
+// A weight as panels of `panel_cols` outputs: [panel][k word][column], 32-bit words. A word is one fp32 value, or the
+// bf16 pair (k, k + 1) with k in the low half. Missing columns and the tail of k are zero. Panels start on cache lines.
 class CpuPackedMatrix : public PackedMatrix {
  public:
   CpuPackedMatrix(const GemmKernels& kernels, DType dtype, int64_t k, int64_t n);

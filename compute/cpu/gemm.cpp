@@ -1,0 +1,278 @@
+#include "compute/cpu/gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "compute/cpu/gemm_kernels.h"
+#include "compute/cpu/packed.h"
+
+namespace quern::cpu {
+
+namespace {
+
+// Tokens whose gradient is one chain; the boundaries decide the rounding of dw, so they never depend on the batch.
+constexpr int64_t kTokenBlock = 1024;
+
+int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+int64_t DivUp(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+const uint8_t* Bytes(const TensorView& x, int64_t row, int64_t col) {
+  return static_cast<const uint8_t*>(x.data) + (row * x.stride + col) * DTypeSize(x.dtype);
+}
+uint8_t* MutableBytes(const TensorView& x, int64_t row, int64_t col) {
+  return static_cast<uint8_t*>(x.data) + (row * x.stride + col) * DTypeSize(x.dtype);
+}
+
+// How a product is cut into chunks. Has no influence on the result.
+struct Plan {
+  int64_t row_block = 1;
+  int64_t panel_group = 1;
+};
+
+// Chunks of some microseconds to some tens of them: long against the 0.1 us of taking one, short against a time slice.
+Plan MakePlan(int64_t rows, int64_t panels, int64_t panel_bytes, int64_t a_row_bytes, const FormatKernels& format,
+              int threads) {
+  constexpr double kNsPerByte = 1.0 / 40, kNsPerByteRow = 1.0 / 500;  // streaming a panel; multiplying it, one core
+  constexpr int64_t kCacheBytes = 320 << 10;                          // of a, to stay in a core's L2 beside a panel
+  const double ns_per_panel_row = kNsPerByteRow * static_cast<double>(panel_bytes);
+  Plan plan;
+  const int64_t tile = format.row_tile;
+  plan.row_block = rows;
+  if (rows > 4 * tile) {
+    plan.row_block = std::clamp(kCacheBytes / std::max<int64_t>(a_row_bytes, 1) / tile * tile, 4 * tile, int64_t{256});
+    plan.row_block = RoundUp(DivUp(rows, DivUp(rows, plan.row_block)), tile);  // even blocks
+  }
+  const auto cost = [&](int64_t n) {
+    return std::max(kNsPerByte * static_cast<double>(panel_bytes), ns_per_panel_row * static_cast<double>(n));
+  };
+  const double total = cost(plan.row_block) * static_cast<double>(panels * DivUp(rows, plan.row_block));
+  const double target = std::clamp(total / (8 * threads), 3e3, 1e5);
+  plan.panel_group = std::clamp(static_cast<int64_t>(target / cost(plan.row_block)), int64_t{1}, panels);
+  if (rows * 4 <= tile) plan.panel_group = RoundUp(plan.panel_group, 4);
+  plan.panel_group = DivUp(panels, DivUp(panels, plan.panel_group));
+  return plan;
+}
+
+// Rows of bf16 as rows of fp32, zero beyond `cols`.
+void WidenRows(const TensorView& from, const TensorView& to, ThreadPool& pool) {
+  constexpr int64_t kRows = 16;
+  pool.ParallelFor(DivUp(from.rows, kRows), [&](int64_t chunk) {
+    for (int64_t r = chunk * kRows; r < std::min(from.rows, (chunk + 1) * kRows); ++r) {
+      const uint16_t* __restrict x = from.Row<uint16_t>(r);
+      uint32_t* __restrict y = to.Row<uint32_t>(r);
+      for (int64_t i = 0; i < from.cols; ++i) y[i] = uint32_t{x[i]} << 16;
+      std::fill(y + from.cols, y + to.cols, 0u);
+    }
+  });
+}
+
+// A buffer of each thread that lives as long as the thread: chunks need room and may not touch the caller's arena.
+uint32_t* ThreadBuffer(int64_t words) {
+  thread_local Tensor buffer;
+  if (buffer.cols() < words) buffer = Tensor(DType::kI32, 1, words);
+  return buffer.Row<uint32_t>(0);
+}
+
+// The words over tokens 2t, 2t + 1 (bf16) or t (fp32) of columns [col, col + cols): a line of `width` words,
+// zero-padded. With `widen`, two lines of fp32 words.
+struct TokenWords {
+  const TensorView& x;
+  bool widen;
+
+  void Line(int64_t word, int64_t end, int64_t col, int64_t cols, int64_t width, uint32_t* __restrict out) const {
+    if (x.dtype == DType::kF32) {
+      const uint32_t* __restrict row = x.Row<uint32_t>(word) + col;
+      std::copy_n(row, cols, out);
+      std::fill(out + cols, out + width, 0u);
+      return;
+    }
+    const uint16_t* __restrict low = x.Row<uint16_t>(2 * word) + col;
+    // An odd last token pairs with zeros.
+    const bool whole = 2 * word + 1 < end;
+    const uint16_t* __restrict high = whole ? x.Row<uint16_t>(2 * word + 1) + col : low;
+    const uint32_t mask = whole ? 0xffff0000u : 0u;
+    if (widen) {
+      for (int64_t c = 0; c < cols; ++c) out[c] = uint32_t{low[c]} << 16;
+      std::fill(out + cols, out + width, 0u);
+      for (int64_t c = 0; c < cols; ++c) out[width + c] = (uint32_t{high[c]} << 16) & mask;
+      std::fill(out + width + cols, out + 2 * width, 0u);
+      return;
+    }
+    for (int64_t c = 0; c < cols; ++c) out[c] = uint32_t{low[c]} | ((uint32_t{high[c]} << 16) & mask);
+    std::fill(out + cols, out + width, 0u);
+  }
+};
+
+GemmKernels MakeKernels(Isa isa) {
+  GemmKernels kernels;
+  kernels.isa = isa;
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kScalar: break;
+    case Isa::kAvx2:
+      kernels.bf16 = Avx2Bf16Kernels();
+      kernels.fp32 = Avx2Fp32Kernels();
+      return kernels;
+    case Isa::kAvx512:
+      kernels.bf16 = Avx512Bf16Kernels();
+      kernels.fp32 = Avx512Fp32Kernels();
+      return kernels;
+    case Isa::kAvx512Bf16:
+      kernels.bf16 = Avx512DotBf16Kernels();
+      kernels.fp32 = Avx512Fp32Kernels();
+      return kernels;
+    case Isa::kAmx:
+      kernels.bf16 = AmxBf16Kernels();
+      kernels.fp32 = Avx512Fp32Kernels();
+      return kernels;
+  }
+#endif
+  kernels.bf16 = ScalarBf16Kernels();
+  kernels.fp32 = ScalarFp32Kernels();
+  return kernels;
+}
+
+}  // namespace
+
+const GemmKernels& KernelsFor(Isa isa) {
+  QUERN_CHECK(IsaAvailable(isa), IsaName(isa));
+  static const GemmKernels kernels[] = {MakeKernels(Isa::kScalar), MakeKernels(Isa::kAvx2), MakeKernels(Isa::kAvx512),
+                                        MakeKernels(Isa::kAvx512Bf16), MakeKernels(Isa::kAmx)};
+  return kernels[static_cast<int>(isa)];
+}
+
+void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
+  QUERN_CHECK(args.b != nullptr);
+  const auto& b = static_cast<const CpuPackedMatrix&>(*args.b);
+  const FormatKernels& format = b.kernels().For(b.dtype());
+  const int64_t rows = args.a.rows;
+  QUERN_CHECK(args.a.cols == b.k() && args.c.cols == b.n() && args.c.rows == rows);
+  QUERN_CHECK(args.a.dtype == b.dtype(), std::string(DTypeName(args.a.dtype)) + " times " + DTypeName(b.dtype()));
+  QUERN_CHECK(args.c.dtype == DType::kF32 || (args.c.dtype == DType::kBf16 && !args.accumulate));
+  QUERN_CHECK(args.bias.empty() || (args.bias.dtype == DType::kF32 && args.bias.cols == b.n()));
+  if (rows == 0 || b.n() == 0) return;
+
+  const Arena::Scope scope(scratch);
+  const bool pairs = b.dtype() == DType::kBf16;
+  TensorView a = args.a;
+  if (format.widen_a) {
+    a = scratch.New(DType::kF32, rows, 2 * b.k_words());
+    WidenRows(args.a, a, pool);
+  } else if (const int64_t padded = b.k_words() * (pairs ? 2 : 1); format.k_word_multiple > 1 && padded != b.k()) {
+    a = scratch.New(b.dtype(), rows, padded);
+    const int64_t size = DTypeSize(b.dtype());
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(MutableBytes(a, r, 0), Bytes(args.a, r, 0), static_cast<size_t>(b.k() * size));
+      std::memset(MutableBytes(a, r, b.k()), 0, static_cast<size_t>((padded - b.k()) * size));
+    }
+  }
+
+  BlockArgs block;
+  block.a_row_bytes = a.stride * DTypeSize(a.dtype);
+  block.panel_words = b.panels() > 1 ? b.Panel(1) - b.Panel(0) : 0;
+  block.k_words = b.k_words();
+  block.half_word = pairs && a.dtype == DType::kBf16 && a.cols % 2 == 1;
+  block.c_row_bytes = args.c.stride * DTypeSize(args.c.dtype);
+  block.c_bf16 = args.c.dtype == DType::kBf16;
+  block.accumulate = args.accumulate;
+
+  const int64_t panel_bytes = b.k_words() * b.panel_cols() * 4;
+  const Plan plan = MakePlan(rows, b.panels(), panel_bytes, a.cols * DTypeSize(a.dtype), format, pool.threads());
+  const int64_t row_blocks = DivUp(rows, plan.row_block);
+  const int64_t groups = DivUp(b.panels(), plan.panel_group);
+  pool.ParallelFor(row_blocks * groups, [&](int64_t chunk) {
+    // Row blocks follow each other on the same panels.
+    const int64_t row = chunk % row_blocks * plan.row_block;
+    const int64_t panel = chunk / row_blocks * plan.panel_group;
+    const int64_t col = panel * b.panel_cols();
+    BlockArgs part = block;
+    part.rows = std::min(plan.row_block, rows - row);
+    part.cols = std::min(plan.panel_group * b.panel_cols(), b.n() - col);
+    part.a = Bytes(a, row, 0);
+    part.b = b.Panel(panel);
+    part.c = MutableBytes(args.c, row, col);
+    part.bias = args.bias.empty() ? nullptr : args.bias.Row<float>(0) + col;
+    format.block(part);
+  });
+}
+
+void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena& scratch, const GemmKernels& kernels) {
+  const int64_t tokens = args.x.rows;
+  const int64_t n = args.dy.cols;
+  const int64_t k = args.x.cols;
+  QUERN_CHECK(args.dy.rows == tokens && args.dw.rows == n && args.dw.cols == k && args.dw.dtype == DType::kF32);
+  QUERN_CHECK(args.dy.dtype == args.x.dtype && (args.x.dtype == DType::kF32 || args.x.dtype == DType::kBf16));
+  if (tokens == 0 || n == 0 || k == 0) return;
+
+  const FormatKernels& format = kernels.For(args.x.dtype);
+  const int64_t per_word = args.x.dtype == DType::kBf16 ? 2 : 1;
+  const int64_t width = format.panel_cols;
+  const int64_t panels = DivUp(k, width);
+  const int64_t most_words = RoundUp(DivUp(std::min(tokens, kTokenBlock), per_word), format.k_word_multiple);
+  const int64_t panel_words = RoundUp(most_words * width, 16);
+  const Arena::Scope scope(scratch);
+  const TensorView packed = scratch.New(DType::kI32, panels, panel_words);
+
+  // Rows of dw a chunk computes: enough to use a panel of x several times, few enough for both cores to finish
+  // together.
+  const int64_t tile = format.row_tile;
+  const int64_t row_block = std::clamp(n / (8 * pool.threads()) / tile * tile,
+                                       std::min<int64_t>(4, DivUp(32, tile)) * tile, RoundUp(64, tile));
+
+  for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
+    const TensorView x = args.x.Rows(begin, std::min(kTokenBlock, tokens - begin));
+    const TensorView dy = args.dy.Rows(begin, x.rows);
+    const int64_t words = DivUp(x.rows, per_word);
+    const int64_t padded_words = RoundUp(words, format.k_word_multiple);
+    pool.ParallelFor(panels, [&](int64_t panel) {
+      const TokenWords source{x, false};
+      const int64_t col = panel * width;
+      uint32_t* out = packed.Row<uint32_t>(panel);
+      for (int64_t t = 0; t < words; ++t) {
+        source.Line(t, x.rows, col, std::min(width, k - col), width, out + t * width);
+      }
+      std::fill(out + words * width, out + padded_words * width, 0u);
+    });
+    pool.ParallelFor(DivUp(n, row_block), [&](int64_t chunk) {
+      const int64_t row = chunk * row_block;
+      const int64_t rows = std::min(row_block, n - row);
+      const int64_t halves = format.widen_a ? 2 : 1;
+      const TokenWords source{dy, format.widen_a};
+      BlockArgs block;
+      uint32_t* a =
+          ThreadBuffer(RoundUp(rows, tile) * padded_words * halves + (format.grad_layout == ALayout::kRows ? rows : 0));
+      if (format.grad_layout == ALayout::kTiles) {
+        for (int64_t first = 0; first < rows; first += tile) {
+          uint32_t* out = a + first * padded_words * halves;
+          for (int64_t t = 0; t < words; ++t) {
+            source.Line(t, x.rows, row + first, std::min(tile, rows - first), tile, out + t * tile * halves);
+          }
+        }
+      } else {
+        uint32_t* line = a + rows * padded_words;
+        for (int64_t t = 0; t < padded_words; ++t) {
+          if (t < words) {
+            source.Line(t, x.rows, row, rows, rows, line);
+          } else {
+            std::fill(line, line + rows, 0u);
+          }
+          for (int64_t r = 0; r < rows; ++r) a[r * padded_words + t] = line[r];
+        }
+      }
+      block.a = reinterpret_cast<const uint8_t*>(a);
+      block.a_layout = format.grad_layout;
+      block.a_row_bytes = padded_words * 4;
+      block.rows = rows;
+      block.b = packed.Row<uint32_t>(0);
+      block.panel_words = panel_words;
+      block.k_words = padded_words;
+      block.cols = k;
+      block.c = MutableBytes(args.dw, row, 0);
+      block.c_row_bytes = args.dw.stride * 4;
+      block.accumulate = true;
+      format.block(block);
+    });
+  }
+}
+
+}  // namespace quern::cpu

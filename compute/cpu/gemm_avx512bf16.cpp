@@ -1,0 +1,32 @@
+#include <cstring>
+
+#include "compute/cpu/gemm_tile.h"
+#include "compute/cpu/vector_avx512.h"
+
+namespace quern::cpu {
+
+namespace {
+
+struct Avx512Dot : Avx512Base {
+  using A = __m512bh;
+  using B = __m512bh;
+  static constexpr int kHalves = 1;
+  static B LoadB(const uint32_t* p, int) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+  static A BroadcastA(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(word));
+  }
+  static A BroadcastHalfWord(const uint8_t* p) {
+    uint16_t low;
+    std::memcpy(&low, p, 2);
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(low));
+  }
+  static Acc MulAdd(A a, B b, Acc acc) { return _mm512_dpbf16_ps(acc, a, b); }
+};
+
+}  // namespace
+
+FormatKernels Avx512DotBf16Kernels() { return TileKernels<Avx512Dot, 8, 3>(); }
+
+}  // namespace quern::cpu

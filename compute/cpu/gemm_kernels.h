@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+
+#include "compute/cpu/cpu_features.h"
+#include "compute/dtype.h"
+
+// What the sources of one instruction set give to the product driver (gemm.cpp). Words are 32 bits: one fp32 value, or
+// a pair of bf16 values that are neighbours in k, the first in the low half.
+
+namespace quern::cpu {
+
+// How the left operand lies in memory.
+enum class ALayout : uint8_t {
+  kRows,   // rows of words, a_row_bytes apart
+  kTiles,  // [row tile][k word][row in tile]: what MatMulGradWeight builds
+};
+
+// c[rows, cols] = or += a[rows, k] * b[k, cols] for a range of neighbouring panels, and the epilogue.
+struct BlockArgs {
+  const uint8_t* a = nullptr;
+  ALayout a_layout = ALayout::kRows;
+  int64_t a_row_bytes = 0;  // kRows only
+  int64_t rows = 0;
+  const uint32_t* b = nullptr;  // first panel
+  int64_t panel_words = 0;      // words from one panel to the next
+  int64_t k_words = 0;
+  bool half_word =
+      false;         // the last word of a row of a is one bf16 only; reading its other half could leave the buffer
+  int64_t cols = 0;  // to compute, from the first column of the first panel
+  uint8_t* c = nullptr;
+  int64_t c_row_bytes = 0;
+  bool c_bf16 = false;
+  const float* bias = nullptr;  // of the first column, or null
+  bool accumulate = false;
+};
+
+// Kernels for one packed dtype.
+struct FormatKernels {
+  int panel_cols = 0;
+  int row_tile = 0;
+  // True: bf16 panels are multiplied in fp32 and a is given as fp32, two words for each word of b: rows of 2 k_words
+  // words, or tiles [row tile][k word][2][row in tile].
+  bool widen_a = false;
+  int k_word_multiple = 1;                // k_words of a and b are padded with zeros to this
+  ALayout grad_layout = ALayout::kTiles;  // what MatMulGradWeight builds of dy
+  void (*block)(const BlockArgs&) = nullptr;
+};
+
+struct GemmKernels {
+  Isa isa = Isa::kScalar;
+  FormatKernels bf16;
+  FormatKernels fp32;
+  const FormatKernels& For(DType dtype) const { return dtype == DType::kBf16 ? bf16 : fp32; }
+};
+
+FormatKernels ScalarBf16Kernels();
+FormatKernels ScalarFp32Kernels();
+FormatKernels Avx2Bf16Kernels();
+FormatKernels Avx2Fp32Kernels();
+FormatKernels Avx512Bf16Kernels();  // plain AVX-512, widening
+FormatKernels Avx512Fp32Kernels();
+FormatKernels Avx512DotBf16Kernels();  // VDPBF16PS
+FormatKernels AmxBf16Kernels();
+
+}  // namespace quern::cpu

@@ -1,0 +1,229 @@
+#pragma once
+
+#include <cstdint>
+
+#include "compute/cpu/gemm_kernels.h"
+
+// The register-tile kernel, written once over a vector type V that each instruction set's source defines. Everything
+// here has internal linkage: the same template compiled with other instructions elsewhere must not be merged with it.
+//
+// V has: Acc; kLanes; kHalves (1, or 2 where one word of b takes two steps of fp32 arithmetic);
+//   Zero(), Load(const float*), Store(float*, Acc), StoreBf16(uint16_t*, Acc), Add(Acc, Acc),
+//   LoadB(const uint32_t*, half), BroadcastA(const uint8_t*), BroadcastHalfWord(const uint8_t*), MulAdd(a, b, acc).
+
+namespace quern::cpu {
+namespace {
+
+struct Epilogue {
+  uint8_t* c;
+  int64_t c_row_bytes;
+  bool c_bf16;
+  bool accumulate;
+  const float* bias;
+  int64_t cols;  // valid columns from c's first
+};
+
+// Writes a row of sums, values[0, e.cols) (whole vectors are readable).
+template <class V>
+inline void EmitRow(const Epilogue& e, int row, const float* values) {
+  uint8_t* to = e.c + row * e.c_row_bytes;
+  int64_t col = 0;
+  for (; col + V::kLanes <= e.cols; col += V::kLanes) {
+    typename V::Acc x = V::Load(values + col);
+    if (e.bias != nullptr) x = V::Add(x, V::Load(e.bias + col));
+    if (e.c_bf16) {
+      V::StoreBf16(reinterpret_cast<uint16_t*>(to) + col, x);
+      continue;
+    }
+    float* out = reinterpret_cast<float*>(to) + col;
+    if (e.accumulate) x = V::Add(V::Load(out), x);
+    V::Store(out, x);
+  }
+  for (; col < e.cols; ++col) {
+    float x = values[col];
+    if (e.bias != nullptr) x += e.bias[col];
+    if (e.c_bf16) {
+      reinterpret_cast<uint16_t*>(to)[col] = Bf16(x).bits;
+      continue;
+    }
+    float* out = reinterpret_cast<float*>(to) + col;
+    *out = e.accumulate ? *out + x : x;
+  }
+}
+
+// Out of line: it would be repeated in every tile shape.
+template <class V>
+[[gnu::noinline]] void EmitTile(const Epilogue& e, int rows, const float* values, int64_t row_values) {
+  for (int r = 0; r < rows; ++r) EmitRow<V>(e, r, values + r * row_values);
+}
+
+struct TileArgs {
+  const uint8_t* a;
+  int64_t a_row_bytes;
+  const uint32_t* b;
+  int64_t panel_words;
+  int64_t k_words;  // whole words
+  bool half_word;   // one more, of which only the low half exists in a
+  int rows;         // to write
+  Epilogue out;
+};
+
+// rows x (panels * vectors * lanes) accumulators stay in registers over the whole of k.
+template <class V, int kRowTile, int kPanelVecs, ALayout kLayout, int kRows, int kPanels, int kVecs>
+void Tile(const TileArgs& args) {
+  constexpr int kPanelCols = kPanelVecs * V::kLanes;
+  constexpr int kAll = kPanels * kVecs;
+  typename V::Acc acc[kRows][kAll];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kAll; ++v) acc[r][v] = V::Zero();
+  }
+  const uint8_t* a[kRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    a[r] = args.a + (kLayout == ALayout::kRows ? r * args.a_row_bytes : r * 4);
+  }
+  constexpr int64_t kHalfBytes = kLayout == ALayout::kRows ? 4 : 4 * kRowTile;
+  constexpr int64_t kWordBytes = kHalfBytes * V::kHalves;
+  const uint32_t* b[kPanels];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) b[p] = args.b + p * args.panel_words;
+  // Few rows: the panel comes from far away and is read once; ask for it ahead.
+  constexpr bool kPrefetch = kRows * kPanels <= 8 && kLayout == ALayout::kRows;
+  constexpr int64_t kAhead = 16 * kPanelCols;
+
+  int64_t offset = 0;
+  for (int64_t k = 0; k < args.k_words; ++k) {
+#pragma GCC unroll 2
+    for (int half = 0; half < V::kHalves; ++half) {
+      typename V::B words[kAll];
+#pragma GCC unroll 16
+      for (int v = 0; v < kAll; ++v) {
+        const uint32_t* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
+        if constexpr (kPrefetch) {
+          if (half == 0) __builtin_prefetch(from + kAhead);
+        }
+        words[v] = V::LoadB(from, half);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::A x = V::BroadcastA(a[r] + offset + half * kHalfBytes);
+#pragma GCC unroll 16
+        for (int v = 0; v < kAll; ++v) acc[r][v] = V::MulAdd(x, words[v], acc[r][v]);
+      }
+    }
+    offset += kWordBytes;
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) b[p] += kPanelCols;
+  }
+  if constexpr (kLayout == ALayout::kRows && V::kHalves == 1) {
+    if (args.half_word) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::A x = V::BroadcastHalfWord(a[r] + offset);
+#pragma GCC unroll 16
+        for (int v = 0; v < kAll; ++v) {
+          acc[r][v] = V::MulAdd(x, V::LoadB(b[v / kVecs] + (v % kVecs) * V::kLanes, 0), acc[r][v]);
+        }
+      }
+    }
+  }
+  // Vectors of one row lie as their columns do in c: a partial panel is never one of several.
+  alignas(64) float values[kRows][kAll * V::kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kAll; ++v) V::Store(values[r] + v * V::kLanes, acc[r][v]);
+  }
+  EmitTile<V>(args.out, args.rows, values[0], kAll * V::kLanes);
+}
+
+// Panels side by side for a tile of few rows, so that there are enough independent chains to hide latency.
+constexpr int PanelsAtOnce(int rows, int row_tile) { return rows * 4 <= row_tile ? 4 : rows * 2 <= row_tile ? 2 : 1; }
+
+template <class V, int kRowTile, int kPanelVecs, ALayout kLayout>
+struct TileTable {
+  using Function = void (*)(const TileArgs&);
+  template <int kRows>
+  constexpr void Fill() {
+    if constexpr (kRows > 0) {
+      constexpr int kPanels = PanelsAtOnce(kRows, kRowTile);
+      one[kRows][1] = &Tile<V, kRowTile, kPanelVecs, kLayout, kRows, 1, 1>;
+      one[kRows][2] = &Tile<V, kRowTile, kPanelVecs, kLayout, kRows, 1, 2>;
+      one[kRows][kPanelVecs] = &Tile<V, kRowTile, kPanelVecs, kLayout, kRows, 1, kPanelVecs>;
+      wide[kRows] = &Tile<V, kRowTile, kPanelVecs, kLayout, kRows, kPanels, kPanelVecs>;
+      // Tiles of a are always whole (padded with zeros).
+      if constexpr (kLayout == ALayout::kRows) Fill<kRows - 1>();
+    }
+  }
+  constexpr TileTable() { Fill<kRowTile>(); }
+  Function wide[kRowTile + 1] = {};                 // [rows]: PanelsAtOnce(rows) whole panels
+  Function one[kRowTile + 1][kPanelVecs + 1] = {};  // [rows][vectors of the panel]
+};
+
+template <class V, int kRowTile, int kPanelVecs, ALayout kLayout>
+void BlockOf(const BlockArgs& args) {
+  static constexpr TileTable<V, kRowTile, kPanelVecs, kLayout> kTable;
+  constexpr int kPanelCols = kPanelVecs * V::kLanes;
+  constexpr int64_t kTileBytes = int64_t{4} * kRowTile * V::kHalves;  // of one k word of a, kTiles
+  if (args.rows <= 0) return;
+  TileArgs tile{};
+  tile.a_row_bytes = args.a_row_bytes;
+  tile.panel_words = args.panel_words;
+  tile.half_word = args.half_word && kLayout == ALayout::kRows && V::kHalves == 1;
+  tile.k_words = args.k_words - (tile.half_word ? 1 : 0);
+  tile.out.c_row_bytes = args.c_row_bytes;
+  tile.out.c_bf16 = args.c_bf16;
+  tile.out.accumulate = args.accumulate;
+  const int64_t c_bytes = args.c_bf16 ? 2 : 4;
+  // Rows are spread evenly over tiles: 9 rows are 5 + 4, not 8 + 1.
+  const int64_t tiles = (args.rows + kRowTile - 1) / kRowTile;
+  const int most = kLayout == ALayout::kRows ? static_cast<int>((args.rows + tiles - 1) / tiles) : kRowTile;
+  const int at_once = PanelsAtOnce(most, kRowTile);
+  for (int64_t col = 0; col < args.cols;) {
+    const int64_t left = args.cols - col;
+    const bool wide = at_once > 1 && tiles == 1 && args.rows == most && left >= int64_t{at_once} * kPanelCols;
+    const int64_t width = wide ? int64_t{at_once} * kPanelCols : (left < kPanelCols ? left : int64_t{kPanelCols});
+    const int vecs = static_cast<int>((width + V::kLanes - 1) / V::kLanes);
+    tile.b = args.b + col / kPanelCols * args.panel_words;
+    tile.out.bias = args.bias == nullptr ? nullptr : args.bias + col;
+    tile.out.cols = width;
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t next = kLayout == ALayout::kRows        ? args.rows * (i + 1) / tiles
+                           : (i + 1) * kRowTile < args.rows ? (i + 1) * kRowTile
+                                                            : args.rows;
+      const auto rows = static_cast<int>(next - row);
+      tile.a = args.a + (kLayout == ALayout::kRows ? row * args.a_row_bytes : i * args.k_words * kTileBytes);
+      tile.out.c = args.c + row * args.c_row_bytes + col * c_bytes;
+      tile.rows = rows;
+      const int shape = kLayout == ALayout::kRows ? rows : kRowTile;
+      (wide ? kTable.wide[shape] : kTable.one[shape][vecs])(tile);
+      row = next;
+    }
+    col += width;
+  }
+}
+
+template <class V, int kRowTile, int kPanelVecs>
+void Block(const BlockArgs& args) {
+  if (args.a_layout == ALayout::kRows) {
+    BlockOf<V, kRowTile, kPanelVecs, ALayout::kRows>(args);
+  } else {
+    BlockOf<V, kRowTile, kPanelVecs, ALayout::kTiles>(args);
+  }
+}
+
+template <class V, int kRowTile, int kPanelVecs>
+FormatKernels TileKernels() {
+  FormatKernels kernels;
+  kernels.panel_cols = kPanelVecs * V::kLanes;
+  kernels.row_tile = kRowTile;
+  kernels.widen_a = V::kHalves == 2;
+  kernels.block = &Block<V, kRowTile, kPanelVecs>;
+  return kernels;
+}
+
+}  // namespace
+}  // namespace quern::cpu
