@@ -46,8 +46,7 @@ Coordinator::Coordinator(CoordinatorOptions options, Replay* store, Clock::time_
       tasks_(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(options_.job.rollout.lease_s)),
              static_cast<uint32_t>(options_.job.rollout.max_failures)),
       begin_(now),
-      last_progress_(now),
-      last_metrics_(now) {
+      last_progress_(now) {
   for (const PlannedStage& planned : options_.plan.stages) {
     Stage& stage = stages_.emplace_back();
     stage.plan = planned;
@@ -85,29 +84,21 @@ v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, C
   member.member.set_activity(request.activity());
   member.heard = now;
   member.gone = false;
-  bool moved = false;
   for (const auto& [name, value] : request.gauges()) {
     const auto& before = member.member.gauges();
     const auto it = before.find(name);
-    if (it == before.end() || it->second != value) {
-      moved = moved || name == "step";
-      if (IsProgress(name)) RecordProgress(now);
-    }
+    if (IsProgress(name) && (it == before.end() || it->second != value)) RecordProgress(now);
   }
   *member.member.mutable_gauges() = request.gauges();
   if (request.role() == "learner") {
-    std::string running;
     for (Stage& stage : stages_) {
       if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning || !stage.asked_for)
         continue;
-      running = stage.plan.name;
       const auto step = request.gauges().find("step");
       if (step != request.gauges().end() && step->second >= 0)
         stage.done = std::min(stage.total, static_cast<uint64_t>(step->second));
       break;
     }
-    if (options_.metrics != nullptr && moved && !running.empty())
-      options_.metrics->Append("learner", running, {request.gauges().begin(), request.gauges().end()});
   }
   v1::HeartbeatReply reply;
   reply.set_stop(state_ != State::kRunning);
@@ -295,6 +286,7 @@ void Coordinator::FinishStage(Stage& stage, Clock::time_point now) {
   stage.state = StageState::kDone;
   const double elapsed = Seconds(now - stage.begin);
   stage.metrics["elapsed_seconds"] = elapsed;
+  if (stage.detail.empty()) stage.detail = StrFormat("%.1f s", elapsed);
   LogInfo(StrFormat("stage %s done in %.1f s", stage.plan.name.c_str(), elapsed));
 }
 
@@ -387,10 +379,14 @@ void Coordinator::HandleTaskFailure(const TaskTable::Failure& failure) {
 
 void Coordinator::CheckMembers(Clock::time_point now) {
   for (auto& [key, member] : members_) {
-    if (member.gone || Seconds(now - member.heard) < options_.heartbeat_timeout_s) continue;
+    // A learner is silent during a long step; only no progress at all is held against it.
+    const double timeout = key.first == "actor"
+                               ? options_.heartbeat_timeout_s
+                               : std::max(options_.heartbeat_timeout_s, options_.job.progress_timeout_s);
+    if (member.gone || Seconds(now - member.heard) < timeout) continue;
     member.gone = true;
-    const std::string what = StrFormat("%s %u has not been heard of for %.0f s", key.first.c_str(), key.second,
-                                       options_.heartbeat_timeout_s);
+    const std::string what =
+        StrFormat("%s %u has not been heard of for %.0f s", key.first.c_str(), key.second, timeout);
     if (key.first == "actor") {
       LogWarning(what);
       for (const auto& failure : tasks_.FailAll(key.second, "its actor is not heard of", now))
@@ -430,7 +426,8 @@ v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
   const Job& job = options_.job;
   v1::PolicySpec policy;
   policy.set_name(stage.plan.policy);
-  policy.set_reserved_token(-1);
+  policy.set_reserved_token(options_.reserved_token);
+  policy.set_uniform_remainder(job.qsft.remainder == "uniform");
   if (!stage.plan.player.empty()) {
     policy.set_player(stage.plan.player);
     for (const auto& [key, value] : stage.plan.player_options) (*policy.mutable_player_options())[key] = value;

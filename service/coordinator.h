@@ -23,7 +23,8 @@ struct CoordinatorOptions {
   std::string run_directory;
   std::string replay_address;                        // told to the roles
   std::map<std::string, v1::WeightVersion> weights;  // what train stages outside the plan published; kBaseModel
-  double heartbeat_timeout_s = 60;                   // an actor or learner unheard of for this long has died
+  int32_t reserved_token = -1;                       // Q-SFT's dummy action
+  double heartbeat_timeout_s = 60;                   // an actor unheard of for this long has lost its leases
   std::unique_ptr<MetricsLog> metrics;               // may be null
 };
 
@@ -103,7 +104,6 @@ class Coordinator {
   std::map<std::string, v1::WeightVersion> newest_;  // by weights' name
   Clock::time_point begin_;
   Clock::time_point last_progress_;
-  Clock::time_point last_metrics_;
   State state_ = State::kRunning;
   std::string error_;
   std::string result_json_;

@@ -1,0 +1,96 @@
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "replay/client.h"
+#include "service/coordinator.h"
+#include "service/roles.h"
+
+namespace quern {
+
+namespace {
+
+void Serve(RpcServer& server, Coordinator& coordinator) {
+  server.Handle("coordinator.Hello", TypedHandler<v1::HelloRequest, v1::HelloReply>([&](const auto& request) {
+                  return Result<v1::HelloReply>(coordinator.Hello(request, Clock::now()));
+                }));
+  server.Handle("coordinator.Heartbeat",
+                TypedHandler<v1::HeartbeatRequest, v1::HeartbeatReply>([&](const auto& request) {
+                  return Result<v1::HeartbeatReply>(coordinator.Heartbeat(request, Clock::now()));
+                }));
+  server.Handle("coordinator.LeaseTask",
+                TypedHandler<v1::LeaseTaskRequest, v1::LeaseTaskReply>([&](const auto& request) {
+                  return Result<v1::LeaseTaskReply>(coordinator.LeaseTask(request, Clock::now()));
+                }));
+  server.Handle("coordinator.CompleteTask",
+                TypedHandler<v1::CompleteTaskRequest, v1::CompleteTaskReply>([&](const auto& request) {
+                  return Result<v1::CompleteTaskReply>(coordinator.CompleteTask(request, Clock::now()));
+                }));
+  server.Handle("coordinator.NextStage",
+                TypedHandler<v1::NextStageRequest, v1::NextStageReply>([&](const auto& request) {
+                  return Result<v1::NextStageReply>(coordinator.NextStage(request, Clock::now()));
+                }));
+  server.Handle("coordinator.StageDone",
+                TypedHandler<v1::StageDoneRequest, v1::StageDoneReply>([&](const auto& request) {
+                  return Result<v1::StageDoneReply>(coordinator.StageDone(request, Clock::now()));
+                }));
+  server.Handle("coordinator.Publish", TypedHandler<v1::PublishRequest, v1::PublishReply>([&](const auto& request) {
+                  return coordinator.Publish(request, Clock::now());
+                }));
+  server.Handle("coordinator.Status", TypedHandler<v1::StatusRequest, v1::StatusReply>([&](const auto& request) {
+                  return Result<v1::StatusReply>(coordinator.GetStatus(request, Clock::now()));
+                }));
+  server.Handle("coordinator.Stop", TypedHandler<v1::StopRequest, v1::StopReply>([&](const auto& request) {
+                  coordinator.Stop(request.reason());
+                  return Result<v1::StopReply>(v1::StopReply());
+                }));
+}
+
+Status WriteFailure(const Run& run, const Coordinator& coordinator) {
+  const nlohmann::ordered_json json = {{"job", run.job.name},
+                                       {"seed", run.job.seed},
+                                       {"state", StateName(coordinator.state())},
+                                       {"error", coordinator.error()}};
+  return WriteFileAtomic(run.Path("result.json"), json.dump(2) + "\n");
+}
+
+}  // namespace
+
+Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
+  QUERN_ASSIGN_OR_RETURN(RpcClientOptions client, ClientOptions(run, kCoordinatorRole, kReplayRole));
+  QUERN_ASSIGN_OR_RETURN(const auto replay, ReplayClient::Connect(run.replay_address, std::move(client)));
+  CoordinatorOptions options;
+  options.job = run.job;
+  options.plan = MakePlan(run.job);
+  options.run_directory = run.directory;
+  options.replay_address = run.replay_address;
+  options.reserved_token = run.model.reserved_token;
+  QUERN_ASSIGN_OR_RETURN(options.metrics, MetricsLog::Open(run.Path("metrics.jsonl")));
+  v1::WeightVersion& base = options.weights[kBaseModel];
+  base.set_name(kBaseModel);
+  base.set_path(run.model.directory);
+  base.set_content_hash(run.model.content_hash);
+  Coordinator coordinator(std::move(options), replay.get(), Clock::now());
+
+  QUERN_ASSIGN_OR_RETURN(RpcServerOptions server_options, ServerOptions(run, kCoordinatorRole));
+  RpcServer server(std::move(server_options));
+  Serve(server, coordinator);
+  QUERN_RETURN_IF_ERROR(server.Start(run.coordinator_address));
+  LogInfo("serving " + run.job.name + " at " + server.address());
+  bool ended = false;
+  while (!stop.load()) {
+    coordinator.Tick(Clock::now());
+    const Coordinator::State state = coordinator.state();
+    if (!ended && state != Coordinator::State::kRunning) {
+      ended = true;
+      if (coordinator.result_json().empty()) QUERN_RETURN_IF_ERROR(WriteFailure(run, coordinator));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  server.Stop();
+  return {};
+}
+
+}  // namespace quern

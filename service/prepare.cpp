@@ -1,0 +1,135 @@
+#include "service/prepare.h"
+
+#include <algorithm>
+
+#include "base/file.h"
+#include "base/strings.h"
+#include "model/hf/content_hash.h"
+#include "model/hf/model_directory.h"
+#include "model/parameters.h"
+#include "model/tokenizer/char_tokenizer.h"
+
+namespace quern {
+
+namespace {
+
+constexpr char kDummy[] = "<dummy>";
+
+// Round enough for the matrix kernels' row groups and close to 8/3 of the width, as the family has it.
+int64_t DefaultIntermediate(int64_t hidden) { return (hidden * 8 / 3 + 15) / 16 * 16; }
+
+ModelConfig SelfMadeConfig(const SelfMadeModel& m) {
+  ModelConfig config;
+  config.model_type = m.model_type;
+  config.hidden_size = m.hidden_size;
+  config.intermediate_size = m.intermediate_size > 0 ? m.intermediate_size : DefaultIntermediate(m.hidden_size);
+  config.layers = m.num_hidden_layers;
+  config.heads = m.num_attention_heads;
+  config.kv_heads = m.num_key_value_heads > 0 ? m.num_key_value_heads : m.num_attention_heads;
+  config.head_dim = m.head_dim > 0 ? m.head_dim : m.hidden_size / m.num_attention_heads;
+  config.max_positions = m.max_position_embeddings;
+  config.rope_theta = m.rope_theta;
+  config.rms_norm_eps = static_cast<float>(m.rms_norm_eps);
+  config.tie_word_embeddings = m.tie_word_embeddings;
+  config.attention_bias = m.model_type == "qwen2";
+  config.qk_norm = m.model_type == "qwen3";
+  return config;
+}
+
+Result<BaseModel> MakeModel(const Run& run) {
+  const Job& job = run.job;
+  const std::string directory = run.Path("model");
+  QUERN_RETURN_IF_ERROR(MakeDirectories(directory));
+  ModelConfig config = SelfMadeConfig(job.model_config);
+  SaveOptions save{.dtype = DType::kF32, .source_dir = {}, .generation = std::nullopt};
+  std::string tokenizer_source = job.model_tokenizer;
+  if (job.model_tokenizer == "environment") {
+    QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+    const std::vector<std::string> specials = {"<pad>", "</s>", "<unk>", kDummy};
+    QUERN_RETURN_IF_ERROR(WriteTokenizer(directory, environment->vocabulary(), specials,
+                                         {.bos = {}, .eos = "</s>", .unk = "<unk>", .pad = "<pad>"}));
+    tokenizer_source = directory;
+  } else {
+    save.source_dir = job.model_tokenizer;
+  }
+  QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(tokenizer_source));
+  config.vocab_size = tokenizer->vocab_size();
+  if (!tokenizer->TokenId(kDummy)) ++config.vocab_size;  // the last id is the dummy's
+  if (tokenizer->bos_id()) config.bos_token_id = *tokenizer->bos_id();
+  if (tokenizer->pad_id()) config.pad_token_id = *tokenizer->pad_id();
+  if (tokenizer->eos_id()) config.eos_token_ids = {*tokenizer->eos_id()};
+  Parameters parameters(config);
+  parameters.Initialize(config, job.seed);
+  QUERN_RETURN_IF_ERROR(SaveModelDirectory(directory, config, parameters.Source(), save));
+  BaseModel model{.directory = directory, .content_hash = {}, .reserved_token = FindReservedToken(config, *tokenizer)};
+  return model;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job) {
+  Result<std::shared_ptr<const EnvironmentFactory>> made =
+      MakeEnvironmentFactory(job.environment, job.environment_options, job.base_dir);
+  if (!made.ok()) return made.status().Annotate("environment");
+  return made;
+}
+
+Status CheckJob(const Job& job) {
+  QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  for (size_t i = 0; i < job.collect.size(); ++i) {
+    const auto player = environment->NewPlayer(job.collect[i].player, job.collect[i].options);
+    if (!player.ok()) return player.status().Annotate(StrCat("data.collect.", i));
+  }
+  if (job.evaluate.episodes > 0) {
+    for (const std::string& name : job.evaluate.players) {
+      const auto player = environment->NewPlayer(name, {});
+      if (!player.ok()) return player.status().Annotate("evaluate.players");
+    }
+  }
+  for (const std::string& file : job.import_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
+  if (!job.model_name_or_path.empty()) {
+    if (!PathExists(job.model_name_or_path))
+      return NotFound("model_name_or_path: " + job.model_name_or_path + ": no such directory");
+    QUERN_RETURN_IF_ERROR(CheckSupported(job.model_name_or_path));
+    QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_name_or_path).status());
+  } else if (job.model_tokenizer != "environment") {
+    QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_tokenizer).status());
+  }
+  return {};
+}
+
+Result<BaseModel> PrepareModel(const Run& run) {
+  BaseModel model;
+  if (run.job.model_name_or_path.empty()) {
+    QUERN_ASSIGN_OR_RETURN(model, MakeModel(run));
+  } else {
+    model.directory = run.job.model_name_or_path;
+    QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.directory));
+    QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model.directory));
+    model.reserved_token = FindReservedToken(config, *tokenizer);
+  }
+  QUERN_ASSIGN_OR_RETURN(model.content_hash, DirectoryContentHash(model.directory));
+  if (model.reserved_token < 0 && run.job.method == "q_sft" && run.job.qsft.remainder == "dummy")
+    return FailedPrecondition(model.directory +
+                              ": every id of the vocabulary is in use, none is left for Q-SFT's dummy action;"
+                              " set qsft.remainder=uniform");
+  return model;
+}
+
+int32_t FindReservedToken(const ModelConfig& config, const Tokenizer& tokenizer) {
+  if (const auto dummy = tokenizer.TokenId(kDummy); dummy && *dummy < config.vocab_size) return *dummy;
+  if (config.vocab_size > tokenizer.vocab_size()) return static_cast<int32_t>(config.vocab_size - 1);
+  const auto in_use = [&](int32_t id) {
+    const std::vector<int32_t>& ends = config.eos_token_ids;
+    return id == config.bos_token_id || tokenizer.bos_id() == id || tokenizer.eos_id() == id ||
+           std::find(ends.begin(), ends.end(), id) != ends.end();
+  };
+  for (const auto& candidate : {tokenizer.pad_id(), tokenizer.unk_id()})
+    if (candidate && *candidate < config.vocab_size && !in_use(*candidate)) return *candidate;
+  for (int64_t id = config.vocab_size - 1; id >= 0; --id)
+    if (tokenizer.IsSpecial(static_cast<int32_t>(id)) && !in_use(static_cast<int32_t>(id)))
+      return static_cast<int32_t>(id);
+  return -1;
+}
+
+}  // namespace quern

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <memory>
+
+#include "actors/environment.h"
+#include "base/status.h"
+#include "model/config.h"
+#include "model/tokenizer/tokenizer.h"
+#include "service/job.h"
+#include "service/run_directory.h"
+
+namespace quern {
+
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job);
+
+// Everything that can be wrong with a job before any process starts: the environment and its options, the players,
+// files to import, the model directory and its tokenizer. Writes nothing.
+Status CheckJob(const Job& job);
+
+// The model that training starts from: job.model_name_or_path, or a self-made one written to RUN/model.
+Result<BaseModel> PrepareModel(const Run& run);
+
+// An id that no text uses, for Q-SFT's dummy action: the self-made "<dummy>", an id beyond the tokenizer's, or a
+// special token other than the begin and end of text. -1: none.
+int32_t FindReservedToken(const ModelConfig& config, const Tokenizer& tokenizer);
+
+}  // namespace quern

@@ -1,0 +1,142 @@
+#include "service/roles.h"
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "actors/actor_role.h"
+#include "base/log.h"
+#include "base/strings.h"
+#include "learner/learner_role.h"
+#include "model/hf/model_directory.h"
+#include "proto/coordinator.pb.h"
+#include "replay/client.h"
+#include "replay/server.h"
+#include "service/prepare.h"
+
+namespace quern {
+
+namespace {
+
+constexpr auto kHelloDeadline = std::chrono::seconds(60);
+constexpr auto kReadOnlyPatience = std::chrono::seconds(10);
+
+int Cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+
+Result<std::unique_ptr<RpcClient>> ConnectCoordinator(const Run& run, const std::string& role) {
+  QUERN_ASSIGN_OR_RETURN(RpcClientOptions options, ClientOptions(run, role, kCoordinatorRole));
+  return RpcClient::Connect(run.coordinator_address, std::move(options));
+}
+
+Result<std::unique_ptr<ReplayClient>> ConnectReplay(const Run& run, const std::string& role) {
+  QUERN_ASSIGN_OR_RETURN(RpcClientOptions options, ClientOptions(run, role, kReplayRole));
+  return ReplayClient::Connect(run.replay_address, std::move(options));
+}
+
+Status SayHello(RpcClient& coordinator, const std::string& role, uint32_t index) {
+  v1::HelloRequest hello;
+  hello.set_role(role);
+  hello.set_index(index);
+  hello.set_pid(getpid());
+  return coordinator.Call<v1::HelloReply>("coordinator.Hello", hello, Deadline::After(kHelloDeadline)).status();
+}
+
+DType PrecisionOf(const Job& job) { return job.precision == "fp32" ? DType::kF32 : DType::kBf16; }
+
+// Ids that end an utterance besides the environment's closing text.
+std::vector<int32_t> EndIds(const std::string& directory) {
+  const Result<GenerationConfig> config = LoadGenerationConfig(directory);
+  return config.ok() ? config->eos_token_ids : std::vector<int32_t>();
+}
+
+}  // namespace
+
+Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
+  QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::Open(run.Path("replay")));
+  QUERN_ASSIGN_OR_RETURN(RpcServerOptions options, ServerOptions(run, kReplayRole));
+  ReplayServer server(store.get(), std::move(options));
+  QUERN_RETURN_IF_ERROR(server.Start(run.replay_address));
+  QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kReplayRole));
+  Clock::time_point last_heartbeat{};
+  Clock::time_point writable = Clock::now();
+  while (!stop.load()) {
+    const std::string reason = store->read_only_reason();
+    if (reason.empty()) writable = Clock::now();
+    if (Clock::now() - writable > kReadOnlyPatience) return ResourceExhausted(reason);
+    if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
+      v1::HeartbeatRequest heartbeat;
+      heartbeat.set_role(kReplayRole);
+      heartbeat.set_activity(reason.empty() ? "serving" : "read-only: " + reason);
+      (*heartbeat.mutable_gauges())["records"] = static_cast<double>(store->watermark());
+      // Without a coordinator the store goes on: what it acknowledged is safe either way.
+      const auto reply = coordinator->Call<v1::HeartbeatReply>("coordinator.Heartbeat", heartbeat,
+                                                               Deadline::After(std::chrono::seconds(2)));
+      if (!reply.ok()) LogWarning(reply.status().message());
+      last_heartbeat = Clock::now();
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  server.Stop();
+  LogInfo(StrCat("closed with ", store->watermark(), " records"));
+  return {};
+}
+
+Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
+  const Job& job = run.job;
+  QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kLearnerRole));
+  QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kLearnerRole));
+  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0));
+  QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  const std::unique_ptr<Environment> sample = environment->NewEnvironment();
+  LearnerRoleOptions options;
+  options.coordinator = coordinator.get();
+  options.replay = replay.get();
+  QUERN_ASSIGN_OR_RETURN(options.tokenizer, Tokenizer::Load(run.model.directory));
+  options.model_directory = run.model.directory;
+  options.weights_directory = run.Path("weights");
+  options.metrics_path = run.Path("metrics.jsonl");
+  options.batch.max_positions = 0;
+  options.batch.min_return = sample->min_return();
+  options.batch.max_return = sample->max_return();
+  options.batch.action_end = sample->action_end();
+  options.batch.end_ids = EndIds(run.model.directory);
+  options.reserved_token = run.model.reserved_token;
+  options.precision = PrecisionOf(job);
+  options.threads = job.threads > 0 ? static_cast<int>(job.threads) : Cores();
+  options.stop = &stop;
+  return RunLearner(options);
+}
+
+Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& stop) {
+  const Job& job = run.job;
+  QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kActorRole));
+  QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kActorRole));
+  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index));
+  ActorRoleOptions options;
+  options.index = index;
+  options.coordinator = coordinator.get();
+  options.replay = replay.get();
+  QUERN_ASSIGN_OR_RETURN(options.environment, EnvironmentOf(job));
+  QUERN_ASSIGN_OR_RETURN(options.tokenizer, Tokenizer::Load(run.model.directory));
+  options.rollout.run = run.name();
+  options.rollout.concurrent_episodes = job.rollout.concurrent_episodes;
+  options.rollout.max_completion_length = job.max_completion_length;
+  options.rollout.end_ids = EndIds(run.model.directory);
+  options.precision = PrecisionOf(job);
+  const int share = std::max(1, Cores() / static_cast<int>(job.actors));
+  options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
+  options.stop = &stop;
+  return RunActor(options);
+}
+
+Status RunRole(const std::string& role, uint32_t index, const Run& run, const std::atomic<bool>& stop) {
+  if (role == kCoordinatorRole) return RunCoordinatorRole(run, stop);
+  if (role == kReplayRole) return RunReplayRole(run, stop);
+  if (role == kLearnerRole) return RunLearnerRole(run, stop);
+  if (role == kActorRole) return RunActorRole(index, run, stop);
+  return InvalidArgument("unknown role '" + role + "'");
+}
+
+}  // namespace quern

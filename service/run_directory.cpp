@@ -1,0 +1,126 @@
+#include "service/run_directory.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/strings.h"
+#include "transport/address.h"
+#include "transport/curve_keys.h"
+
+namespace quern {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kKeyRoles[] = {"coordinator", "replay-server", "learner", "actor", "supervisor"};
+
+bool IsTcp(const Run& run) { return run.coordinator_address.starts_with("tcp://"); }
+
+Result<std::string> MakeNumberedDirectory(const std::string& name) {
+  QUERN_RETURN_IF_ERROR(MakeDirectories("runs"));
+  for (int n = 1; n < 1000000; ++n) {
+    const std::string path = StrCat("runs/", name, "-", n);
+    if (mkdir(path.c_str(), 0755) == 0) return path;
+    if (errno != EEXIST) return FromErrno(errno, path);
+  }
+  return ResourceExhausted("runs/: too many runs named " + name);
+}
+
+}  // namespace
+
+std::string Run::Path(const std::string& file) const { return JoinPath(directory, file); }
+
+std::string Run::name() const { return std::filesystem::path(directory).filename(); }
+
+Result<Run> CreateRun(const Job& job) {
+  Run run;
+  run.job = job;
+  std::string path = job.output_dir;
+  if (path.empty()) {
+    QUERN_ASSIGN_OR_RETURN(path, MakeNumberedDirectory(job.name));
+  } else {
+    if (PathExists(JoinPath(path, "job.json")))
+      return AlreadyExists(path + ": holds a run already; choose another output_dir");
+    QUERN_RETURN_IF_ERROR(MakeDirectories(path));
+  }
+  std::error_code error;
+  run.directory = std::filesystem::canonical(path, error);
+  if (error) return FromErrno(error.value(), path);
+  run.job.output_dir = run.directory;
+  QUERN_RETURN_IF_ERROR(MakeDirectories(run.Path("logs")));
+  QUERN_RETURN_IF_ERROR(MakeDirectories(run.Path("weights")));
+  return run;
+}
+
+Status SetAddresses(Run& run, bool in_process) {
+  const NetworkSection& network = run.job.network;
+  if (in_process) {
+    // Threads of this process: the name only has to be unique in it.
+    run.coordinator_address = "inproc://coordinator-" + run.directory;
+    run.replay_address = "inproc://replay-" + run.directory;
+  } else if (network.transport == "tcp") {
+    run.coordinator_address = StrCat("tcp://", network.host, ":", network.coordinator_port);
+    run.replay_address = StrCat("tcp://", network.host, ":", network.replay_port);
+    for (const char* role : kKeyRoles) QUERN_RETURN_IF_ERROR(LoadOrCreateKeys(run.Path("keys"), role).status());
+  } else {
+    QUERN_ASSIGN_OR_RETURN(run.coordinator_address, IpcAddress(run.Path("ipc"), "coordinator"));
+    QUERN_ASSIGN_OR_RETURN(run.replay_address, IpcAddress(run.Path("ipc"), "replay"));
+  }
+  return {};
+}
+
+Status SaveRun(const Run& run) {
+  QUERN_RETURN_IF_ERROR(WriteFileAtomic(run.Path("job.json"), JobToJson(run.job)));
+  const Json json = {{"coordinator_address", run.coordinator_address},
+                     {"replay_address", run.replay_address},
+                     {"model",
+                      {{"directory", run.model.directory},
+                       {"content_hash", run.model.content_hash},
+                       {"reserved_token", run.model.reserved_token}}}};
+  return WriteFileAtomic(run.Path("run.json"), json.dump(2) + "\n");
+}
+
+Result<Run> LoadRun(const std::string& directory) {
+  Run run;
+  std::error_code error;
+  run.directory = std::filesystem::canonical(directory, error);
+  if (error) return NotFound(directory + ": no such run directory");
+  if (!PathExists(run.Path("job.json"))) return NotFound(directory + ": not a run directory (it has no job.json)");
+  QUERN_ASSIGN_OR_RETURN(run.job, LoadJob(run.Path("job.json"), {}));
+  QUERN_ASSIGN_OR_RETURN(const std::string text, ReadFile(run.Path("run.json")));
+  try {
+    const Json json = Json::parse(text);
+    run.coordinator_address = json.at("coordinator_address");
+    run.replay_address = json.at("replay_address");
+    run.model.directory = json.at("model").at("directory");
+    run.model.content_hash = json.at("model").at("content_hash");
+    run.model.reserved_token = json.at("model").at("reserved_token");
+  } catch (const nlohmann::json::exception& problem) {
+    return DataLoss(run.Path("run.json") + ": " + problem.what());
+  }
+  return run;
+}
+
+Result<RpcServerOptions> ServerOptions(const Run& run, const std::string& role) {
+  RpcServerOptions options;
+  if (!IsTcp(run)) return options;
+  QUERN_ASSIGN_OR_RETURN(options.keys, LoadKeys(run.Path("keys"), role));
+  QUERN_ASSIGN_OR_RETURN(options.allowed_clients, LoadPublicKeys(run.Path("keys")));
+  return options;
+}
+
+Result<RpcClientOptions> ClientOptions(const Run& run, const std::string& role, const std::string& server_role) {
+  RpcClientOptions options;
+  if (!IsTcp(run)) return options;
+  QUERN_ASSIGN_OR_RETURN(options.keys, LoadKeys(run.Path("keys"), role));
+  QUERN_ASSIGN_OR_RETURN(options.server_key, LoadPublicKey(run.Path("keys"), server_role));
+  return options;
+}
+
+}  // namespace quern

@@ -1,0 +1,52 @@
+#include "service/supervised.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+namespace quern {
+
+namespace {
+
+constexpr unsigned kLeaveWithinSeconds = 30;
+
+std::atomic<bool> asked_to_leave{false};
+std::atomic<int> interrupts{0};
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
+
+void OnRoleSignal(int) {
+  asked_to_leave = true;
+  alarm(kLeaveWithinSeconds);  // SIGALRM's default action ends the process
+}
+
+void OnSupervisorSignal(int) { ++interrupts; }
+
+void Handle(int signal, void (*handler)(int)) {
+  struct sigaction action = {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  sigaction(signal, &action, nullptr);
+}
+
+}  // namespace
+
+const std::atomic<bool>& InstallRoleSignals() {
+  Handle(SIGTERM, OnRoleSignal);
+  Handle(SIGINT, OnRoleSignal);
+  Handle(SIGPIPE, SIG_IGN);
+  if (const char* supervisor = getenv(kSupervisorVariable)) {
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != atoi(supervisor)) OnRoleSignal(SIGTERM);  // it died before the line above
+  }
+  return asked_to_leave;
+}
+
+const std::atomic<int>& InstallSupervisorSignals() {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) Handle(signal, OnSupervisorSignal);
+  Handle(SIGPIPE, SIG_IGN);
+  return interrupts;
+}
+
+}  // namespace quern

@@ -1,0 +1,167 @@
+#include "service/supervisor.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "base/strings.h"
+#include "proto/coordinator.pb.h"
+#include "service/live_view.h"
+#include "service/role_runner.h"
+#include "service/roles.h"
+#include "transport/rpc.h"
+
+namespace quern {
+
+namespace {
+
+constexpr auto kPollEvery = std::chrono::milliseconds(50);
+constexpr auto kStatusEvery = std::chrono::milliseconds(500);
+constexpr auto kStatusDeadline = std::chrono::milliseconds(1000);
+
+class Supervisor {
+ public:
+  Supervisor(const Run& run, const SupervisorOptions& options)
+      : run_(run),
+        options_(options),
+        runner_(options.in_process ? NewThreadRunner(run) : NewProcessRunner(run)),
+        view_("quern run " + run.job.name, options.terminal) {}
+
+  JobOutcome Run() {
+    if (Status started = StartAll(); !started.ok()) return Fail(started.message());
+    while (!outcome_) {
+      std::this_thread::sleep_for(kPollEvery);
+      HandleExits();
+      if (!outcome_) RestartActors();
+      if (!outcome_ && Interrupts() > 0) Cancel();
+      if (!outcome_) PollStatus();
+    }
+    if (Reachable()) Query();  // the table's last state
+    view_.Close();
+    ShutDown();
+    return *outcome_;
+  }
+
+ private:
+  int Interrupts() const { return options_.interrupts == nullptr ? 0 : options_.interrupts->load(); }
+  bool Reachable() { return client_ != nullptr && runner_->Running(kCoordinatorRole) > 0; }
+
+  Status StartAll() {
+    QUERN_ASSIGN_OR_RETURN(RpcClientOptions client, ClientOptions(run_, "supervisor", kCoordinatorRole));
+    QUERN_ASSIGN_OR_RETURN(client_, RpcClient::Connect(run_.coordinator_address, std::move(client)));
+    QUERN_RETURN_IF_ERROR(runner_->Start(kReplayRole, 0));
+    QUERN_RETURN_IF_ERROR(runner_->Start(kCoordinatorRole, 0));
+    QUERN_RETURN_IF_ERROR(runner_->Start(kLearnerRole, 0));
+    for (uint32_t i = 0; i < static_cast<uint32_t>(run_.job.actors); ++i)
+      QUERN_RETURN_IF_ERROR(runner_->Start(kActorRole, i));
+    return {};
+  }
+
+  JobOutcome Fail(const std::string& error) {
+    outcome_ = JobOutcome{.state = "failed", .error = error, .result_json = {}};
+    ShutDown();
+    return *outcome_;
+  }
+
+  void HandleExits() {
+    for (const RoleExit& exit : runner_->Poll()) {
+      if (outcome_) continue;
+      std::string what = StrCat(exit.role, exit.role == kActorRole ? StrCat(" ", exit.index) : "",
+                                " died: ", exit.clean ? "it left before the job ended" : exit.reason);
+      if (!exit.log.empty()) what += " (log: " + exit.log + ")";
+      if (exit.role != kActorRole) {
+        // A role that leaves cleanly was told to: the coordinator knows why.
+        if (exit.clean) continue;
+        outcome_ = JobOutcome{.state = "failed", .error = what, .result_json = {}};
+      } else if (exit.clean) {
+        continue;
+      } else if (restarts_ >= run_.job.max_actor_restarts) {
+        outcome_ = JobOutcome{.state = "failed",
+                              .error = StrCat(what, "; max_actor_restarts (", restarts_, ") is used up"),
+                              .result_json = {}};
+      } else {
+        ++restarts_;
+        const int backoff = std::min(10, 1 << std::min<int64_t>(restarts_ - 1, 4));
+        view_.Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_actor_restarts, ")"));
+        restart_at_[exit.index] = Clock::now() + std::chrono::milliseconds(250) * backoff;
+      }
+    }
+  }
+
+  void RestartActors() {
+    for (auto it = restart_at_.begin(); it != restart_at_.end();) {
+      if (Clock::now() < it->second) {
+        ++it;
+        continue;
+      }
+      if (Status started = runner_->Start(kActorRole, it->first); !started.ok()) {
+        outcome_ = JobOutcome{.state = "failed", .error = started.message(), .result_json = {}};
+        return;
+      }
+      it = restart_at_.erase(it);
+    }
+  }
+
+  std::optional<v1::StatusReply> Query() {
+    const Result<v1::StatusReply> status =
+        client_->Call<v1::StatusReply>("coordinator.Status", v1::StatusRequest(), Deadline::After(kStatusDeadline));
+    if (!status.ok()) return std::nullopt;
+    view_.Update(*status);
+    return *status;
+  }
+
+  void PollStatus() {
+    if (Clock::now() < next_status_ || !Reachable()) return;
+    next_status_ = Clock::now() + kStatusEvery;
+    const std::optional<v1::StatusReply> status = Query();
+    if (!status) return;
+    if (status->state() == "succeeded" || status->state() == "failed")
+      outcome_ = JobOutcome{.state = status->state(), .error = status->error(), .result_json = status->result_json()};
+  }
+
+  void Cancel() {
+    outcome_ = JobOutcome{.state = "cancelled", .error = {}, .result_json = {}};
+    view_.Note("stopping: actors first, then learner, store and coordinator (Ctrl-C again: at once)");
+    if (!Reachable()) return;
+    v1::StopRequest stop;
+    stop.set_reason("interrupted");
+    (void)client_->Call<v1::StopReply>("coordinator.Stop", stop, Deadline::After(kStatusDeadline)).ok();
+  }
+
+  // Roles may finish what they are at; then they are killed.
+  void ShutDown() {
+    const int interrupts_before = std::min(1, Interrupts());
+    const std::pair<const char*, int> order[] = {
+        {kActorRole, 15}, {kLearnerRole, 20}, {kReplayRole, 15}, {kCoordinatorRole, 5}};
+    for (const auto& [role, seconds] : order) {
+      runner_->Ask(role);
+      const Deadline deadline = Deadline::After(std::chrono::seconds(seconds));
+      while (runner_->Running(role) > 0) {
+        (void)runner_->Poll();
+        if (Interrupts() > interrupts_before || deadline.Expired()) {
+          if (!options_.in_process) view_.Note(StrCat("killing ", role));
+          runner_->Kill(role);
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+    }
+  }
+
+  const quern::Run& run_;
+  const SupervisorOptions& options_;
+  std::unique_ptr<RpcClient> client_;
+  std::unique_ptr<RoleRunner> runner_;
+  LiveView view_;
+  std::optional<JobOutcome> outcome_;
+  int64_t restarts_ = 0;
+  std::map<uint32_t, Clock::time_point> restart_at_;
+  Clock::time_point next_status_{};
+};
+
+}  // namespace
+
+JobOutcome SuperviseRun(const Run& run, const SupervisorOptions& options) { return Supervisor(run, options).Run(); }
+
+}  // namespace quern
