@@ -1,7 +1,6 @@
 #include "service/coordinator.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -9,6 +8,7 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "replay/import.h"
+#include "service/policies.h"
 #include "service/result.h"
 
 namespace quern {
@@ -189,7 +189,7 @@ v1::StageDoneReply Coordinator::StageDone(const v1::StageDoneRequest& request, C
   stage->done = stage->total;
   stage->seconds = Seconds(now - stage->begin);
   FinishStage(*stage, now);
-  SavePolicies();
+  SavePublished();
   return {};
 }
 
@@ -426,8 +426,6 @@ v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
   const Job& job = options_.job;
   v1::PolicySpec policy;
   policy.set_name(stage.plan.policy);
-  policy.set_reserved_token(options_.reserved_token);
-  policy.set_uniform_remainder(job.qsft.remainder == "uniform");
   if (!stage.plan.player.empty()) {
     policy.set_player(stage.plan.player);
     for (const auto& [key, value] : stage.plan.player_options) (*policy.mutable_player_options())[key] = value;
@@ -448,41 +446,17 @@ v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
     }
   }
   for (const std::string& name : weights) *policy.add_weights() = *WeightsOf(name);
-  v1::SamplingParams& sampling = *policy.mutable_sampling();
-  sampling.set_temperature(static_cast<float>(job.sampling.temperature));
-  if (stage.plan.evaluation && job.evaluate.temperature >= 0)
-    sampling.set_temperature(static_cast<float>(job.evaluate.temperature));
-  sampling.set_top_k(static_cast<uint32_t>(job.sampling.top_k));
-  sampling.set_top_p(static_cast<float>(job.sampling.top_p));
-  sampling.set_min_p(static_cast<float>(job.sampling.min_p));
-  sampling.set_repetition_penalty(static_cast<float>(job.sampling.repetition_penalty));
-  if (policy.weights_size() == 2) {
-    sampling.set_q_sft_beta(static_cast<float>(job.qsft.beta));
-    sampling.set_rule(job.qsft.rule);
-    policy.set_support_epsilon(static_cast<float>(job.qsft.support_epsilon));
-    policy.set_support_top_p(static_cast<float>(job.qsft.support_top_p));
-  }
+  SetSampling(job, options_.reserved_token, stage.plan.evaluation, policy);
   return policy;
 }
 
-void Coordinator::SavePolicies() const {
+void Coordinator::SavePublished() const {
   if (options_.run_directory.empty()) return;
-  Json stages = Json::object();
-  for (const Stage& stage : stages_) {
-    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kDone) continue;
-    const v1::WeightVersion& weights = stage.published;
-    std::error_code ignored;
-    const std::string relative = std::filesystem::path(weights.path()).lexically_relative(options_.run_directory);
-    const bool inside = !relative.empty() && !relative.starts_with("..");
-    stages[stage.plan.name] = {{"name", weights.name()},
-                               {"version", weights.version()},
-                               {"content_hash", weights.content_hash()},
-                               {"path", inside ? relative : weights.path()},
-                               {"step", weights.step()},
-                               {"generation_depth", weights.generation_depth()},
-                               {"method", stage.plan.method}};
-  }
-  const Status status = WriteFileAtomic(JoinPath(options_.run_directory, "weights.json"), stages.dump(2) + "\n");
+  std::map<std::string, v1::WeightVersion> weights;
+  for (const Stage& stage : stages_)
+    if (stage.plan.kind == PlannedStage::Kind::kTrain && stage.state == StageState::kDone)
+      weights[stage.plan.name] = stage.published;
+  const Status status = SaveWeights(options_.run_directory, weights);
   if (!status.ok()) LogError(status.message());
 }
 

@@ -91,7 +91,7 @@ class Coordinator {
   v1::PolicySpec PolicyOf(const Stage& stage) const;
   const v1::WeightVersion* WeightsOf(const std::string& stage) const;
   Stage* FindStage(const std::string& name);
-  void SavePolicies() const;
+  void SavePublished() const;
   void RecordProgress(Clock::time_point now) { last_progress_ = now; }
 
   mutable std::mutex mutex_;
