@@ -1,0 +1,158 @@
+#include "replay/record_table.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace quern {
+
+namespace {
+
+constexpr char kRowFormat = 1;
+
+// Little-endian, as all of Quern's platforms are.
+template <typename T>
+void Put(std::string* out, T value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  out->append(reinterpret_cast<const char*>(&value), sizeof(T));
+}
+
+void PutString(std::string* out, const std::string& text) {
+  Put(out, static_cast<uint16_t>(text.size()));
+  *out += text;
+}
+
+class Reader {
+ public:
+  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
+  template <typename T>
+  T Get() {
+    T value{};
+    if (bytes_.size() < sizeof(T)) {
+      ok_ = false;
+      return value;
+    }
+    std::memcpy(&value, bytes_.data(), sizeof(T));
+    bytes_.remove_prefix(sizeof(T));
+    return value;
+  }
+  std::string GetString() {
+    const size_t size = Get<uint16_t>();
+    if (bytes_.size() < size) ok_ = false;
+    if (!ok_) return {};
+    std::string text(bytes_.substr(0, size));
+    bytes_.remove_prefix(size);
+    return text;
+  }
+  bool Finished() const { return ok_ && bytes_.empty(); }
+  bool ok() const { return ok_; }
+
+ private:
+  std::string_view bytes_;
+  bool ok_ = true;
+};
+
+}  // namespace
+
+uint64_t HashTask(std::string_view task) { return task.empty() ? 0 : XXH3_64bits(task.data(), task.size()); }
+
+StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
+  StoredRow stored;
+  const XXH128_hash_t uid = XXH3_128bits(trajectory.uid().data(), trajectory.uid().size());
+  uint64_t version = 0;
+  for (const v1::PolicyVersion& policy : trajectory.policies()) version = std::max<uint64_t>(version, policy.version());
+  stored.row = {.uid_high = uid.high64,
+                .uid_low = uid.low64,
+                .version = version,
+                .task_hash = HashTask(trajectory.task()),
+                .episode_return = trajectory.episode_return(),
+                .tokens = static_cast<uint32_t>(trajectory.token_ids().size() / 4),
+                .bytes = static_cast<uint32_t>(bytes),
+                .depth = trajectory.generation_depth(),
+                .run = 0,
+                .tag_set = 0,
+                .source = trajectory.source(),
+                .success = trajectory.success()};
+  stored.run = trajectory.run();
+  stored.tags.assign(trajectory.tags().begin(), trajectory.tags().end());
+  std::sort(stored.tags.begin(), stored.tags.end());
+  stored.tags.erase(std::unique(stored.tags.begin(), stored.tags.end()), stored.tags.end());
+  return stored;
+}
+
+std::string EncodeRow(const StoredRow& stored) {
+  const RecordRow& row = stored.row;
+  std::string out(1, kRowFormat);
+  Put(&out, row.uid_high);
+  Put(&out, row.uid_low);
+  Put(&out, row.version);
+  Put(&out, row.task_hash);
+  Put(&out, row.episode_return);
+  Put(&out, row.tokens);
+  Put(&out, row.bytes);
+  Put(&out, row.depth);
+  Put(&out, static_cast<uint8_t>(row.source));
+  Put(&out, static_cast<uint8_t>(row.success));
+  PutString(&out, stored.run);
+  Put(&out, static_cast<uint16_t>(stored.tags.size()));
+  for (const std::string& tag : stored.tags) PutString(&out, tag);
+  return out;
+}
+
+bool DecodeRow(std::string_view bytes, StoredRow* stored) {
+  Reader in(bytes);
+  if (in.Get<char>() != kRowFormat) return false;
+  RecordRow& row = stored->row;
+  row.uid_high = in.Get<uint64_t>();
+  row.uid_low = in.Get<uint64_t>();
+  row.version = in.Get<uint64_t>();
+  row.task_hash = in.Get<uint64_t>();
+  row.episode_return = in.Get<double>();
+  row.tokens = in.Get<uint32_t>();
+  row.bytes = in.Get<uint32_t>();
+  row.depth = in.Get<uint32_t>();
+  row.source = static_cast<v1::Source>(in.Get<uint8_t>());
+  row.success = in.Get<uint8_t>() != 0;
+  stored->run = in.GetString();
+  const size_t tags = in.Get<uint16_t>();
+  stored->tags.clear();
+  for (size_t i = 0; i < tags && in.ok(); ++i) stored->tags.push_back(in.GetString());
+  return in.Finished() && v1::Source_IsValid(row.source);
+}
+
+RecordTable::RecordTable() { Intern(""); }
+
+uint32_t RecordTable::Intern(const std::string& name) {
+  const auto [found, added] = name_ids_.try_emplace(name, static_cast<uint32_t>(names_.size()));
+  if (added) names_.push_back(name);
+  return found->second;
+}
+
+uint32_t RecordTable::FindName(const std::string& name) const {
+  const auto found = name_ids_.find(name);
+  return found == name_ids_.end() ? kNoName : found->second;
+}
+
+void RecordTable::Append(const StoredRow& stored) {
+  RecordRow row = stored.row;
+  row.run = Intern(stored.run);
+  std::vector<uint32_t> tags;
+  for (const std::string& tag : stored.tags) tags.push_back(Intern(tag));
+  std::sort(tags.begin(), tags.end());
+  const auto [found, added] = tag_set_ids_.try_emplace(tags, static_cast<uint32_t>(tag_sets_.size()));
+  if (added) tag_sets_.push_back(std::move(tags));
+  row.tag_set = found->second;
+  rows_.push_back(row);
+}
+
+bool RecordTable::Before(uint64_t a, uint64_t b) const {
+  const RecordRow& x = row(a);
+  const RecordRow& y = row(b);
+  if (x.uid_high != y.uid_high) return x.uid_high < y.uid_high;
+  if (x.uid_low != y.uid_low) return x.uid_low < y.uid_low;
+  return a < b;
+}
+
+}  // namespace quern

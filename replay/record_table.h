@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "proto/record.pb.h"
+
+namespace quern {
+
+// What filters, sampling and statistics need of one record.
+struct RecordRow {
+  uint64_t uid_high = 0;  // XXH3-128 of the uid
+  uint64_t uid_low = 0;
+  uint64_t version = 0;    // of the newest policy; 0: none
+  uint64_t task_hash = 0;  // XXH3-64
+  double episode_return = 0;
+  uint32_t tokens = 0;
+  uint32_t bytes = 0;  // of the serialised record
+  uint32_t depth = 0;
+  uint32_t run = 0;      // RecordTable::name
+  uint32_t tag_set = 0;  // RecordTable::tag_set
+  v1::Source source = v1::SOURCE_UNSPECIFIED;
+  bool success = false;
+};
+
+// The same with its names spelt out: what the row's column family holds.
+struct StoredRow {
+  RecordRow row;
+  std::string run;
+  std::vector<std::string> tags;  // sorted, each once
+};
+StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes);
+std::string EncodeRow(const StoredRow& stored);
+// False for bytes that are not an encoded row.
+bool DecodeRow(std::string_view bytes, StoredRow* stored);
+
+uint64_t HashTask(std::string_view task);
+
+// The rows of a store in memory, by number. Not thread-safe.
+class RecordTable {
+ public:
+  static constexpr uint32_t kNoName = ~uint32_t{0};
+
+  RecordTable();
+  void Append(const StoredRow& stored);
+  void Clear() { *this = RecordTable(); }
+  uint64_t newest() const { return rows_.size(); }
+  const RecordRow& row(uint64_t number) const { return rows_[number - 1]; }
+  const std::string& name(uint32_t id) const { return names_[id]; }
+  uint32_t FindName(const std::string& name) const;  // kNoName when no record has it
+  size_t tag_sets() const { return tag_sets_.size(); }
+  const std::vector<uint32_t>& tag_set(uint32_t id) const { return tag_sets_[id]; }  // sorted name ids
+
+  // The order candidates are sampled in: by uid hash, so that it does not depend on the order of arrival.
+  bool Before(uint64_t a, uint64_t b) const;
+
+ private:
+  uint32_t Intern(const std::string& name);
+
+  std::vector<RecordRow> rows_;
+  std::vector<std::string> names_;
+  std::unordered_map<std::string, uint32_t> name_ids_;
+  std::vector<std::vector<uint32_t>> tag_sets_;
+  std::map<std::vector<uint32_t>, uint32_t> tag_set_ids_;
+};
+
+}  // namespace quern

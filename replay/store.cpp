@@ -1,0 +1,272 @@
+#include "replay/store.h"
+
+#include <rocksdb/write_batch.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "base/strings.h"
+#include "replay/store_impl.h"
+
+namespace quern {
+
+namespace {
+
+constexpr uint32_t kDefaultPage = 1000;
+constexpr size_t kPageBytes = size_t{16} << 20;
+
+struct NewRecord {
+  const std::string* bytes;
+  std::string uid;
+  StoredRow row;
+};
+struct CheckedRequest {
+  Status status;
+  std::vector<NewRecord> records;
+};
+
+CheckedRequest CheckRequest(const v1::InsertRequest& request, const RecordLimits& limits) {
+  CheckedRequest checked;
+  if (static_cast<size_t>(request.trajectories_size()) > limits.records_per_insert) {
+    checked.status = InvalidArgument(StrCat("insert of ", request.trajectories_size(),
+                                            " trajectories, over the limit of ", limits.records_per_insert));
+    return checked;
+  }
+  v1::Trajectory trajectory;
+  for (const std::string& bytes : request.trajectories()) {
+    checked.status = ParseTrajectory(bytes, limits, &trajectory);
+    if (!checked.status.ok()) return checked;
+    checked.records.push_back({&bytes, trajectory.uid(), MakeRow(trajectory, bytes.size())});
+  }
+  return checked;
+}
+
+}  // namespace
+
+Result<v1::InsertReply> Store::Insert(const v1::InsertRequest& request) {
+  std::vector<Result<v1::InsertReply>> replies = InsertGroup({&request});
+  return std::move(replies[0]);
+}
+
+std::vector<Result<v1::InsertReply>> Store::InsertGroup(const std::vector<const v1::InsertRequest*>& requests) {
+  std::vector<CheckedRequest> checked;
+  for (const v1::InsertRequest* request : requests) checked.push_back(CheckRequest(*request, impl_->options.limits));
+
+  Impl& store = *impl_;
+  std::lock_guard write_lock(store.write_mutex);
+  std::vector<Result<v1::InsertReply>> replies(requests.size(), v1::InsertReply());
+  const auto fail_all = [&](const Status& status) {
+    for (size_t r = 0; r < requests.size(); ++r) replies[r] = checked[r].status.ok() ? status : checked[r].status;
+    return replies;
+  };
+  if (!store.read_only.empty()) {
+    if (Status status = store.Recover(); !status.ok()) return fail_all(status);
+  }
+  rocksdb::WriteBatch batch;
+  std::unordered_set<std::string> uids;
+  std::vector<const StoredRow*> rows;
+  uint64_t newest = store.table.newest();
+  uint64_t duplicates = store.duplicates;
+  std::string found;
+  for (size_t r = 0; r < requests.size(); ++r) {
+    if (!checked[r].status.ok()) {
+      replies[r] = checked[r].status;
+      continue;
+    }
+    for (const NewRecord& record : checked[r].records) {
+      bool stored = !uids.insert(record.uid).second;
+      if (!stored) {
+        const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kUids], record.uid, &found);
+        if (!status.ok() && !status.IsNotFound()) return fail_all(store.FromRocks(status));
+        stored = status.ok();
+      }
+      if (stored) {
+        ++duplicates;
+        replies[r]->set_duplicates(replies[r]->duplicates() + 1);
+        continue;
+      }
+      const std::string key = NumberKey(++newest);
+      (void)batch.Put(store.families[kRecords], key, *record.bytes);
+      (void)batch.Put(store.families[kUids], record.uid, key);
+      (void)batch.Put(store.families[kRows], key, EncodeRow(record.row));
+      rows.push_back(&record.row);
+      replies[r]->set_inserted(replies[r]->inserted() + 1);
+    }
+  }
+  if (duplicates != store.duplicates) (void)batch.Put(store.families[kState], "duplicates", NumberKey(duplicates));
+  if (batch.Count() > 0) {
+    rocksdb::WriteOptions write;
+    write.sync = !rows.empty();
+    if (const rocksdb::Status status = store.db->Write(write, &batch); !status.ok())
+      return fail_all(store.WriteFailed(status));
+  }
+  store.duplicates = duplicates;
+  {
+    std::unique_lock lock(store.state_mutex);
+    for (const StoredRow* row : rows) store.table.Append(*row);
+  }
+  for (Result<v1::InsertReply>& reply : replies)
+    if (reply.ok()) reply->set_watermark(newest);
+  return replies;
+}
+
+Result<std::string> Store::Impl::ReadRecord(uint64_t number) const {
+  rocksdb::ReadOptions read;
+  read.verify_checksums = true;
+  std::string bytes;
+  const rocksdb::Status status = db->Get(read, families[kRecords], NumberKey(number), &bytes);
+  if (status.IsNotFound()) return DataLoss(StrCat(directory, ": record ", number, " is missing"));
+  if (!status.ok()) return FromRocks(status).Annotate(StrCat("record ", number));
+  return bytes;
+}
+
+Result<bool> Store::Impl::TextMatches(uint64_t number, const RowFilter& filter) const {
+  QUERN_ASSIGN_OR_RETURN(const std::string bytes, ReadRecord(number));
+  v1::Trajectory trajectory;
+  if (!trajectory.ParseFromString(bytes)) return DataLoss(StrCat(directory, ": record ", number, " does not parse"));
+  return filter.MatchesText(trajectory);
+}
+
+Result<v1::SampleReply> Store::Sample(const v1::SampleRequest& request) {
+  std::shared_lock lock(impl_->state_mutex);
+  QUERN_ASSIGN_OR_RETURN(const Sampler::Choice choice,
+                         impl_->sampler.Choose(impl_->table, request, [this](uint64_t number, const RowFilter& filter) {
+                           return impl_->TextMatches(number, filter);
+                         }));
+  std::vector<std::string> keys;
+  keys.reserve(choice.numbers.size());
+  for (const uint64_t number : choice.numbers) keys.push_back(NumberKey(number));
+  const std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
+  const std::vector<rocksdb::ColumnFamilyHandle*> from(keys.size(), impl_->families[kRecords]);
+  std::vector<std::string> values;
+  const std::vector<rocksdb::Status> statuses = impl_->db->MultiGet(rocksdb::ReadOptions(), from, slices, &values);
+  v1::SampleReply reply;
+  reply.set_candidates(choice.candidates);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (statuses[i].IsNotFound())
+      return DataLoss(StrCat(impl_->directory, ": record ", choice.numbers[i], " is missing"));
+    if (!statuses[i].ok()) return impl_->FromRocks(statuses[i]).Annotate(StrCat("record ", choice.numbers[i]));
+    reply.add_trajectories(std::move(values[i]));
+    reply.add_numbers(choice.numbers[i]);
+  }
+  return reply;
+}
+
+Result<v1::QueryReply> Store::Query(const v1::QueryRequest& request) {
+  std::shared_lock lock(impl_->state_mutex);
+  QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  const RecordTable& table = impl_->table;
+  const RowFilter filter(request.filter(), table);
+  const uint32_t limit = request.limit() == 0 ? kDefaultPage : request.limit();
+  v1::QueryReply reply;
+  uint64_t count = 0;
+  size_t bytes = 0;
+  for (uint64_t number = request.after() + 1; number != 0 && number <= table.newest(); ++number) {
+    if (!filter.Matches(table.row(number))) continue;
+    const bool full = !request.count_only() && (count >= limit || bytes >= kPageBytes);
+    if (full && !filter.needs_text()) {
+      reply.set_more(true);
+      break;
+    }
+    if (request.count_only() && !filter.needs_text()) {
+      ++count;
+      continue;
+    }
+    QUERN_ASSIGN_OR_RETURN(std::string record, impl_->ReadRecord(number));
+    if (filter.needs_text()) {
+      v1::Trajectory trajectory;
+      if (!trajectory.ParseFromString(record))
+        return DataLoss(StrCat(impl_->directory, ": record ", number, " does not parse"));
+      if (!filter.MatchesText(trajectory)) continue;
+    }
+    if (full) {
+      reply.set_more(true);
+      break;
+    }
+    ++count;
+    if (request.count_only()) continue;
+    bytes += record.size();
+    reply.add_trajectories(std::move(record));
+    reply.add_numbers(number);
+  }
+  reply.set_count(count);
+  return reply;
+}
+
+Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
+  uint64_t duplicates;
+  {
+    std::lock_guard lock(impl_->write_mutex);
+    duplicates = impl_->duplicates;
+  }
+  std::shared_lock lock(impl_->state_mutex);
+  QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  const RecordTable& table = impl_->table;
+  const RowFilter filter(request.filter(), table);
+  v1::StatsReply reply;
+  reply.set_watermark(table.newest());
+  reply.set_duplicates(duplicates);
+  uint64_t tokens = 0;
+  uint64_t bytes = 0;
+  uint64_t successes = 0;
+  uint64_t records = 0;
+  double mean = 0;
+  double squares = 0;  // Welford's running sum of squared deviations
+  std::vector<uint64_t> tag_sets(table.tag_sets());
+  for (uint64_t number = 1; number <= table.newest(); ++number) {
+    const RecordRow& row = table.row(number);
+    if (!filter.Matches(row)) continue;
+    if (filter.needs_text()) {
+      QUERN_ASSIGN_OR_RETURN(const bool matches, impl_->TextMatches(number, filter));
+      if (!matches) continue;
+    }
+    ++records;
+    tokens += row.tokens;
+    bytes += row.bytes;
+    successes += row.success ? 1 : 0;
+    if (row.source == v1::SOURCE_REAL)
+      reply.set_real(reply.real() + 1);
+    else
+      reply.set_generated(reply.generated() + 1);
+    const double value = row.episode_return;
+    const double delta = value - mean;
+    mean += delta / static_cast<double>(records);
+    squares += delta * (value - mean);
+    reply.set_min_return(records == 1 ? value : std::min(reply.min_return(), value));
+    reply.set_max_return(records == 1 ? value : std::max(reply.max_return(), value));
+    ++tag_sets[row.tag_set];
+  }
+  reply.set_records(records);
+  reply.set_tokens(tokens);
+  reply.set_bytes(bytes);
+  if (records > 0) {
+    reply.set_mean_return(mean);
+    reply.set_return_variance(squares / static_cast<double>(records));
+    reply.set_success_rate(static_cast<double>(successes) / static_cast<double>(records));
+  }
+  std::map<std::string, uint64_t> tags;
+  for (size_t set = 0; set < tag_sets.size(); ++set) {
+    if (tag_sets[set] == 0) continue;
+    for (const uint32_t tag : table.tag_set(static_cast<uint32_t>(set))) tags[table.name(tag)] += tag_sets[set];
+  }
+  for (const auto& [tag, count] : tags) {
+    v1::TagCount* entry = reply.add_tags();
+    entry->set_tag(tag);
+    entry->set_records(count);
+  }
+  return reply;
+}
+
+uint64_t Store::watermark() const {
+  std::shared_lock lock(impl_->state_mutex);
+  return impl_->table.newest();
+}
+
+std::string Store::read_only_reason() const {
+  std::lock_guard lock(impl_->write_mutex);
+  return impl_->read_only;
+}
+
+const std::string& Store::directory() const { return impl_->directory; }
+
+}  // namespace quern

@@ -1,0 +1,160 @@
+#include "replay/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+
+#include "tests/replay/trajectories.h"
+
+namespace quern {
+namespace {
+
+TEST(Permutation, IsOneForEverySizeSeedAndEpoch) {
+  for (const uint64_t size : {1, 2, 3, 7, 64, 65, 1000, 4097}) {
+    std::set<std::vector<uint64_t>> orders;
+    for (uint64_t epoch = 0; epoch < 4; ++epoch) {
+      const Permutation permutation(size, 42, epoch);
+      std::vector<uint64_t> values;
+      for (uint64_t i = 0; i < size; ++i) values.push_back(permutation(i));
+      orders.insert(values);
+      std::sort(values.begin(), values.end());
+      for (uint64_t i = 0; i < size; ++i) ASSERT_EQ(values[i], i) << size;
+    }
+    if (size > 60) {
+      EXPECT_EQ(orders.size(), 4u) << "epochs differ";
+    }
+  }
+}
+
+TEST(Permutation, EveryPlaceIsEquallyLikely) {
+  // 5 values, 5,000 seeds: each (place, value) is expected 1,000 times; the bound is over six standard deviations.
+  int counts[5][5] = {};
+  for (uint64_t seed = 0; seed < 5000; ++seed) {
+    const Permutation permutation(5, seed, 0);
+    for (uint64_t i = 0; i < 5; ++i) ++counts[i][permutation(i)];
+  }
+  for (const auto& row : counts)
+    for (const int count : row) EXPECT_NEAR(count, 1000, 180);
+}
+
+TEST(Sequence, PassesOverEverythingBeforeRepeating) {
+  const auto all = SequenceIndices(10, 7, 0, 30);
+  for (int pass = 0; pass < 3; ++pass)
+    EXPECT_EQ(std::set<uint64_t>(all.begin() + 10 * pass, all.begin() + 10 * (pass + 1)).size(), 10u);
+  // Any cut of the sequence is the same sequence.
+  std::vector<uint64_t> pieces;
+  for (uint64_t first = 0; first < 30; first += 4) {
+    const auto piece = SequenceIndices(10, 7, first, std::min<uint64_t>(4, 30 - first));
+    pieces.insert(pieces.end(), piece.begin(), piece.end());
+  }
+  EXPECT_EQ(pieces, all);
+}
+
+TEST(Mix, TheShareIsExactOverSteps) {
+  uint64_t generated = 0;
+  uint64_t real = 0;
+  for (uint64_t step = 0; step < 1000; ++step) {
+    const MixPlan plan = PlanMix(step, 4, 0.1f, true, true);
+    EXPECT_EQ(plan.generated_count + plan.real_count, 4u);
+    EXPECT_EQ(plan.generated_first, generated);
+    EXPECT_EQ(plan.real_first, real);
+    generated += plan.generated_count;
+    real += plan.real_count;
+  }
+  EXPECT_NEAR(static_cast<double>(generated), 400, 1);
+  EXPECT_EQ(PlanMix(3, 8, 0.5f, false, true).real_count, 8u);
+  EXPECT_EQ(PlanMix(3, 8, 0.5f, true, false).generated_count, 8u);
+}
+
+class SamplerTest : public ::testing::Test {
+ protected:
+  void Add(const v1::Trajectory& t) { table_.Append(MakeRow(t, t.ByteSizeLong())); }
+  Result<Sampler::Choice> Choose(const v1::SampleRequest& request) {
+    return sampler_.Choose(table_, request, [](uint64_t, const RowFilter&) -> Result<bool> { return true; });
+  }
+  RecordTable table_;
+  Sampler sampler_;
+};
+
+TEST_F(SamplerTest, AListThatGrewEqualsOneBuiltAtOnce) {
+  v1::SampleRequest request;
+  request.set_count(16);
+  request.set_seed(5);
+  std::vector<std::vector<uint64_t>> grown;
+  for (int i = 1; i <= 200; ++i) {
+    Add(MakeTrajectory(StrCat("uid-", i), static_cast<float>(i % 13)));
+    if (i % 20 != 0) continue;
+    request.set_watermark(static_cast<uint64_t>(i));
+    grown.push_back(Choose(request)->numbers);
+  }
+  // Again, newest first and then with nothing remembered.
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t k = grown.size(); k-- > 0;) {
+      if (pass == 1) sampler_.Clear();
+      request.set_watermark(20 * (k + 1));
+      EXPECT_EQ(Choose(request)->numbers, grown[k]);
+    }
+  }
+}
+
+TEST_F(SamplerTest, TopFractionKeepsTheHighestReturns) {
+  for (int i = 1; i <= 100; ++i) Add(MakeTrajectory(StrCat("u", i), static_cast<float>(i)));
+  v1::SampleRequest request;
+  request.set_watermark(100);
+  request.set_count(10);
+  request.set_top_fraction(0.1f);
+  const auto choice = *Choose(request);
+  EXPECT_EQ(choice.candidates, 100u);
+  EXPECT_EQ(std::set<uint64_t>(choice.numbers.begin(), choice.numbers.end()),
+            (std::set<uint64_t>{91, 92, 93, 94, 95, 96, 97, 98, 99, 100}));
+}
+
+TEST_F(SamplerTest, TopFractionBreaksTiesByUidWhateverTheOrderOfArrival) {
+  std::vector<std::string> uids;
+  for (int i = 0; i < 40; ++i) uids.push_back(StrCat("tie-", i));
+  std::set<std::string> chosen[2];
+  for (int order = 0; order < 2; ++order) {
+    RecordTable table;
+    for (const std::string& uid : uids) table.Append(MakeRow(MakeTrajectory(uid, 1), 100));
+    v1::SampleRequest request;
+    request.set_watermark(40);
+    request.set_count(20);
+    request.set_top_fraction(0.5f);
+    Sampler sampler;
+    const auto choice = *sampler.Choose(table, request, {});
+    for (const uint64_t number : choice.numbers) chosen[order].insert(uids[number - 1]);
+    std::reverse(uids.begin(), uids.end());
+  }
+  EXPECT_EQ(chosen[0].size(), 20u);
+  EXPECT_EQ(chosen[0], chosen[1]);
+}
+
+TEST_F(SamplerTest, BadRequests) {
+  Add(MakeTrajectory("a"));
+  const auto code = [&](const std::function<void(v1::SampleRequest*)>& spoil) {
+    v1::SampleRequest request;
+    request.set_watermark(1);
+    request.set_count(1);
+    spoil(&request);
+    return Choose(request).status().code();
+  };
+  EXPECT_EQ(code([](auto*) {}), StatusCode::kOk);
+  EXPECT_EQ(code([](auto* r) { r->set_watermark(0); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) { r->set_watermark(2); }), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(code([](auto* r) { r->set_count(0); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) { r->set_top_fraction(1.5f); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) { r->set_top_fraction(NAN); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) { r->set_step(~uint64_t{0}); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) { r->mutable_filter()->set_run("other"); }), StatusCode::kNotFound);
+  EXPECT_EQ(code([](auto* r) {
+              r->set_mix(true);
+              r->mutable_filter()->set_source(v1::SOURCE_REAL);
+            }),
+            StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace quern

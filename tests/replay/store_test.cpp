@@ -1,0 +1,414 @@
+#include "replay/store.h"
+
+#include <gtest/gtest.h>
+#include <rocksdb/file_system.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <set>
+#include <thread>
+
+#include "base/file.h"
+#include "tests/replay/trajectories.h"
+#include "tests/transport/temporary_folder.h"
+
+namespace quern {
+namespace {
+
+v1::SampleRequest MakeSample(uint64_t watermark, uint32_t count, uint64_t seed = 1, uint64_t step = 0) {
+  v1::SampleRequest request;
+  request.set_watermark(watermark);
+  request.set_count(count);
+  request.set_seed(seed);
+  request.set_step(step);
+  return request;
+}
+
+std::vector<std::string> Uids(const v1::SampleReply& reply) {
+  std::vector<std::string> uids;
+  for (const std::string& bytes : reply.trajectories()) {
+    v1::Trajectory t;
+    EXPECT_TRUE(t.ParseFromString(bytes));
+    uids.push_back(t.uid());
+  }
+  return uids;
+}
+
+class StoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Open(); }
+  void Open(StoreOptions options = {}) {
+    store_.reset();
+    auto opened = Store::Open(JoinPath(folder_.path(), "replay"), std::move(options));
+    ASSERT_TRUE(opened.ok()) << opened.status().message();
+    store_ = std::move(*opened);
+  }
+  void ExpectSound(uint64_t records) {
+    const auto report = store_->Verify();
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    EXPECT_EQ(report->records, records);
+    for (const std::string& problem : report->problems) ADD_FAILURE() << problem;
+  }
+  TemporaryFolder folder_;
+  std::unique_ptr<Store> store_;
+};
+
+TEST_F(StoreTest, RecordsComeBackAsTheBytesSentAlsoAfterReopening) {
+  std::vector<std::string> sent;
+  for (int i = 0; i < 5; ++i) {
+    v1::Trajectory t = MakeTrajectory(StrCat("u", i), static_cast<float>(-i), v1::SOURCE_GENERATED, 5000);
+    // A field of a later version is kept too.
+    t.GetReflection()->MutableUnknownFields(&t)->AddVarint(900, 7);
+    sent.push_back(t.SerializeAsString());
+  }
+  v1::InsertRequest request;
+  for (const std::string& bytes : sent) request.add_trajectories(bytes);
+  const auto reply = store_->Insert(request);
+  ASSERT_TRUE(reply.ok()) << reply.status().message();
+  EXPECT_EQ(reply->inserted(), 5u);
+  EXPECT_EQ(reply->watermark(), 5u);
+  for (int pass = 0; pass < 2; ++pass) {
+    const auto page = store_->Query(v1::QueryRequest());
+    ASSERT_TRUE(page.ok());
+    ASSERT_EQ(page->trajectories_size(), 5);
+    for (int i = 0; i < 5; ++i) {
+      EXPECT_EQ(page->trajectories(i), sent[static_cast<size_t>(i)]);
+      EXPECT_EQ(page->numbers(i), static_cast<uint64_t>(i + 1));
+    }
+    EXPECT_FALSE(page->more());
+    Open();
+  }
+  ExpectSound(5);
+}
+
+TEST_F(StoreTest, TheSameUidIsStoredOnceAndCounted) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b"), MakeTrajectory("a")})).ok());
+  const auto reply = *store_->Insert(MakeInsert({MakeTrajectory("b", -3), MakeTrajectory("c")}));
+  EXPECT_EQ(reply.inserted(), 1u);
+  EXPECT_EQ(reply.duplicates(), 1u);
+  EXPECT_EQ(reply.watermark(), 3u);
+  Open();
+  EXPECT_EQ(store_->Stats({})->duplicates(), 2u);
+  EXPECT_EQ(store_->Stats({})->records(), 3u);
+  EXPECT_EQ(store_->Insert(MakeInsert({MakeTrajectory("a")}))->duplicates(), 1u);
+  ExpectSound(3);
+}
+
+TEST_F(StoreTest, AMalformedRecordRefusesItsRequestAndNoOther) {
+  v1::Trajectory bad = MakeTrajectory("bad");
+  bad.mutable_loss_mask()->pop_back();
+  const v1::InsertRequest first = MakeInsert({MakeTrajectory("a"), bad});
+  const v1::InsertRequest second = MakeInsert({MakeTrajectory("b")});
+  const auto replies = store_->InsertGroup({&first, &second});
+  EXPECT_EQ(replies[0].status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(replies[0].status().message().find("trajectory bad: loss_mask"), std::string::npos);
+  EXPECT_EQ(replies[1]->inserted(), 1u);
+  EXPECT_EQ(store_->watermark(), 1u);
+  ExpectSound(1);
+}
+
+TEST_F(StoreTest, FiltersQueriesPagesAndStats) {
+  for (int i = 1; i <= 30; ++i) {
+    v1::Trajectory t =
+        MakeTrajectory(StrCat("u", i), static_cast<float>(i), i % 3 == 0 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED);
+    t.set_run(i <= 10 ? "one" : "two");
+    if (i % 5 == 0) t.add_tags("fifth");
+    if (i % 2 == 0) t.set_success(true);
+    if (t.policies_size() > 0) t.mutable_policies(0)->set_version(static_cast<uint64_t>(i));
+    v1::Message* message = t.add_messages();
+    message->set_role("user");
+    message->set_content(StrCat("question number ", i, "."));
+    ASSERT_TRUE(store_->Insert(MakeInsert({t})).ok());
+  }
+  for (int pass = 0; pass < 2; ++pass) {
+    const auto count = [&](const std::function<void(v1::Filter*)>& set) {
+      v1::QueryRequest request;
+      set(request.mutable_filter());
+      request.set_count_only(true);
+      return store_->Query(request)->count();
+    };
+    EXPECT_EQ(count([](auto*) {}), 30u);
+    EXPECT_EQ(count([](auto* f) { f->set_run("one"); }), 10u);
+    EXPECT_EQ(count([](auto* f) { f->set_run("three"); }), 0u);
+    EXPECT_EQ(count([](auto* f) { f->set_source(v1::SOURCE_REAL); }), 10u);
+    EXPECT_EQ(count([](auto* f) { f->set_min_return(30); }), 1u);
+    EXPECT_EQ(count([](auto* f) { f->set_max_return(2.5); }), 2u);
+    EXPECT_EQ(count([](auto* f) { f->set_min_version(28); }), 2u);
+    EXPECT_EQ(count([](auto* f) { f->set_max_version(0); }), 10u);
+    EXPECT_EQ(count([](auto* f) { f->add_tags("fifth"); }), 6u);
+    EXPECT_EQ(count([](auto* f) {
+                f->add_tags("fifth");
+                f->add_tags("online");
+              }),
+              4u);
+    EXPECT_EQ(count([](auto* f) { f->add_without_tags("online"); }), 10u);
+    EXPECT_EQ(count([](auto* f) { f->add_without_tags("never seen"); }), 30u);
+    EXPECT_EQ(count([](auto* f) { f->set_task("task-u7"); }), 1u);
+    EXPECT_EQ(count([](auto* f) { f->set_prompt_contains("number 1"); }), 11u);
+    EXPECT_EQ(count([](auto* f) { f->set_prompt_contains("number 1."); }), 1u);
+
+    v1::QueryRequest page;
+    page.mutable_filter()->set_prompt_contains("number 1");
+    page.set_limit(4);
+    std::vector<uint64_t> numbers;
+    while (true) {
+      const auto reply = *store_->Query(page);
+      numbers.insert(numbers.end(), reply.numbers().begin(), reply.numbers().end());
+      EXPECT_LE(reply.numbers_size(), 4);
+      if (!reply.more()) break;
+      page.set_after(numbers.back());
+    }
+    EXPECT_EQ(numbers, (std::vector<uint64_t>{1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}));
+
+    v1::StatsRequest request;
+    request.mutable_filter()->set_run("one");
+    const auto stats = *store_->Stats(request);
+    EXPECT_EQ(stats.records(), 10u);
+    EXPECT_EQ(stats.tokens(), 80u);
+    EXPECT_EQ(stats.watermark(), 30u);
+    EXPECT_DOUBLE_EQ(stats.mean_return(), 5.5);
+    EXPECT_DOUBLE_EQ(stats.return_variance(), 8.25);
+    EXPECT_DOUBLE_EQ(stats.min_return(), 1);
+    EXPECT_DOUBLE_EQ(stats.max_return(), 10);
+    EXPECT_DOUBLE_EQ(stats.success_rate(), 0.5);
+    EXPECT_EQ(stats.real(), 3u);
+    EXPECT_EQ(stats.generated(), 7u);
+    ASSERT_EQ(stats.tags_size(), 2);
+    EXPECT_EQ(stats.tags(0).tag(), "fifth");
+    EXPECT_EQ(stats.tags(0).records(), 2u);
+    Open();
+  }
+}
+
+TEST_F(StoreTest, SamplingDependsOnTheSetOfRecordsNotOnTheirOrder) {
+  std::vector<v1::Trajectory> all;
+  for (int i = 0; i < 50; ++i) all.push_back(MakeTrajectory(StrCat("u", i), static_cast<float>(i % 7)));
+  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
+  auto other = *Store::Open(JoinPath(folder_.path(), "other"));
+  std::reverse(all.begin(), all.end());
+  for (const v1::Trajectory& t : all) ASSERT_TRUE(other->Insert(MakeInsert({t})).ok());
+  for (uint64_t step = 0; step < 10; ++step) {
+    v1::SampleRequest request = MakeSample(50, 8, 99, step);
+    request.set_top_fraction(step % 2 == 0 ? 0 : 0.3f);
+    EXPECT_EQ(Uids(*store_->Sample(request)), Uids(*other->Sample(request)));
+  }
+}
+
+TEST_F(StoreTest, SamplingIsPure) {
+  std::vector<v1::Trajectory> first;
+  for (int i = 0; i < 40; ++i)
+    first.push_back(MakeTrajectory(StrCat("u", i), 0, i < 25 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED));
+  ASSERT_TRUE(store_->Insert(MakeInsert(first)).ok());
+  std::vector<std::string> before;
+  std::vector<v1::SampleRequest> requests;
+  for (uint64_t step = 0; step < 6; ++step) {
+    v1::SampleRequest request = MakeSample(40, 10, 7, step);
+    request.set_mix(step % 2 == 1);
+    request.set_generated_share(0.25f);
+    requests.push_back(request);
+    before.push_back(store_->Sample(request)->SerializeAsString());
+  }
+  // Later records, other requests in between, and a new process change nothing.
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory(StrCat("later", i))})).ok());
+  ASSERT_TRUE(store_->Sample(MakeSample(80, 10)).ok());
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t i = requests.size(); i-- > 0;) EXPECT_EQ(store_->Sample(requests[i])->SerializeAsString(), before[i]);
+    Open();
+  }
+  EXPECT_NE(Uids(*store_->Sample(MakeSample(40, 10, 7, 0))), Uids(*store_->Sample(MakeSample(40, 10, 8, 0))));
+}
+
+TEST_F(StoreTest, EpochsPassOverEveryRecord) {
+  std::vector<v1::Trajectory> all;
+  for (int i = 0; i < 24; ++i) all.push_back(MakeTrajectory(StrCat("u", i)));
+  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
+  std::multiset<std::string> seen;
+  for (uint64_t step = 0; step < 6; ++step)
+    for (const std::string& uid : Uids(*store_->Sample(MakeSample(24, 8, 3, step)))) seen.insert(uid);
+  for (const v1::Trajectory& t : all) EXPECT_EQ(seen.count(t.uid()), 2u) << t.uid();
+}
+
+TEST_F(StoreTest, AMixHasItsShare) {
+  std::vector<v1::Trajectory> all;
+  for (int i = 0; i < 60; ++i)
+    all.push_back(MakeTrajectory(StrCat("u", i), 0, i < 50 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED));
+  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
+  int generated = 0;
+  for (uint64_t step = 0; step < 20; ++step) {
+    v1::SampleRequest request = MakeSample(60, 10, 3, step);
+    request.set_mix(true);
+    request.set_generated_share(0.3f);
+    const v1::SampleReply reply = *store_->Sample(request);
+    for (const std::string& bytes : reply.trajectories()) {
+      v1::Trajectory t;
+      ASSERT_TRUE(t.ParseFromString(bytes));
+      generated += t.source() == v1::SOURCE_GENERATED ? 1 : 0;
+    }
+  }
+  EXPECT_NEAR(generated, 60, 1);
+}
+
+TEST_F(StoreTest, OneProcessAtATimeAndOnlyStoreDirectories) {
+  const Status second = Store::Open(store_->directory()).status();
+  EXPECT_EQ(second.code(), StatusCode::kFailedPrecondition) << second.message();
+  EXPECT_NE(second.message().find("another process has this store open"), std::string::npos) << second.message();
+
+  StoreOptions existing;
+  existing.create_if_missing = false;
+  const std::string nowhere = JoinPath(folder_.path(), "nowhere");
+  EXPECT_EQ(Store::Open(nowhere, existing).status().code(), StatusCode::kNotFound);
+  EXPECT_FALSE(PathExists(nowhere));
+  ASSERT_TRUE(MakeDirectories(nowhere).ok());
+  ASSERT_TRUE(WriteFileAtomic(JoinPath(nowhere, "thesis.txt"), "mine").ok());
+  EXPECT_EQ(Store::Open(nowhere).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(StoreTest, ABackupIsAStoreOfThatMoment) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
+  const std::string to = JoinPath(folder_.path(), "backup");
+  const Status made = store_->Backup(to);
+  ASSERT_TRUE(made.ok()) << made.message();
+  EXPECT_EQ(store_->Backup(to).code(), StatusCode::kAlreadyExists);
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("c")})).ok());
+  EXPECT_TRUE(store_->Compact().ok());
+  auto backup = *Store::Open(to);
+  EXPECT_EQ(backup->watermark(), 2u);
+  EXPECT_TRUE(backup->Verify()->problems.empty());
+  EXPECT_EQ(store_->watermark(), 3u);
+}
+
+TEST_F(StoreTest, VerifyAndReadingFindAFlippedBit) {
+  std::vector<v1::Trajectory> all;
+  for (int i = 0; i < 40; ++i) all.push_back(MakeTrajectory(StrCat("u", i), 0, v1::SOURCE_REAL, 2000));
+  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
+  ASSERT_TRUE(store_->Compact().ok());  // out of the log, into data files
+  const std::string directory = store_->directory();
+  store_.reset();
+  int damaged = 0;
+  const auto names = ListDirectory(directory);
+  for (const std::string& name : *names) {
+    if (!name.ends_with(".blob")) continue;
+    std::string bytes = *ReadFile(JoinPath(directory, name));
+    bytes[bytes.size() / 2] ^= 0x10;
+    ASSERT_TRUE(WriteFileAtomic(JoinPath(directory, name), bytes).ok());
+    ++damaged;
+  }
+  ASSERT_EQ(damaged, 1);
+  Open();
+  const auto report = store_->Verify();
+  ASSERT_TRUE(report.ok());
+  EXPECT_FALSE(report->problems.empty());
+  EXPECT_EQ(store_->Query(v1::QueryRequest()).status().code(), StatusCode::kDataLoss);
+}
+
+// A disk that can be made to refuse writes.
+class FaultyFileSystem : public rocksdb::FileSystemWrapper {
+ public:
+  FaultyFileSystem() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
+  const char* Name() const override { return "FaultyFileSystem"; }
+  rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
+                                    std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                    rocksdb::IODebugContext* context) override {
+    if (Fails()) return Failure();
+    const rocksdb::IOStatus status = target()->NewWritableFile(name, options, file, context);
+    if (status.ok()) *file = std::make_unique<File>(std::move(*file), this);
+    return status;
+  }
+  enum class Fault { kNone, kNoSpace, kIo, kSync };
+  std::atomic<Fault> fault{Fault::kNone};
+
+ private:
+  bool Fails() const { return fault == Fault::kNoSpace || fault == Fault::kIo; }
+  rocksdb::IOStatus Failure() const {
+    return fault == Fault::kNoSpace ? rocksdb::IOStatus::NoSpace("injected") : rocksdb::IOStatus::IOError("injected");
+  }
+  class File : public rocksdb::FSWritableFileOwnerWrapper {
+   public:
+    File(std::unique_ptr<rocksdb::FSWritableFile>&& file, FaultyFileSystem* system)
+        : FSWritableFileOwnerWrapper(std::move(file)), system_(system) {}
+    rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                             rocksdb::IODebugContext* context) override {
+      // A full disk takes a part of what is written.
+      if (system_->Fails()) {
+        (void)target()->Append(rocksdb::Slice(data.data(), data.size() / 2), options, context);
+        return system_->Failure();
+      }
+      return target()->Append(data, options, context);
+    }
+    rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                             const rocksdb::DataVerificationInfo&, rocksdb::IODebugContext* context) override {
+      return Append(data, options, context);
+    }
+    rocksdb::IOStatus Sync(const rocksdb::IOOptions& options, rocksdb::IODebugContext* context) override {
+      if (system_->fault != Fault::kNone)
+        return system_->Fails() ? system_->Failure() : rocksdb::IOStatus::IOError("injected");
+      return target()->Sync(options, context);
+    }
+
+   private:
+    FaultyFileSystem* system_;
+  };
+};
+
+TEST_F(StoreTest, AFullOrFailingDiskLosesNothingAndIsRecoveredFrom) {
+  using Fault = FaultyFileSystem::Fault;
+  auto disk = std::make_shared<FaultyFileSystem>();
+  StoreOptions options;
+  options.file_system = disk;
+  Open(options);
+  std::vector<std::string> acknowledged;
+  int next = 0;
+  for (const Fault fault : {Fault::kNoSpace, Fault::kIo, Fault::kSync, Fault::kNoSpace}) {
+    for (int i = 0; i < 5; ++i) {
+      const std::string uid = StrCat("u", next++);
+      ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory(uid, 0, v1::SOURCE_REAL, 1000)})).ok());
+      acknowledged.push_back(uid);
+    }
+    disk->fault = fault;
+    const v1::InsertRequest pending = MakeInsert({MakeTrajectory(StrCat("u", next), 0, v1::SOURCE_REAL, 1000)});
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      const Status status = store_->Insert(pending).status();
+      EXPECT_EQ(status.code(), fault == Fault::kNoSpace ? StatusCode::kResourceExhausted : StatusCode::kDataLoss)
+          << status.message();
+      EXPECT_FALSE(store_->read_only_reason().empty());
+    }
+    disk->fault = Fault::kNone;
+    const auto reply = store_->Insert(pending);
+    ASSERT_TRUE(reply.ok()) << reply.status().message();
+    acknowledged.push_back(StrCat("u", next++));
+    EXPECT_EQ(reply->watermark(), acknowledged.size());
+    EXPECT_EQ(store_->read_only_reason(), "");
+  }
+  ExpectSound(acknowledged.size());
+  Open();
+  ExpectSound(acknowledged.size());
+  EXPECT_EQ(Uids(*store_->Sample(MakeSample(acknowledged.size(), 24))).size(), 24u);
+}
+
+TEST_F(StoreTest, ReadersAndWritersAtOnce) {
+  std::atomic<bool> stop{false};
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("first")})).ok());
+  std::thread reader([&] {
+    for (uint64_t step = 0; !stop; ++step) {
+      EXPECT_TRUE(store_->Sample(MakeSample(store_->watermark(), 4, 1, step)).ok());
+      EXPECT_TRUE(store_->Stats({}).ok());
+    }
+  });
+  std::vector<std::thread> writers;
+  for (int w = 0; w < 3; ++w)
+    writers.emplace_back([&, w] {
+      for (int i = 0; i < 20; ++i)
+        EXPECT_TRUE(
+            store_->Insert(MakeInsert({MakeTrajectory(StrCat(w, "-", i)), MakeTrajectory(StrCat("same-", i))})).ok());
+    });
+  for (std::thread& writer : writers) writer.join();
+  stop = true;
+  reader.join();
+  EXPECT_EQ(store_->watermark(), 81u);
+  EXPECT_EQ(store_->Stats({})->duplicates(), 40u);
+  ExpectSound(81);
+}
+
+}  // namespace
+}  // namespace quern
