@@ -22,6 +22,10 @@ struct Avx512Dot : Avx512Base {
     std::memcpy(&low, p, 2);
     return reinterpret_cast<__m512bh>(_mm512_set1_epi32(low));
   }
+  // Flushes subnormals to zero, as the products themselves do.
+  static void StoreBf16(uint16_t* p, Acc x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+  }
   static Acc MulAdd(A a, B b, Acc acc) { return _mm512_dpbf16_ps(acc, a, b); }
 };
 

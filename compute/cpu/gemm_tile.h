@@ -19,6 +19,7 @@ struct Epilogue {
   int64_t c_row_bytes;
   bool c_bf16;
   bool accumulate;
+  bool plain;  // neither bias nor accumulate
   const float* bias;
   int64_t cols;  // valid columns from c's first
 };
@@ -94,6 +95,7 @@ void Tile(const TileArgs& args) {
   constexpr int64_t kAhead = 16 * kPanelCols;
 
   int64_t offset = 0;
+#pragma GCC unroll 4
   for (int64_t k = 0; k < args.k_words; ++k) {
 #pragma GCC unroll 2
     for (int half = 0; half < V::kHalves; ++half) {
@@ -128,6 +130,21 @@ void Tile(const TileArgs& args) {
         }
       }
     }
+  }
+  if (args.out.plain && args.rows == kRows && args.out.cols == kAll * V::kLanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      uint8_t* c = args.out.c + r * args.out.c_row_bytes;
+#pragma GCC unroll 16
+      for (int v = 0; v < kAll; ++v) {
+        if (args.out.c_bf16) {
+          V::StoreBf16(reinterpret_cast<uint16_t*>(c) + v * V::kLanes, acc[r][v]);
+        } else {
+          V::Store(reinterpret_cast<float*>(c) + v * V::kLanes, acc[r][v]);
+        }
+      }
+    }
+    return;
   }
   // Vectors of one row lie as their columns do in c: a partial panel is never one of several.
   alignas(64) float values[kRows][kAll * V::kLanes];
@@ -176,6 +193,7 @@ void BlockOf(const BlockArgs& args) {
   tile.out.c_row_bytes = args.c_row_bytes;
   tile.out.c_bf16 = args.c_bf16;
   tile.out.accumulate = args.accumulate;
+  tile.out.plain = !args.accumulate && args.bias == nullptr;
   const int64_t c_bytes = args.c_bf16 ? 2 : 4;
   // Rows are spread evenly over tiles: 9 rows are 5 + 4, not 8 + 1.
   const int64_t tiles = (args.rows + kRowTile - 1) / kRowTile;
