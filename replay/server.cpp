@@ -57,6 +57,7 @@ ReplayServer::~ReplayServer() { Stop(); }
 
 Status ReplayServer::Start(const std::string& address) {
   QUERN_RETURN_IF_ERROR(server_.Start(address));
+  if (server_.address().starts_with("inproc:")) return {};  // of no use to another process
   if (const Status status = WriteServerAddress(store_->directory(), server_.address()); status.ok())
     announced_ = true;
   else

@@ -1,0 +1,378 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/strings.h"
+#include "replay/client.h"
+#include "replay/import.h"
+#include "replay/store.h"
+#include "service/command.h"
+#include "transport/address.h"
+
+namespace quern {
+
+namespace {
+
+constexpr auto kDeadline = std::chrono::seconds(60);
+
+struct ReplayOptions {
+  std::string store;
+  std::string keys;  // folder, for tcp addresses
+  std::string input;
+  std::string to;
+  std::string from;
+  std::string format = "auto";
+  std::string source;
+  std::vector<std::string> tags;
+  bool skip_bad = false;
+  std::string output;
+  // Filter.
+  std::string run;
+  std::string task;
+  std::string prompt_contains;
+  std::string version;
+  std::vector<std::string> without_tags;
+  double min_return = 0;
+  double max_return = 0;
+  CLI::Option* has_min_return = nullptr;
+  CLI::Option* has_max_return = nullptr;
+  uint64_t limit = 0;
+  bool count = false;
+};
+using Shared = std::shared_ptr<ReplayOptions>;
+
+// An address, a store's directory, or a run directory (whose store is meant).
+std::string StorePath(const std::string& store) {
+  if (IsAddress(store) || PathExists(JoinPath(store, "CURRENT"))) return store;
+  const std::string inside = JoinPath(store, "replay");
+  return PathExists(JoinPath(inside, "CURRENT")) ? inside : store;
+}
+
+Result<std::unique_ptr<Replay>> OpenStore(const ReplayOptions& options, bool create) {
+  OpenReplayOptions open;
+  open.create_if_missing = create;
+  const std::string store = StorePath(options.store);
+  // A run's keys lie beside its store.
+  std::string keys = options.keys;
+  if (keys.empty() && !IsAddress(store)) keys = JoinPath(std::filesystem::path(store).parent_path(), "keys");
+  if (!options.keys.empty() || PathExists(JoinPath(keys, "supervisor.secret"))) {
+    QUERN_ASSIGN_OR_RETURN(open.client.keys, LoadKeys(keys, "supervisor"));
+    QUERN_ASSIGN_OR_RETURN(open.client.server_key, LoadPublicKey(keys, "replay-server"));
+  }
+  return OpenReplay(store, open);
+}
+
+// What needs the directory itself.
+Result<std::unique_ptr<Store>> OpenDirectory(const std::string& directory) {
+  if (IsAddress(directory))
+    return InvalidArgument(directory + ": this needs the store's directory; stop the server and give the directory");
+  StoreOptions options;
+  options.create_if_missing = false;
+  return Store::Open(StorePath(directory), options);
+}
+
+Result<v1::Source> ParseSource(const std::string& name) {
+  if (name.empty()) return v1::SOURCE_UNSPECIFIED;
+  if (name == "real") return v1::SOURCE_REAL;
+  if (name == "generated") return v1::SOURCE_GENERATED;
+  return InvalidArgument("--source '" + name + "': expected real or generated");
+}
+
+Result<uint64_t> ParseVersion(const std::string& text) {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty())
+    return InvalidArgument("--version '" + text + "': expected A..B, A.., ..B or A");
+  return value;
+}
+
+Result<v1::Filter> MakeFilter(const ReplayOptions& options) {
+  v1::Filter filter;
+  filter.set_run(options.run);
+  filter.set_task(options.task);
+  filter.set_prompt_contains(options.prompt_contains);
+  QUERN_ASSIGN_OR_RETURN(const v1::Source source, ParseSource(options.source));
+  filter.set_source(source);
+  for (const std::string& tag : options.tags) filter.add_tags(tag);
+  for (const std::string& tag : options.without_tags) filter.add_without_tags(tag);
+  if (options.has_min_return->count() > 0) filter.set_min_return(options.min_return);
+  if (options.has_max_return->count() > 0) filter.set_max_return(options.max_return);
+  if (!options.version.empty()) {
+    const size_t dots = options.version.find("..");
+    const std::string low = options.version.substr(0, dots);
+    const std::string high = dots == std::string::npos ? low : options.version.substr(dots + 2);
+    if (!low.empty()) {
+      QUERN_ASSIGN_OR_RETURN(const uint64_t version, ParseVersion(low));
+      filter.set_min_version(version);
+    }
+    if (!high.empty()) {
+      QUERN_ASSIGN_OR_RETURN(const uint64_t version, ParseVersion(high));
+      filter.set_max_version(version);
+    }
+    if (low.empty() && high.empty()) return ParseVersion("..").status();
+  }
+  return filter;
+}
+
+Result<int> Import(const ReplayOptions& options) {
+  ImportOptions import;
+  QUERN_ASSIGN_OR_RETURN(import.format, ParseImportFormat(options.format));
+  QUERN_ASSIGN_OR_RETURN(const v1::Source source, ParseSource(options.source));
+  if (source != v1::SOURCE_UNSPECIFIED) import.source = source;
+  import.tags = options.tags;
+  import.run = options.run;
+  if (!PathExists(options.input)) return NotFound(options.input + ": no such file");
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, true));
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  const auto progress = [&](const ImportReport& report) {
+    if (terminal) std::fprintf(stderr, "\r%llu rows", static_cast<unsigned long long>(report.rows));
+  };
+  const Result<ImportReport> report = ImportJsonl(*store, options.input, import, progress);
+  if (terminal) std::fprintf(stderr, "\r\033[K");
+  if (!report.ok()) return report.status();
+  for (const BadLine& line : report->bad_lines)
+    std::fprintf(stderr, "quern: %s:%llu: %s\n", options.input.c_str(), static_cast<unsigned long long>(line.number),
+                 line.reason.c_str());
+  if (report->bad > report->bad_lines.size())
+    std::fprintf(stderr, "quern: %s: %llu more bad lines\n", options.input.c_str(),
+                 static_cast<unsigned long long>(report->bad - report->bad_lines.size()));
+  const nlohmann::ordered_json json = {
+      {"rows", report->rows}, {"inserted", report->inserted}, {"duplicates", report->duplicates}, {"bad", report->bad}};
+  if (options.output == "json")
+    std::printf("%s\n", json.dump().c_str());
+  else
+    std::printf("imported %llu of %llu rows (%llu already there, %llu bad)\n",
+                static_cast<unsigned long long>(report->inserted), static_cast<unsigned long long>(report->rows),
+                static_cast<unsigned long long>(report->duplicates), static_cast<unsigned long long>(report->bad));
+  return report->bad > 0 && !options.skip_bad ? kExitError : kExitOk;
+}
+
+std::string OneLine(std::string text, size_t width) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
+  if (text.size() <= width) return text;
+  size_t end = width - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // not inside a character
+  return text.substr(0, end) + "...";
+}
+
+Result<int> Query(const ReplayOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(const v1::Filter filter, MakeFilter(options));
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, false));
+  if (options.count) {
+    v1::QueryRequest request;
+    *request.mutable_filter() = filter;
+    request.set_count_only(true);
+    QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, store->Query(request, Deadline::After(kDeadline)));
+    std::printf("%llu\n", static_cast<unsigned long long>(reply.count()));
+    return kExitOk;
+  }
+  const bool table = options.output == "table";
+  if (table)
+    std::printf("%8s  %-10s %5s %8s %6s %5s %7s  %-20s %s\n", "number", "source", "depth", "return", "turns", "done",
+                "tokens", "task", "tags");
+  QUERN_RETURN_IF_ERROR(ForEachRecord(*store, filter, options.limit, [&](uint64_t number, const v1::Trajectory& t) {
+    if (!table) {
+      std::printf("%s\n", FormatRow(t).c_str());
+    } else {
+      const std::vector<std::string> tags(t.tags().begin(), t.tags().end());
+      std::printf("%8llu  %-10s %5u %8.3f %6d %5s %7zu  %-20s %s\n", static_cast<unsigned long long>(number),
+                  t.source() == v1::SOURCE_REAL ? "real" : "generated", t.generation_depth(), t.episode_return(),
+                  t.turns_size(), t.success() ? "won" : (t.done() ? "yes" : "cut"), t.token_ids().size() / 4,
+                  OneLine(t.task(), 20).c_str(), StrJoin(tags, ",").c_str());
+    }
+    return std::ferror(stdout) != 0 ? Cancelled("cannot write to the standard output") : Status();
+  }));
+  return kExitOk;
+}
+
+Result<int> Export(const ReplayOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(const v1::Filter filter, MakeFilter(options));
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, false));
+  QUERN_ASSIGN_OR_RETURN(const uint64_t rows, ExportJsonl(*store, filter, options.to));
+  std::printf("exported %llu records to %s\n", static_cast<unsigned long long>(rows), options.to.c_str());
+  return kExitOk;
+}
+
+Result<int> Stats(const ReplayOptions& options) {
+  v1::StatsRequest request;
+  QUERN_ASSIGN_OR_RETURN(*request.mutable_filter(), MakeFilter(options));
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, false));
+  QUERN_ASSIGN_OR_RETURN(const v1::StatsReply s, store->Stats(request, Deadline::After(kDeadline)));
+  if (options.output == "json") {
+    nlohmann::ordered_json tags = nlohmann::ordered_json::object();
+    for (const v1::TagCount& tag : s.tags()) tags[tag.tag()] = tag.records();
+    const nlohmann::ordered_json json = {{"records", s.records()},
+                                         {"tokens", s.tokens()},
+                                         {"bytes", s.bytes()},
+                                         {"watermark", s.watermark()},
+                                         {"mean_return", s.mean_return()},
+                                         {"min_return", s.min_return()},
+                                         {"max_return", s.max_return()},
+                                         {"return_variance", s.return_variance()},
+                                         {"success_rate", s.success_rate()},
+                                         {"real", s.real()},
+                                         {"generated", s.generated()},
+                                         {"duplicates", s.duplicates()},
+                                         {"tags", tags}};
+    std::printf("%s\n", json.dump().c_str());
+    return kExitOk;
+  }
+  std::printf("records     %llu (%llu real, %llu generated), newest number %llu\n",
+              static_cast<unsigned long long>(s.records()), static_cast<unsigned long long>(s.real()),
+              static_cast<unsigned long long>(s.generated()), static_cast<unsigned long long>(s.watermark()));
+  std::printf("size        %s, %llu tokens\n", HumanBytes(static_cast<double>(s.bytes())).c_str(),
+              static_cast<unsigned long long>(s.tokens()));
+  std::printf("return      mean %.4f, min %.4f, max %.4f, variance %.4f\n", s.mean_return(), s.min_return(),
+              s.max_return(), s.return_variance());
+  std::printf("success     %.1f %%\n", 100 * s.success_rate());
+  std::printf("duplicates  %llu refused\n", static_cast<unsigned long long>(s.duplicates()));
+  for (const v1::TagCount& tag : s.tags())
+    std::printf("tag         %s: %llu\n", tag.tag().c_str(), static_cast<unsigned long long>(tag.records()));
+  return kExitOk;
+}
+
+Result<int> Verify(const ReplayOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
+  QUERN_ASSIGN_OR_RETURN(const VerifyReport report, store->Verify());
+  for (const std::string& problem : report.problems)
+    std::fprintf(stderr, "quern: %s: %s\n", store->directory().c_str(), problem.c_str());
+  std::printf("%llu records, %s, %zu problems\n", static_cast<unsigned long long>(report.records),
+              HumanBytes(static_cast<double>(report.bytes)).c_str(), report.problems.size());
+  return report.problems.empty() ? kExitOk : kExitError;
+}
+
+Result<int> Backup(const ReplayOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
+  QUERN_RETURN_IF_ERROR(store->Backup(options.to));
+  std::printf("%llu records copied to %s\n", static_cast<unsigned long long>(store->watermark()), options.to.c_str());
+  return kExitOk;
+}
+
+// Checked before and after: a damaged backup is not passed on.
+Result<int> Restore(const ReplayOptions& options) {
+  if (PathExists(options.to)) return AlreadyExists(options.to + ": exists already; give a new directory");
+  {
+    QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.from));
+    QUERN_ASSIGN_OR_RETURN(const VerifyReport report, store->Verify());
+    if (!report.problems.empty())
+      return DataLoss(StrCat(options.from, ": the backup is damaged (", report.problems[0], "); nothing was restored"));
+    QUERN_RETURN_IF_ERROR(store->Backup(options.to));
+  }
+  QUERN_ASSIGN_OR_RETURN(const auto restored, OpenDirectory(options.to));
+  QUERN_ASSIGN_OR_RETURN(const VerifyReport report, restored->Verify());
+  if (!report.problems.empty()) return DataLoss(StrCat(options.to, ": ", report.problems[0]));
+  std::printf("%llu records restored to %s\n", static_cast<unsigned long long>(report.records), options.to.c_str());
+  return kExitOk;
+}
+
+Result<int> Compact(const ReplayOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
+  QUERN_RETURN_IF_ERROR(store->Compact());
+  std::printf("compacted %s\n", store->directory().c_str());
+  return kExitOk;
+}
+
+void AddStore(CLI::App* command, const Shared& options) {
+  command->add_option("--store", options->store, "store directory, run directory, or a running store's address")
+      ->required();
+}
+
+void AddKeys(CLI::App* command, const Shared& options) {
+  command->add_option("--keys", options->keys, "a run's keys folder, for a tcp:// address");
+}
+
+void AddFilter(CLI::App* command, const Shared& options) {
+  command->add_option("--run", options->run, "only records of this run");
+  command->add_option("--source", options->source, "only real or only generated records");
+  options->has_min_return = command->add_option("--min-return", options->min_return, "lowest return");
+  options->has_max_return = command->add_option("--max-return", options->max_return, "highest return");
+  command->add_option("--version", options->version, "policy version: A..B, A.., ..B or A");
+  command->add_option("--tag", options->tags, "only records with this tag (repeat: all of them)")
+      ->allow_extra_args(false);
+  command->add_option("--without-tag", options->without_tags, "no records with this tag")->allow_extra_args(false);
+  command->add_option("--task", options->task, "only records of this task");
+  command->add_option("--prompt-contains", options->prompt_contains, "text that the prompt must contain");
+}
+
+void AddOutput(CLI::App* command, const Shared& options, const std::string& fallback,
+               const std::vector<std::string>& choices) {
+  options->output = fallback;
+  command->add_option("-o,--output", options->output, "output format")
+      ->capture_default_str()
+      ->check(CLI::IsMember(choices));
+}
+
+}  // namespace
+
+void AddReplayCommand(CommandSet& commands) {
+  CLI::App* replay = commands.app().add_subcommand("replay", "look into, fill and copy replay stores");
+  replay->require_subcommand(1);
+  const auto add = [&](const char* name, const char* help, Result<int> (*body)(const ReplayOptions&)) {
+    auto options = std::make_shared<ReplayOptions>();
+    CLI::App* command = replay->add_subcommand(name, help);
+    commands.SetBody(command, [options, body] { return body(*options); });
+    return std::pair(command, options);
+  };
+  {
+    auto [command, options] = add("import", "read trajectories from a JSON Lines file", Import);
+    AddStore(command, options);
+    AddKeys(command, options);
+    command->add_option("--input", options->input, "JSON Lines file")->required();
+    command->add_option("--format", options->format, "auto, quern, messages, prompt-completion or lmrl");
+    command->add_option("--source", options->source, "real or generated, set on every row");
+    command->add_option("--tag", options->tags, "tag added to every row (may be repeated)")->allow_extra_args(false);
+    command->add_option("--run", options->run, "run of rows that name none");
+    command->add_flag("--skip-bad", options->skip_bad, "exit 0 although some lines are bad");
+    AddOutput(command, options, "text", {"text", "json"});
+  }
+  {
+    auto [command, options] = add("query", "print matching records", Query);
+    AddStore(command, options);
+    AddKeys(command, options);
+    AddFilter(command, options);
+    command->add_option("--limit", options->limit, "at most this many (0: all)");
+    command->add_flag("--count", options->count, "print only how many match");
+    AddOutput(command, options, "table", {"table", "jsonl"});
+  }
+  {
+    auto [command, options] = add("export", "write matching records to a JSON Lines file", Export);
+    AddStore(command, options);
+    AddKeys(command, options);
+    AddFilter(command, options);
+    command->add_option("--to", options->to, "file to write")->required();
+  }
+  {
+    auto [command, options] = add("stats", "counts, sizes and returns", Stats);
+    AddStore(command, options);
+    AddKeys(command, options);
+    AddFilter(command, options);
+    AddOutput(command, options, "text", {"text", "json"});
+  }
+  {
+    auto [command, options] = add("verify", "read everything and check it", Verify);
+    AddStore(command, options);
+  }
+  {
+    auto [command, options] = add("compact", "let the store tidy its files", Compact);
+    AddStore(command, options);
+  }
+  {
+    auto [command, options] = add("backup", "copy a store that no server has open", Backup);
+    AddStore(command, options);
+    command->add_option("--to", options->to, "new directory")->required();
+  }
+  {
+    auto [command, options] = add("restore", "check a backup and copy it to where it is to be used", Restore);
+    command->add_option("--from", options->from, "backup directory")->required();
+    command->add_option("--to", options->to, "new directory")->required();
+  }
+}
+
+}  // namespace quern
