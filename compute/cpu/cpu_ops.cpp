@@ -33,13 +33,14 @@ std::string Shape(const TensorView& view) {
 }
 
 void CheckAct(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
-  QUERN_CHECK(!view.empty() && IsAct(view) && view.rows == rows && view.cols == cols && view.stride >= cols,
-              StrCat(what, " is ", Shape(view), ", expected fp32 or bf16 [", rows, ", ", cols, "]"));
+  QUERN_CHECK(
+      (rows == 0 || !view.empty()) && IsAct(view) && view.rows == rows && view.cols == cols && view.stride >= cols,
+      StrCat(what, " is ", Shape(view), ", expected fp32 or bf16 [", rows, ", ", cols, "]"));
 }
 
 void CheckAcc(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
-  QUERN_CHECK(!view.empty() && view.dtype == DType::kF32 && view.rows == rows && view.cols == cols &&
-                  (rows == 1 || view.stride >= cols),
+  QUERN_CHECK((rows * cols == 0 || !view.empty()) && view.dtype == DType::kF32 && view.rows == rows &&
+                  view.cols == cols && (rows == 1 || view.stride >= cols),
               StrCat(what, " is ", Shape(view), ", expected fp32 [", rows, ", ", cols, "]"));
 }
 
