@@ -65,7 +65,8 @@ Result<std::map<std::string, v1::WeightVersion>> LoadWeights(const Run& run) {
   if (!PathExists(path)) return weights;
   QUERN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   try {
-    for (const auto& [stage, entry] : Json::parse(text).items()) {
+    const Json json = Json::parse(text);
+    for (const auto& [stage, entry] : json.items()) {
       v1::WeightVersion& version = weights[stage];
       version.set_name(entry.at("name"));
       version.set_version(entry.at("version"));

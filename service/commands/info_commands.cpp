@@ -121,9 +121,9 @@ void AddInfoCommands(CommandSet& commands) {
       std::printf("%s", app.help().c_str());
       return kExitOk;
     }
-    CLI::App* command = app.get_subcommand_no_throw(*topic);
-    if (command == nullptr) return UsageError("no command '" + *topic + "'");
-    std::printf("%s", command->help().c_str());
+    const auto named = app.get_subcommands([&](CLI::App* candidate) { return candidate->get_name() == *topic; });
+    if (named.empty()) return UsageError("no command '" + *topic + "'");
+    std::printf("%s", named[0]->help().c_str());
     return kExitOk;
   });
 

@@ -11,7 +11,7 @@ namespace quern {
 
 namespace {
 
-struct Options {
+struct RoleOptions {
   std::string run;
   uint32_t index = 0;
 };
@@ -26,7 +26,7 @@ void AddRoleCommands(CommandSet& commands) {
       {kActorRole, "role: plays episodes"},
   };
   for (const auto& [role, description] : kRoles) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<RoleOptions>();
     CLI::App* command = commands.app().add_subcommand(role, description)->group("Roles (started by `quern run`)");
     command->add_option("--job", options->run, "run directory")->required();
     command->add_option("--index", options->index, "number of this process among its role");

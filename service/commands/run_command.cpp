@@ -18,7 +18,7 @@ namespace quern {
 
 namespace {
 
-struct Options {
+struct RunOptions {
   std::string job;
   std::vector<std::string> overrides;
   bool dry_run = false;
@@ -46,7 +46,7 @@ void PrintEnd(const Run& run, const JobOutcome& outcome) {
       directory.c_str(), run.job.method.c_str(), directory.c_str(), directory.c_str());
 }
 
-Result<int> RunJob(const Options& options) {
+Result<int> RunJob(const RunOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const Job job, LoadJob(options.job, options.overrides));
   QUERN_RETURN_IF_ERROR(CheckJob(job));
   if (options.dry_run) {
@@ -76,7 +76,7 @@ Result<int> RunJob(const Options& options) {
 }  // namespace
 
 void AddRunCommand(CommandSet& commands) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RunOptions>();
   CLI::App* command = commands.app().add_subcommand("run", "run a whole job on this machine");
   command->add_option("job", options->job, "job file (YAML)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, any number");

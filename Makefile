@@ -1,0 +1,41 @@
+# The README's commands. Each installs what it needs (Debian 12, as root or with sudo), builds, and does its work.
+JOBS ?= $(shell nproc)
+LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp')
+
+.PHONY: all demo test asan tsan format check-format check-layers clean
+
+all:
+	@scripts/install-deps.sh build
+	@test -f build/release/build.ninja || cmake --preset release -DQUERN_TESTS=OFF $(LAUNCHER) > /dev/null
+	@cmake --build --preset release --parallel $(JOBS) --target quern
+
+demo: all
+	build/release/quern run examples/wordle.yaml
+
+test:
+	@scripts/install-deps.sh test
+	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
+	@cmake --build --preset release --parallel $(JOBS)
+	@ctest --preset release --parallel $(JOBS)
+
+# The unit tests under sanitizers.
+asan tsan:
+	@scripts/install-deps.sh test
+	@cmake --preset $@ $(LAUNCHER) > /dev/null
+	@cmake --build --preset $@ --parallel $(JOBS)
+	@ctest --preset $@ --parallel $(JOBS)
+
+format:
+	@scripts/install-deps.sh check
+	@clang-format -i $(SOURCES)
+
+check-format:
+	@scripts/install-deps.sh check
+	@clang-format --dry-run --Werror $(SOURCES)
+
+check-layers:
+	@scripts/check-layers.sh
+
+clean:
+	rm -rf build

@@ -1,0 +1,298 @@
+#include "service/coordinator.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/strings.h"
+#include "service/result.h"
+#include "tests/service/fake_replay.h"
+#include "tests/service/test_jobs.h"
+
+namespace quern {
+namespace {
+
+using std::chrono::seconds;
+
+// A job's coordinator with a clock that the test turns and members that the test plays.
+class CoordinatorTest : public testing::Test {
+ protected:
+  void Make(const Job& job) {
+    CoordinatorOptions options;
+    options.job = job;
+    options.plan = MakePlan(job);
+    options.weights[kBaseModel].set_name(kBaseModel);
+    options.weights[kBaseModel].set_path("/base");
+    coordinator_ = std::make_unique<Coordinator>(std::move(options), &store_, now_);
+    coordinator_->Tick(now_);
+  }
+
+  v1::LeaseTaskReply Lease(uint32_t actor) {
+    v1::LeaseTaskRequest request;
+    request.set_actor(actor);
+    return coordinator_->LeaseTask(request, now_);
+  }
+  void Complete(uint32_t actor, const v1::RolloutTask& task, const std::string& error = {}) {
+    v1::CompleteTaskRequest request;
+    request.set_actor(actor);
+    request.set_id(task.id());
+    request.set_error(error);
+    coordinator_->CompleteTask(request, now_);
+    coordinator_->Tick(now_);
+  }
+  // Plays every task there is; each episode returns `value` plus a little that differs.
+  std::vector<std::string> PlayAll(const std::function<double(const v1::RolloutTask&)>& value) {
+    std::vector<std::string> stages;
+    while (true) {
+      const v1::LeaseTaskReply reply = Lease(0);
+      if (!reply.has_task()) return stages;
+      const v1::RolloutTask& task = reply.task();
+      if (stages.empty() || stages.back() != task.stage()) stages.push_back(task.stage());
+      for (uint64_t e = task.first_episode(); e < task.first_episode() + task.episodes(); ++e)
+        store_.Add(StrCat(task.stage(), e), value(task) + 0.1 * static_cast<double>(e % 3), true,
+                   {task.tags().begin(), task.tags().end()});
+      Complete(0, task);
+    }
+  }
+  std::optional<v1::TrainStage> Next() {
+    const v1::NextStageReply reply = coordinator_->NextStage({}, now_);
+    return reply.has_stage() ? std::optional(reply.stage()) : std::nullopt;
+  }
+  Status Publish(const std::string& name, uint64_t version) {
+    v1::PublishRequest request;
+    request.mutable_weights()->set_name(name);
+    request.mutable_weights()->set_version(version);
+    request.mutable_weights()->set_path(StrCat("/weights/", name, "-", version));
+    request.mutable_weights()->set_content_hash(StrCat("hash-", version));
+    request.mutable_weights()->set_generation_depth(1);
+    return coordinator_->Publish(request, now_).status();
+  }
+  void Done(const std::string& stage, const std::string& error = {}) {
+    v1::StageDoneRequest request;
+    request.set_name(stage);
+    request.set_error(error);
+    (*request.mutable_metrics())["loss"] = 1.5;
+    coordinator_->StageDone(request, now_);
+    coordinator_->Tick(now_);
+  }
+  void Train(const v1::TrainStage& stage) {
+    const std::string name = nlohmann::json::parse(stage.options_json())["weights_name"];
+    ASSERT_TRUE(Publish(name, ++version_).ok());
+    Done(stage.name());
+  }
+  void Pass(Duration time) {
+    now_ += time;
+    coordinator_->Tick(now_);
+  }
+
+  FakeReplay store_;
+  std::unique_ptr<Coordinator> coordinator_;
+  Clock::time_point now_ = Clock::now();
+  uint64_t version_ = 0;
+};
+
+double ValueOf(const v1::RolloutTask& task) {
+  if (task.stage() == "eval:q_sft") return -2;
+  if (task.stage() == "eval:q_sft_online") return -1.5;
+  if (task.stage() == "eval:player:best") return -1;
+  return -4;
+}
+
+TEST_F(CoordinatorTest, AWholeJobInOrder) {
+  Make(SmallJob({"online.rounds=1", "online.episodes=40", "require=[{better: q_sft, than: sft}]"}));
+  EXPECT_FALSE(Next());
+  EXPECT_EQ(PlayAll(ValueOf), (std::vector<std::string>{"eval:player:best", "collect:random"}));
+  const auto sft = Next();
+  ASSERT_TRUE(sft);
+  EXPECT_EQ(sft->name(), "sft");
+  EXPECT_EQ(sft->initial(0).name(), kBaseModel);
+  EXPECT_EQ(nlohmann::json::parse(sft->options_json())["watermark"], 130);  // 30 of the player, 100 collected
+  EXPECT_EQ(Next()->name(), "sft");                                         // asked again: the same
+  Train(*sft);
+  EXPECT_EQ(Next()->name(), "filtered_sft");
+  Train(*Next());
+  const auto q_sft = Next();
+  ASSERT_EQ(q_sft->name(), "q_sft");
+  EXPECT_EQ(q_sft->initial(0).path(), "/weights/sft-1");
+  Train(*q_sft);
+  EXPECT_FALSE(Next());
+  const auto played = PlayAll(ValueOf);
+  EXPECT_EQ(std::count(played.begin(), played.end(), "eval:sft"), 1);
+  EXPECT_EQ(std::count(played.begin(), played.end(), "eval:q_sft"), 1);
+  EXPECT_EQ(std::count(played.begin(), played.end(), "online-1"), 1);
+  ASSERT_EQ(Next()->name(), "online-1:sft");
+  Train(*Next());
+  ASSERT_EQ(Next()->name(), "online-1:q_sft");
+  Train(*Next());
+  EXPECT_EQ(PlayAll(ValueOf), std::vector<std::string>{"eval:q_sft_online"});
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kSucceeded) << coordinator_->error();
+  const auto result = ResultFromJson(coordinator_->result_json());
+  ASSERT_TRUE(result.ok()) << result.status().ToString();
+  ASSERT_EQ(result->rows.size(), 6u);
+  EXPECT_EQ(result->rows[0].policy, "data");
+  EXPECT_EQ(result->rows[0].episodes, 100u);
+  EXPECT_NEAR(result->Find("q_sft")->mean_return, -1.9, 1e-9);
+  EXPECT_NEAR(result->Find("q_sft")->std_error, 0.0816 / std::sqrt(30), 1e-4);
+  EXPECT_TRUE(result->requirements[0].met);
+}
+
+TEST_F(CoordinatorTest, ARequirementThatIsNotMetFailsTheJob) {
+  Make(SmallJob({"require=[{better: q_sft, than: sft}]"}));
+  PlayAll(ValueOf);
+  for (int i = 0; i < 3; ++i) Train(*Next());
+  PlayAll([](const v1::RolloutTask&) { return -4.0; });
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);
+  EXPECT_EQ(coordinator_->error(),
+            "not met: q_sft better than sft by more than 2 standard errors (difference 0.000, standard error 0.021)");
+  EXPECT_TRUE(ResultFromJson(coordinator_->result_json()).ok());
+}
+
+TEST_F(CoordinatorTest, QSftActsWithBothModelsAndSftWithOne) {
+  Make(SmallJob({"qsft.beta=3", "evaluate.temperature=0.5"}));
+  PlayAll(ValueOf);
+  for (int i = 0; i < 3; ++i) Train(*Next());
+  std::map<std::string, v1::RolloutTask> tasks;
+  for (uint32_t actor = 0; actor < 6; ++actor) {
+    const auto reply = Lease(actor);
+    if (reply.has_task()) tasks[reply.task().stage()] = reply.task();
+  }
+  ASSERT_TRUE(tasks.contains("eval:q_sft") && tasks.contains("eval:sft"));
+  const v1::PolicySpec& pair = tasks["eval:q_sft"].policy();
+  ASSERT_EQ(pair.weights_size(), 2);
+  EXPECT_EQ(pair.weights(0).name(), "sft");
+  EXPECT_EQ(pair.weights(1).name(), "value");
+  EXPECT_EQ(pair.sampling().q_sft_beta(), 3);
+  EXPECT_EQ(pair.sampling().temperature(), 0.5);
+  EXPECT_EQ(tasks["eval:q_sft"].source(), v1::SOURCE_GENERATED);
+  EXPECT_EQ(tasks["eval:q_sft"].generation_depth(), 2u);
+  EXPECT_EQ(tasks["eval:sft"].policy().weights_size(), 1);
+  EXPECT_EQ(tasks["eval:sft"].policy().sampling().q_sft_beta(), 0);
+}
+
+TEST_F(CoordinatorTest, ARestartedActorsTasksAreGivenOutAgain) {
+  Make(SmallJob());
+  v1::HelloRequest hello;
+  hello.set_role("actor");
+  hello.set_index(0);
+  hello.set_pid(10);
+  coordinator_->Hello(hello, now_);
+  const uint64_t id = Lease(0).task().id();
+  coordinator_->Hello(hello, now_);  // the same process again: nothing is lost
+  EXPECT_EQ(Lease(0).task().id(), id);
+  hello.set_pid(11);
+  coordinator_->Hello(hello, now_);
+  EXPECT_EQ(Lease(1).task().id(), id);
+}
+
+TEST_F(CoordinatorTest, ASilentActorsTasksAreGivenOutAgain) {
+  Make(SmallJob({"rollout.lease_s=1000"}));
+  v1::HeartbeatRequest heartbeat;
+  heartbeat.set_role("actor");
+  heartbeat.set_index(0);
+  coordinator_->Heartbeat(heartbeat, now_);
+  const uint64_t id = Lease(0).task().id();
+  Pass(seconds(59));
+  EXPECT_NE(Lease(1).task().id(), id);
+  Pass(seconds(2));
+  EXPECT_EQ(Lease(2).task().id(), id);
+}
+
+TEST_F(CoordinatorTest, ATaskThatFailsThreeTimesFailsTheJob) {
+  Make(SmallJob());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(coordinator_->state(), Coordinator::State::kRunning);
+    Pass(seconds(2));
+    const v1::RolloutTask task = Lease(0).task();
+    ASSERT_EQ(task.id(), 1u);
+    Complete(0, task, "no such word list");
+  }
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);
+  EXPECT_EQ(coordinator_->error(),
+            "stage eval:player:best: episodes 0 to 14 failed on actor 0: no such word list (failed 3 times, given up)");
+  EXPECT_TRUE(Lease(0).stop());
+}
+
+TEST_F(CoordinatorTest, NoProgressNamesTheStage) {
+  Make(SmallJob({"progress_timeout_s=30", "evaluate.players=[]"}));
+  Complete(0, Lease(0).task());
+  Pass(seconds(20));
+  v1::HeartbeatRequest heartbeat;
+  heartbeat.set_role("actor");
+  (*heartbeat.mutable_gauges())["episodes"] = 7;
+  coordinator_->Heartbeat(heartbeat, now_);
+  for (int i = 0; i < 29; ++i) {
+    Pass(seconds(1));
+    coordinator_->Heartbeat(heartbeat, now_);  // alive, but the gauge stands still
+  }
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kRunning);
+  Pass(seconds(1));
+  EXPECT_EQ(coordinator_->error(),
+            "no progress for 30 s (progress_timeout_s) in stage collect:random (20 of 100 episodes)");
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);
+}
+
+TEST_F(CoordinatorTest, AFailedOrEmptyTrainStageFailsTheJob) {
+  Make(SmallJob({"evaluate.players=[]"}));
+  PlayAll(ValueOf);
+  ASSERT_EQ(Next()->name(), "sft");
+  Done("sft", "loss is not finite");
+  EXPECT_EQ(coordinator_->error(), "stage sft: loss is not finite");
+  Make(SmallJob({"evaluate.players=[]"}));
+  PlayAll(ValueOf);
+  (void)Next();
+  Done("sft");
+  EXPECT_EQ(coordinator_->error(), "stage sft: the learner finished without publishing weights");
+}
+
+TEST_F(CoordinatorTest, PublishIsCheckedAndRepeatable) {
+  Make(SmallJob());
+  EXPECT_FALSE(Publish("sft", 1).ok());  // nothing is being trained
+  PlayAll(ValueOf);
+  (void)Next();
+  EXPECT_TRUE(Publish("sft", 2).ok());
+  EXPECT_TRUE(Publish("sft", 2).ok());
+  EXPECT_FALSE(Publish("value", 1).ok());
+  EXPECT_FALSE(coordinator_->Publish({}, now_).ok());
+}
+
+TEST_F(CoordinatorTest, AStoreThatFailsOrIsEmptyFailsTheStage) {
+  store_.failure = Unavailable("store is gone");
+  Make(SmallJob({"evaluate.players=[]"}));
+  PlayAll(ValueOf);
+  EXPECT_EQ(coordinator_->error(), "stage sft: store is gone");
+  store_.failure = {};
+  Make(SmallJob({"evaluate.players=[]"}));
+}
+
+TEST_F(CoordinatorTest, StopReachesEveryone) {
+  Make(SmallJob());
+  coordinator_->Stop("interrupted");
+  EXPECT_TRUE(Lease(0).stop());
+  EXPECT_TRUE(coordinator_->NextStage({}, now_).stop());
+  v1::HeartbeatRequest heartbeat;
+  heartbeat.set_role("learner");
+  EXPECT_TRUE(coordinator_->Heartbeat(heartbeat, now_).stop());
+  EXPECT_EQ(coordinator_->GetStatus({}, now_).state(), "stopping");
+}
+
+TEST_F(CoordinatorTest, TheNewestFinishedPolicyPlays) {
+  Make(SmallJob(
+      {"online.rounds=2", "online.max_staleness=1", "online.episodes=40", "compare=[]", "evaluate.players=[]"}));
+  PlayAll(ValueOf);
+  Train(*Next());
+  Train(*Next());
+  std::map<std::string, std::string> acting;
+  while (true) {
+    const auto reply = Lease(0);
+    if (!reply.has_task()) break;
+    acting[reply.task().stage()] = reply.task().policy().weights(1).path();
+    store_.Add(StrCat("x", reply.task().id()), 0, true, {"online"});
+    Complete(0, reply.task());
+  }
+  // Round 2 may begin before round 1 was learned from: it plays what there is.
+  EXPECT_EQ(acting["online-1"], "/weights/value-2");
+  EXPECT_EQ(acting["online-2"], "/weights/value-2");
+}
+
+}  // namespace
+}  // namespace quern

@@ -1,0 +1,117 @@
+#include "service/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/service/test_jobs.h"
+
+namespace quern {
+namespace {
+
+const PlannedStage& Find(const Plan& plan, const std::string& name) {
+  for (const PlannedStage& stage : plan.stages)
+    if (stage.name == name) return stage;
+  ADD_FAILURE() << "no stage " << name;
+  return plan.stages.front();
+}
+
+std::vector<std::string> Names(const Plan& plan) {
+  std::vector<std::string> names;
+  for (const PlannedStage& stage : plan.stages) names.push_back(stage.name);
+  return names;
+}
+
+TEST(Plan, OfflineStagesAndRows) {
+  const Plan plan = MakePlan(SmallJob());
+  EXPECT_EQ(Names(plan), (std::vector<std::string>{"eval:player:best", "collect:random", "sft", "filtered_sft", "q_sft",
+                                                   "eval:sft", "eval:filtered_sft", "eval:q_sft"}));
+  EXPECT_EQ(Find(plan, "sft").after, std::vector<std::string>{"collect:random"});
+  EXPECT_EQ(Find(plan, "q_sft").initial, (std::vector<std::string>{"sft", "sft"}));
+  EXPECT_EQ(Find(plan, "eval:q_sft").weights, (std::vector<std::string>{"sft", "q_sft"}));
+  EXPECT_EQ(Find(plan, "eval:q_sft").after, (std::vector<std::string>{"sft", "q_sft"}));
+  std::vector<std::string> labels;
+  for (const PlannedRow& row : plan.rows) labels.push_back(row.label);
+  EXPECT_EQ(labels,
+            (std::vector<std::string>{"data mean", "SFT", "filtered SFT", "Q-SFT", "best known player (best)"}));
+}
+
+TEST(Plan, TrainingNeverSeesEvaluation) {
+  const Plan plan = MakePlan(SmallJob({"online.rounds=2"}));
+  for (const PlannedStage& stage : plan.stages) {
+    const bool tagged = std::find(stage.tags.begin(), stage.tags.end(), kEvaluationTag) != stage.tags.end();
+    EXPECT_EQ(tagged, stage.evaluation) << stage.name;
+    if (stage.kind != PlannedStage::Kind::kTrain) continue;
+    const auto options = nlohmann::json::parse(stage.options_json);
+    EXPECT_EQ(options["without_tags"], nlohmann::json::array({kEvaluationTag})) << stage.name;
+    EXPECT_EQ(options["mix"], stage.name.starts_with("online")) << stage.name;
+  }
+}
+
+TEST(Plan, OnlineRoundsAlternateOrOverlap) {
+  const Plan in_turn = MakePlan(SmallJob({"online.rounds=3"}));
+  EXPECT_EQ(Find(in_turn, "online-1").after, (std::vector<std::string>{"sft", "q_sft"}));
+  EXPECT_EQ(Find(in_turn, "online-2").after, (std::vector<std::string>{"online-1:sft", "online-1:q_sft", "online-1"}));
+  EXPECT_EQ(Find(in_turn, "online-2:sft").initial, std::vector<std::string>{"online-1:sft"});
+  EXPECT_EQ(Find(in_turn, "online-2:q_sft").initial, (std::vector<std::string>{"online-2:sft", "online-1:q_sft"}));
+  EXPECT_EQ(Find(in_turn, "eval:q_sft_online").weights, (std::vector<std::string>{"online-3:sft", "online-3:q_sft"}));
+  const Plan overlapped = MakePlan(SmallJob({"online.rounds=3", "online.max_staleness=1"}));
+  EXPECT_EQ(Find(overlapped, "online-2").after, (std::vector<std::string>{"sft", "q_sft", "online-1"}));
+  EXPECT_EQ(Find(overlapped, "online-3").after,
+            (std::vector<std::string>{"online-1:sft", "online-1:q_sft", "online-2"}));
+}
+
+TEST(Plan, OnlineWithoutOfflineDataStartsFromTheUntrainedModel) {
+  const Plan plan = MakePlan(SmallJob({"data.collect=[]", "online.rounds=2", "method=filtered_sft", "compare=[]"}));
+  EXPECT_EQ(Names(plan), (std::vector<std::string>{"eval:player:best", "eval:base", "online-1", "online-1:filtered_sft",
+                                                   "online-2", "online-2:filtered_sft", "eval:filtered_sft_online"}));
+  EXPECT_EQ(Find(plan, "online-1").after, std::vector<std::string>{});
+  EXPECT_EQ(Find(plan, "online-1:filtered_sft").initial, std::vector<std::string>{kBaseModel});
+  EXPECT_EQ(Find(plan, "online-1:filtered_sft").after, std::vector<std::string>{"online-1"});
+  const Plan q_sft = MakePlan(SmallJob({"data.collect=[]", "online.rounds=1"}));
+  EXPECT_EQ(Find(q_sft, "online-1:q_sft").initial, (std::vector<std::string>{"online-1:sft", "online-1:sft"}));
+}
+
+TEST(Plan, OptionsCarryTheMethodsFieldsAndOnlineChanges) {
+  const Plan plan = MakePlan(SmallJob({"online.rounds=1", "qsft.polyak=0.5", "qsft.max_steps=9",
+                                       "online.qsft.max_steps=4", "online.qsft.learning_rate=0.5"}));
+  const auto offline = nlohmann::json::parse(Find(plan, "q_sft").options_json);
+  EXPECT_EQ(offline["polyak"], 0.5);
+  EXPECT_EQ(offline["max_steps"], 9);
+  EXPECT_EQ(offline["weights_name"], "value");
+  EXPECT_EQ(offline["generation_depth"], 1);
+  const auto online = nlohmann::json::parse(Find(plan, "online-1:q_sft").options_json);
+  EXPECT_EQ(online["max_steps"], 4);
+  EXPECT_EQ(online["learning_rate"], 0.5);
+  EXPECT_EQ(online["generation_depth"], 2);
+  EXPECT_EQ(Find(plan, "online-1:q_sft").steps, 4u);
+}
+
+TEST(Plan, NamesAndSeedsAreDistinctAndOrderRespectsAfter) {
+  for (const auto& overrides : std::vector<std::vector<std::string>>{
+           {},
+           {"online.rounds=2"},
+           {"online.rounds=3", "online.max_staleness=2"},
+           {"method=sft", "compare=[]", "online.rounds=2"},
+           {"data.collect=[{player: random, episodes: 5}, {player: random, episodes: 6}]", "data.import=[/x.jsonl]"}}) {
+    const Plan plan = MakePlan(SmallJob(overrides));
+    std::set<std::string> names;
+    std::set<uint64_t> seeds;
+    for (const PlannedStage& stage : plan.stages) {
+      for (const std::string& dependency : stage.after)
+        EXPECT_TRUE(names.contains(dependency)) << stage.name << " " << dependency;
+      EXPECT_TRUE(names.insert(stage.name).second) << stage.name;
+      if (!stage.evaluation) {
+        EXPECT_TRUE(seeds.insert(stage.seed).second) << stage.name;
+      }
+    }
+  }
+  EXPECT_NE(MakePlan(SmallJob({"seed=1"})).stages[1].seed, MakePlan(SmallJob({"seed=2"})).stages[1].seed);
+  EXPECT_EQ(MakePlan(SmallJob({"seed=1"})).stages[0].seed,
+            MakePlan(SmallJob({"seed=2"})).stages[0].seed);  // evaluation
+}
+
+}  // namespace
+}  // namespace quern
