@@ -10,6 +10,8 @@ namespace {
 constexpr uint64_t kIndexBits = 40;
 constexpr uint64_t kIndexMask = (uint64_t{1} << kIndexBits) - 1;
 constexpr auto kPollTime = std::chrono::microseconds(60);
+// About the cost of sleeping and being woken; a chunk that is running ends sooner, a preempted one in milliseconds.
+constexpr auto kSpinTime = std::chrono::microseconds(40);
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -39,10 +41,12 @@ void ThreadPool::ParallelFor(int64_t count, const std::function<void(int64_t)>& 
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
+  const uint64_t generation = (generation_.load(std::memory_order_relaxed) + 1) & (~uint64_t{0} >> kIndexBits);
+  // Closed first: a late worker of the last loop that sees the new count must not find its old ticket still valid.
+  next_.store((generation << kIndexBits) | kIndexMask, std::memory_order_seq_cst);
   count_ = count;
   body_ = &body;
   done_.store(0, std::memory_order_relaxed);
-  const uint64_t generation = (generation_.load(std::memory_order_relaxed) + 1) & (~uint64_t{0} >> kIndexBits);
   next_.store(generation << kIndexBits, std::memory_order_seq_cst);
   generation_.store(generation, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -50,9 +54,23 @@ void ThreadPool::ParallelFor(int64_t count, const std::function<void(int64_t)>& 
     wake_.notify_all();
   }
   RunChunks(generation);
-  while (done_.load(std::memory_order_acquire) != count) Pause();
+  AwaitDone(count);
   // A worker that read the ticket late finds the index beyond the count or another generation and takes nothing.
   busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::AwaitDone(int64_t count) {
+  const auto begin = Clock::now();
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (done_.load(std::memory_order_acquire) == count) return;
+      Pause();
+    }
+  } while (Clock::now() - begin < kSpinTime);
+  std::unique_lock lock(finished_mutex_);
+  caller_sleeps_.store(true, std::memory_order_seq_cst);
+  finished_.wait(lock, [&] { return done_.load(std::memory_order_seq_cst) == count; });
+  caller_sleeps_.store(false, std::memory_order_relaxed);
 }
 
 void ThreadPool::RunChunks(uint64_t generation) {
@@ -64,7 +82,12 @@ void ThreadPool::RunChunks(uint64_t generation) {
     if (index >= count_) return;
     if (!next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
     (*body_.load(std::memory_order_relaxed))(index);
-    done_.fetch_add(1, std::memory_order_release);
+    // Read before this chunk counts as done: afterwards it may be the next loop's.
+    const int64_t count = count_.load(std::memory_order_relaxed);
+    if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == count && caller_sleeps_.load(std::memory_order_seq_cst)) {
+      { std::lock_guard lock(finished_mutex_); }
+      finished_.notify_one();
+    }
     ticket = next_.load(std::memory_order_acquire);
   }
 }

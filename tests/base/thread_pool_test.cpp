@@ -45,6 +45,19 @@ TEST(ThreadPool, WakesAfterSleep) {
   }
 }
 
+// Chunks longer than the caller's patience: it sleeps and is woken by the last worker.
+TEST(ThreadPool, CallerSleepsUntilTheLastChunkIsDone) {
+  ThreadPool pool(3);
+  for (int loop = 0; loop < 30; ++loop) {
+    std::atomic<int> done{0};
+    pool.ParallelFor(3, [&](int64_t i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(i == 0 ? 0 : 700));
+      ++done;
+    });
+    ASSERT_EQ(done, 3);
+  }
+}
+
 TEST(ThreadPool, NestedAndConcurrentCallersFinish) {
   ThreadPool pool(3);
   std::atomic<int64_t> inner{0};
