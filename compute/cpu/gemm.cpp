@@ -46,7 +46,7 @@ Plan MakePlan(int64_t rows, int64_t panels, int64_t panel_bytes, int64_t a_row_b
     return std::max(kNsPerByte * static_cast<double>(panel_bytes), ns_per_panel_row * static_cast<double>(n));
   };
   const double total = cost(plan.row_block) * static_cast<double>(panels * DivUp(rows, plan.row_block));
-  const double target = std::clamp(total / (8 * threads), 3e3, 1e5);
+  const double target = std::clamp(total / (8 * threads), 4e3, 1e5);
   plan.panel_group = std::clamp(static_cast<int64_t>(target / cost(plan.row_block)), int64_t{1}, panels);
   if (rows * 4 <= tile) plan.panel_group = RoundUp(plan.panel_group, 4);
   plan.panel_group = DivUp(panels, DivUp(panels, plan.panel_group));
@@ -76,29 +76,27 @@ uint32_t* ThreadBuffer(int64_t words) {
 // The words over tokens 2t, 2t + 1 (bf16) or t (fp32) of columns [col, col + cols): a line of `width` words,
 // zero-padded. With `widen`, two lines of fp32 words.
 struct TokenWords {
+  const FormatKernels& format;
   const TensorView& x;
   bool widen;
 
-  void Line(int64_t word, int64_t end, int64_t col, int64_t cols, int64_t width, uint32_t* __restrict out) const {
+  void Line(int64_t word, int64_t col, int64_t cols, int64_t width, uint32_t* __restrict out) const {
     if (x.dtype == DType::kF32) {
-      const uint32_t* __restrict row = x.Row<uint32_t>(word) + col;
-      std::copy_n(row, cols, out);
+      std::copy_n(x.Row<uint32_t>(word) + col, cols, out);
       std::fill(out + cols, out + width, 0u);
       return;
     }
-    const uint16_t* __restrict low = x.Row<uint16_t>(2 * word) + col;
+    const uint16_t* low = x.Row<uint16_t>(2 * word) + col;
     // An odd last token pairs with zeros.
-    const bool whole = 2 * word + 1 < end;
-    const uint16_t* __restrict high = whole ? x.Row<uint16_t>(2 * word + 1) + col : low;
-    const uint32_t mask = whole ? 0xffff0000u : 0u;
+    const uint16_t* high = 2 * word + 1 < x.rows ? x.Row<uint16_t>(2 * word + 1) + col : nullptr;
     if (widen) {
       for (int64_t c = 0; c < cols; ++c) out[c] = uint32_t{low[c]} << 16;
       std::fill(out + cols, out + width, 0u);
-      for (int64_t c = 0; c < cols; ++c) out[width + c] = (uint32_t{high[c]} << 16) & mask;
+      for (int64_t c = 0; c < cols; ++c) out[width + c] = high == nullptr ? 0 : uint32_t{high[c]} << 16;
       std::fill(out + width + cols, out + 2 * width, 0u);
       return;
     }
-    for (int64_t c = 0; c < cols; ++c) out[c] = uint32_t{low[c]} | ((uint32_t{high[c]} << 16) & mask);
+    format.interleave(low, high, cols, out);
     std::fill(out + cols, out + width, 0u);
   }
 };
@@ -225,11 +223,11 @@ void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena&
     const int64_t words = DivUp(x.rows, per_word);
     const int64_t padded_words = RoundUp(words, format.k_word_multiple);
     pool.ParallelFor(panels, [&](int64_t panel) {
-      const TokenWords source{x, false};
+      const TokenWords source{format, x, false};
       const int64_t col = panel * width;
       uint32_t* out = packed.Row<uint32_t>(panel);
       for (int64_t t = 0; t < words; ++t) {
-        source.Line(t, x.rows, col, std::min(width, k - col), width, out + t * width);
+        source.Line(t, col, std::min(width, k - col), width, out + t * width);
       }
       std::fill(out + words * width, out + padded_words * width, 0u);
     });
@@ -237,28 +235,28 @@ void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena&
       const int64_t row = chunk * row_block;
       const int64_t rows = std::min(row_block, n - row);
       const int64_t halves = format.widen_a ? 2 : 1;
-      const TokenWords source{dy, format.widen_a};
-      BlockArgs block;
-      uint32_t* a =
-          ThreadBuffer(RoundUp(rows, tile) * padded_words * halves + (format.grad_layout == ALayout::kRows ? rows : 0));
-      if (format.grad_layout == ALayout::kTiles) {
-        for (int64_t first = 0; first < rows; first += tile) {
-          uint32_t* out = a + first * padded_words * halves;
-          for (int64_t t = 0; t < words; ++t) {
-            source.Line(t, x.rows, row + first, std::min(tile, rows - first), tile, out + t * tile * halves);
-          }
+      const int64_t tiles = DivUp(rows, tile);
+      const TokenWords source{format, dy, format.widen_a};
+      const int64_t block_words = tiles * tile * padded_words * halves;
+      uint32_t* a = ThreadBuffer(block_words + tiles * tile * halves);
+      uint32_t* line = a + block_words;
+      for (int64_t t = 0; t < padded_words; ++t) {
+        if (t < words) {
+          source.Line(t, row, rows, tiles * tile, line);
+        } else {
+          std::fill(line, line + tiles * tile * halves, 0u);
         }
-      } else {
-        uint32_t* line = a + rows * padded_words;
-        for (int64_t t = 0; t < padded_words; ++t) {
-          if (t < words) {
-            source.Line(t, x.rows, row, rows, rows, line);
-          } else {
-            std::fill(line, line + rows, 0u);
-          }
+        if (format.grad_layout == ALayout::kRows) {
           for (int64_t r = 0; r < rows; ++r) a[r * padded_words + t] = line[r];
+          continue;
+        }
+        for (int64_t half = 0; half < halves; ++half) {
+          for (int64_t i = 0; i < tiles; ++i) {
+            std::copy_n(line + (half * tiles + i) * tile, tile, a + ((i * padded_words + t) * halves + half) * tile);
+          }
         }
       }
+      BlockArgs block;
       block.a = reinterpret_cast<const uint8_t*>(a);
       block.a_layout = format.grad_layout;
       block.a_row_bytes = padded_words * 4;

@@ -117,6 +117,7 @@ FormatKernels AmxKernels() {
   kernels.k_word_multiple = kAmxTileWords;
   kernels.grad_layout = ALayout::kRows;
   kernels.block = &AmxBlock<T, V>;
+  kernels.interleave = &Interleave;
   return kernels;
 }
 

@@ -45,6 +45,8 @@ struct FormatKernels {
   int k_word_multiple = 1;                // k_words of a and b are padded with zeros to this
   ALayout grad_layout = ALayout::kTiles;  // what MatMulGradWeight builds of dy
   void (*block)(const BlockArgs&) = nullptr;
+  // out[i] = low[i] | high[i] << 16: the words over two tokens. No high: zeros.
+  void (*interleave)(const uint16_t* low, const uint16_t* high, int64_t count, uint32_t* out) = nullptr;
 };
 
 struct GemmKernels {

@@ -233,6 +233,16 @@ void Block(const BlockArgs& args) {
   }
 }
 
+// Vector code by the compiler.
+inline void Interleave(const uint16_t* __restrict low, const uint16_t* __restrict high, int64_t count,
+                       uint32_t* __restrict out) {
+  if (high == nullptr) {
+    for (int64_t i = 0; i < count; ++i) out[i] = low[i];
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) out[i] = uint32_t{low[i]} | uint32_t{high[i]} << 16;
+}
+
 template <class V, int kRowTile, int kPanelVecs>
 FormatKernels TileKernels() {
   FormatKernels kernels;
@@ -240,6 +250,7 @@ FormatKernels TileKernels() {
   kernels.row_tile = kRowTile;
   kernels.widen_a = V::kHalves == 2;
   kernels.block = &Block<V, kRowTile, kPanelVecs>;
+  kernels.interleave = &Interleave;
   return kernels;
 }
 
