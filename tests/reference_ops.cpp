@@ -338,7 +338,9 @@ class ReferenceOps : public Ops {
       const double behaviour_lse = LogSumExp(args.behaviour_logits, r, args.reserved);
       std::vector<int64_t> ids(static_cast<size_t>(n));
       std::iota(ids.begin(), ids.end(), int64_t{0});
-      const auto p = [&](int64_t v) { return std::exp(Get(args.behaviour_logits, r, v) - behaviour_lse); };
+      std::vector<double> behaviour;
+      for (int64_t v = 0; v < n; ++v) behaviour.push_back(std::exp(Get(args.behaviour_logits, r, v) - behaviour_lse));
+      const auto p = [&](int64_t v) { return behaviour[static_cast<size_t>(v)]; };
       std::stable_sort(ids.begin(), ids.end(), [&](int64_t x, int64_t y) { return p(x) > p(y); });
       double mass = 0, best = 0;
       for (const int64_t v : ids) {

@@ -190,6 +190,33 @@ TEST_P(AttentionTest, LongContext) {
   EXPECT_LE(WorstError(last_lse, expected_lse, 3e-6, 1e-6), 1);
 }
 
+TEST(AttentionAcrossInstructionSets, Avx2AndAvx512GiveEqualBits) {
+  if (!cpu::IsaAvailable(cpu::Isa::kAvx512)) GTEST_SKIP() << "no AVX-512";
+  constexpr int64_t kRows = 90, kHeads = 4, kDim = 40;
+  const std::vector<int64_t> lengths = {kRows};
+  const KvLayout layout = {.dtype = kBf16, .layers = 1, .kv_heads = 2, .head_dim = kDim};
+  const Tensor qkv = RandomTensor(kBf16, kRows, (kHeads + 4) * kDim, 1);
+  const auto run = [&](cpu::Isa isa) {
+    ThreadPool pool(1);
+    CpuOps ops(&pool, isa);
+    const TestPages pages(layout, lengths);
+    const auto sequences = pages.AllRows(lengths);
+    Tensor out(kF32, kRows, kHeads * kDim);
+    ops.KvWrite({.qkv = qkv, .sequences = sequences, .layout = layout, .layer = 0, .heads = kHeads});
+    ops.Attention({.q = qkv.view().Cols(0, kHeads * kDim),
+                   .sequences = sequences,
+                   .layout = layout,
+                   .layer = 0,
+                   .heads = kHeads,
+                   .scale = 0.2f,
+                   .window = 0,
+                   .out = out,
+                   .lse = {}});
+    return out;
+  };
+  EXPECT_TRUE(BitEqual(run(cpu::Isa::kAvx2), run(cpu::Isa::kAvx512)));
+}
+
 std::vector<Case> AllCases() {
   std::vector<Case> out;
   for (const cpu::Isa isa : {cpu::Isa::kScalar, cpu::Isa::kAvx2, cpu::Isa::kAvx512})
