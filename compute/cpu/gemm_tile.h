@@ -92,11 +92,14 @@ void Tile(const TileArgs& args) {
   for (int p = 0; p < kPanels; ++p) b[p] = args.b + p * args.panel_words;
   // Few rows: the panel comes from far away and is read once; ask for it ahead.
   constexpr bool kPrefetch = kRows * kPanels <= 8 && kLayout == ALayout::kRows;
-  constexpr int64_t kAhead = 16 * kPanelCols;
+  constexpr int64_t kWordsAhead = 16;
 
   int64_t offset = 0;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < args.k_words; ++k) {
+    // After the end of these panels come those that follow the last of them.
+    [[maybe_unused]] const int64_t ahead =
+        kWordsAhead * kPanelCols + (k + kWordsAhead < args.k_words ? 0 : (kPanels - 1) * args.panel_words);
 #pragma GCC unroll 2
     for (int half = 0; half < V::kHalves; ++half) {
       typename V::B words[kAll];
@@ -104,7 +107,7 @@ void Tile(const TileArgs& args) {
       for (int v = 0; v < kAll; ++v) {
         const uint32_t* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
         if constexpr (kPrefetch) {
-          if (half == 0) __builtin_prefetch(from + kAhead);
+          if (half == 0) __builtin_prefetch(from + ahead);
         }
         words[v] = V::LoadB(from, half);
       }
