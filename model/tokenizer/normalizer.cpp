@@ -2,6 +2,9 @@
 
 #include <unicode/bytestream.h>
 #include <unicode/normalizer2.h>
+#include <unicode/uniset.h>
+
+#include <algorithm>
 
 #include "base/strings.h"
 #include "model/tokenizer/byte_level.h"
@@ -22,22 +25,39 @@ class Sequence final : public TextNormalizer {
   std::vector<std::unique_ptr<TextNormalizer>> parts_;
 };
 
+// The reference normalises by the tables of Unicode 9.0; characters that are newer stay as they are, as if they had no
+// properties.
+const icu::UnicodeSet* NormalizedCharacters() {
+  static const icu::UnicodeSet* const set = [] {
+    UErrorCode error = U_ZERO_ERROR;
+    auto* made = new icu::UnicodeSet(u"[:Age=9.0:]", error);
+    made->freeze();
+    return made;
+  }();
+  return set;
+}
+
 class UnicodeForm final : public TextNormalizer {
  public:
-  explicit UnicodeForm(const icu::Normalizer2* form) : form_(form) {}
+  UnicodeForm(const icu::Normalizer2* form, bool composes_canonically)
+      : form_(*form, *NormalizedCharacters()), skip_low_(composes_canonically) {}
   void Apply(std::string* text, bool*) const override {
+    // Everything below U+0300 (lead bytes up to 0xCB) is in NFC.
+    const auto low = [](char c) { return static_cast<unsigned char>(c) < 0xcc; };
+    if (skip_low_ && std::all_of(text->begin(), text->end(), low)) return;
     UErrorCode error = U_ZERO_ERROR;
     const icu::StringPiece piece(text->data(), static_cast<int32_t>(text->size()));
-    if (form_->isNormalizedUTF8(piece, error) && U_SUCCESS(error)) return;
+    if (form_.isNormalizedUTF8(piece, error) && U_SUCCESS(error)) return;
     error = U_ZERO_ERROR;
     std::string out;
     icu::StringByteSink<std::string> sink(&out, static_cast<int32_t>(text->size()));
-    form_->normalizeUTF8(0, piece, sink, nullptr, error);
+    form_.normalizeUTF8(0, piece, sink, nullptr, error);
     if (U_SUCCESS(error)) *text = std::move(out);
   }
 
  private:
-  const icu::Normalizer2* form_;  // owned by ICU
+  icu::FilteredNormalizer2 form_;
+  bool skip_low_;
 };
 
 class Lowercase final : public TextNormalizer {
@@ -79,7 +99,8 @@ class StripAccents final : public TextNormalizer {
     std::string out;
     for (size_t pos = 0; pos < text->size();) {
       const size_t begin = pos;
-      if (!IsMark(NextCodePoint(*text, &pos))) {
+      const char32_t c = NextCodePoint(*text, &pos);
+      if (!IsMark(c) || !NormalizedCharacters()->contains(static_cast<UChar32>(c))) {
         out.append(*text, begin, pos - begin);
       } else if (begin == 0) {
         *at_start = false;
@@ -154,7 +175,7 @@ std::unique_ptr<TextNormalizer> Make(Args&&... args) {
 Result<std::unique_ptr<TextNormalizer>> MakeNormalizer(const Json& json, const std::string& where) {
   if (json.is_null()) return std::unique_ptr<TextNormalizer>();
   QUERN_ASSIGN_OR_RETURN(const std::string type, JsonString(json, "type", "", where));
-  if (const icu::Normalizer2* form = Form(type)) return Make<UnicodeForm>(form);
+  if (const icu::Normalizer2* form = Form(type)) return Make<UnicodeForm>(form, type == "NFC");
   if (type == "Lowercase") return Make<Lowercase>();
   if (type == "StripAccents") return Make<StripAccents>();
   if (type == "ByteLevel") return Make<ByteLevel>();

@@ -1,11 +1,10 @@
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-#include <unicode/uset.h>
+#include <unicode/uchar.h>
 
 #include <cctype>
 #include <map>
 
 #include "base/strings.h"
+#include "model/tokenizer/newer_characters.h"
 #include "model/tokenizer/regex.h"
 
 namespace quern {
@@ -24,24 +23,10 @@ const std::map<std::string, std::string, std::less<>> kLongNames = {
 
 // Characters of a general category that are newer than PCRE2's Unicode tables, as ranges for a class.
 std::string NewerCharacters(const std::string& category) {
-  if (category.size() > 2 || category.empty() || category[0] == 'C') return "";
-  char version[64] = {};
-  pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, version);
-  const std::string text = StrCat("[[:", category, ":]-[:Age=", version, ":]]");
-  std::u16string pattern(text.begin(), text.end());
-  UErrorCode error = U_ZERO_ERROR;
-  USet* set =
-      uset_openPattern(reinterpret_cast<const UChar*>(pattern.data()), static_cast<int32_t>(pattern.size()), &error);
   std::string ranges;
-  if (U_SUCCESS(error)) {
-    for (int32_t i = 0; i < uset_getItemCount(set); ++i) {
-      UChar32 begin = 0, end = 0;
-      UErrorCode item_error = U_ZERO_ERROR;
-      if (uset_getItem(set, i, &begin, &end, nullptr, 0, &item_error) == 0)
-        ranges += StrFormat("\\x{%X}-\\x{%X}", static_cast<unsigned>(begin), static_cast<unsigned>(end));
-    }
-  }
-  uset_close(set);
+  for (const CategoryRange& range : kNewerCharacters)
+    if (std::string_view(range.category).substr(0, category.size()) == category && !category.empty())
+      ranges += StrFormat("\\x{%X}-\\x{%X}", range.begin, range.end);
   return ranges;
 }
 
@@ -83,12 +68,8 @@ class Translator {
     if (c == ']') {
       in_class_ = false;
     } else if (c == '[') {
-      if (in_.substr(pos_, 2) != "[:")
-        return Unimplemented("character classes inside character classes are not supported");
-      const size_t end = in_.find(":]", pos_);
-      if (end == std::string_view::npos) return InvalidArgument("unterminated [: :]");
-      Copy(end + 2 - pos_);
-      return {};
+      return Unimplemented(in_.substr(pos_, 2) == "[:" ? "POSIX classes ([:alpha:]) are not supported"
+                                                       : "classes inside classes are not supported");
     } else if (c == '&' && in_.substr(pos_, 2) == "&&") {
       return Unimplemented("intersections of character classes (&&) are not supported");
     }
@@ -120,7 +101,8 @@ class Translator {
       case 'w':
       case 'W': {
         if (in_class_ && negated) return Unimplemented("\\W inside a character class is not supported");
-        std::string members = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+        // Oniguruma's word characters: Alphabetic, marks, digits, connectors and, by an old slip, Latin-1 fractions.
+        std::string members = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
         for (const char* category : {"L", "M", "Nd", "Pc"}) members += NewerCharacters(category);
         Emit(negated, members);
         break;
@@ -160,6 +142,8 @@ class Translator {
       name.erase(0, 1);
     }
     if (const auto it = kLongNames.find(name); it != kLongNames.end()) name = it->second;
+    // PCRE2's bare script names include characters that several scripts share.
+    if (u_getPropertyValueEnum(UCHAR_SCRIPT, name.c_str()) != UCHAR_INVALID_CODE) name = "sc:" + name;
     pos_ = next;
     if (in_class_ && negated) {
       out_ += "\\P{" + name + "}";

@@ -1,6 +1,9 @@
 #include "model/tokenizer/unicode.h"
 
 #include <unicode/uchar.h>
+#include <unicode/uniset.h>
+
+#include "model/tokenizer/newer_characters.h"
 
 namespace quern {
 namespace {
@@ -42,6 +45,23 @@ size_t CharacterLength(std::string_view text, size_t pos, size_t* bad, bool* unf
     high = 0xbf;
   }
   return length;
+}
+
+// The general categories of `c` as a mask, also where `c` is newer than ICU's tables.
+uint32_t CategoryMask(char32_t c) {
+  const int8_t type = u_charType(static_cast<UChar32>(c));
+  if (type != U_UNASSIGNED) return U_MASK(type);
+  for (const CategoryRange& range : kNewerCharacters) {
+    if (c < range.begin || c > range.end) continue;
+    switch (range.category[0]) {
+      case 'L': return U_GC_LO_MASK;
+      case 'M': return U_GC_MN_MASK;
+      case 'N': return range.category[1] == 'd' ? U_GC_ND_MASK : U_GC_NO_MASK;
+      case 'P': return U_GC_PO_MASK;
+      default: return U_GC_SO_MASK;
+    }
+  }
+  return U_GC_CN_MASK;
 }
 
 }  // namespace
@@ -112,18 +132,24 @@ bool IsWhiteSpace(char32_t c) {
 bool IsWordChar(char32_t code_point) {
   const auto c = static_cast<UChar32>(code_point);
   if (u_hasBinaryProperty(c, UCHAR_ALPHABETIC) || u_hasBinaryProperty(c, UCHAR_JOIN_CONTROL)) return true;
-  return (U_GET_GC_MASK(c) & (U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK)) != 0;
+  return (CategoryMask(code_point) & (U_GC_L_MASK | U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK)) != 0;
 }
 
-bool IsNumeric(char32_t c) { return (U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_N_MASK) != 0; }
+bool IsNumeric(char32_t c) { return (CategoryMask(c) & U_GC_N_MASK) != 0; }
 
 bool IsPunctuation(char32_t c) {
   if (c < 0x80)
     return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
-  return (U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_P_MASK) != 0;
+  static const icu::UnicodeSet* const set = [] {
+    UErrorCode error = U_ZERO_ERROR;
+    auto* made = new icu::UnicodeSet(u"[[:P:]&[:Age=8.0:]]", error);  // the reference's tables are that old
+    made->freeze();
+    return made;
+  }();
+  return set->contains(static_cast<UChar32>(c));
 }
 
-bool IsMark(char32_t c) { return (U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_M_MASK) != 0; }
+bool IsMark(char32_t c) { return (CategoryMask(c) & U_GC_M_MASK) != 0; }
 
 void AppendLowercase(char32_t c, std::string* out) {
   if (c == 0x130) {  // the one code point whose full lower case is two

@@ -41,7 +41,7 @@ inline std::string_view ValidUtf8(std::string_view text, std::string* storage) {
 bool IsWhiteSpace(char32_t c);                       // property White_Space
 bool IsWordChar(char32_t c);                         // \w of UTS 18: Alphabetic, M, Nd, Pc, Join_Control
 bool IsNumeric(char32_t c);                          // N
-bool IsPunctuation(char32_t c);                      // ASCII punctuation and symbols, P
+bool IsPunctuation(char32_t c);                      // ASCII punctuation and symbols, P of Unicode 8
 bool IsMark(char32_t c);                             // M
 void AppendLowercase(char32_t c, std::string* out);  // without context (no final sigma)
 
