@@ -149,7 +149,7 @@ v1::CompleteTaskReply Coordinator::CompleteTask(const v1::CompleteTaskRequest& r
   return {};
 }
 
-v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::time_point) {
+v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::time_point now) {
   std::lock_guard lock(mutex_);
   v1::NextStageReply reply;
   reply.set_retry_ms(kRetryMs);
@@ -157,6 +157,7 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
   if (state_ != State::kRunning) return reply;
   for (Stage& stage : stages_) {
     if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning) continue;
+    if (!stage.asked_for) stage.begin = now;
     stage.asked_for = true;
     v1::TrainStage& out = *reply.mutable_stage();
     out.set_name(stage.plan.name);
@@ -235,7 +236,9 @@ v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_poi
   for (const Stage& stage : stages_) {
     v1::StageStatus& out = *reply.add_stages();
     out.set_name(stage.plan.name);
-    out.set_state(names[static_cast<int>(stage.state)]);
+    // A train stage that the learner has not come to yet waits.
+    const bool waits = stage.plan.kind == PlannedStage::Kind::kTrain && !stage.asked_for;
+    out.set_state(waits && stage.state == StageState::kRunning ? "pending" : names[static_cast<int>(stage.state)]);
     out.set_done(stage.done);
     out.set_total(stage.total);
     out.set_detail(stage.detail);

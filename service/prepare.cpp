@@ -74,8 +74,9 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job) 
   return made;
 }
 
-Status CheckJob(const Job& job) {
+Status CheckJob(Job& job) {
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  if (environment->player_names().empty()) job.evaluate.players.clear();
   for (size_t i = 0; i < job.collect.size(); ++i) {
     const auto player = environment->NewPlayer(job.collect[i].player, job.collect[i].options);
     if (!player.ok()) return player.status().Annotate(StrCat("data.collect.", i));

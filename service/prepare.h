@@ -14,8 +14,9 @@ namespace quern {
 Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job);
 
 // Everything that can be wrong with a job before any process starts: the environment and its options, the players,
-// files to import, the model directory and its tokenizer. Writes nothing.
-Status CheckJob(const Job& job);
+// files to import, the model directory and its tokenizer. Writes nothing. An environment without any player gets none
+// to evaluate.
+Status CheckJob(Job& job);
 
 // The model that training starts from: job.model_name_or_path, or a self-made one written to RUN/model.
 Result<BaseModel> PrepareModel(const Run& run);

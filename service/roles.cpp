@@ -98,8 +98,8 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.weights_directory = run.Path("weights");
   options.metrics_path = run.Path("metrics.jsonl");
   options.batch.max_positions = 0;
-  options.batch.min_return = sample->min_return();
-  options.batch.max_return = sample->max_return();
+  options.batch.rewards.min_return = sample->min_return();
+  options.batch.rewards.max_return = sample->max_return();
   options.batch.action_end = sample->action_end();
   options.batch.end_ids = EndIds(run.model.directory);
   options.reserved_token = run.model.reserved_token;

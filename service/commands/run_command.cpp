@@ -47,7 +47,7 @@ void PrintEnd(const Run& run, const JobOutcome& outcome) {
 }
 
 Result<int> RunJob(const RunOptions& options) {
-  QUERN_ASSIGN_OR_RETURN(const Job job, LoadJob(options.job, options.overrides));
+  QUERN_ASSIGN_OR_RETURN(Job job, LoadJob(options.job, options.overrides));
   QUERN_RETURN_IF_ERROR(CheckJob(job));
   if (options.dry_run) {
     std::printf("%s", JobToJson(job).c_str());
