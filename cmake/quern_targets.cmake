@@ -33,7 +33,7 @@ function(quern_test name)
   target_link_libraries(${name} PRIVATE quern_flags ${arg_DEPS} GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
-    ENVIRONMENT "QUERN_SOURCE_DIR=${CMAKE_SOURCE_DIR};QUERN_BINARY=${CMAKE_BINARY_DIR}/quern")
+    ENVIRONMENT "QUERN_SOURCE_DIR=${CMAKE_SOURCE_DIR};QUERN_BINARY=${CMAKE_BINARY_DIR}/quern;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan_suppressions.txt")
 endfunction()
 
 # quern_benchmark(NAME SRCS a.cpp DEPS lib): a program that prints a table. Not run by the tests.

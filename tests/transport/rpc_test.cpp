@@ -248,6 +248,7 @@ TEST_F(RpcOverIpc, OneThreadByDefaultSeveralWhenAsked) {
       });
     }
     for (std::thread& client : clients) client.join();
+    server.Stop();
     EXPECT_LE(most_inside, threads);
     EXPECT_LE(static_cast<int>(seen.size()), threads);
     if (threads > 1) {
