@@ -19,7 +19,8 @@ struct StepOutcome {
   std::string text;  // the environment's answer; part of the next state, never of the loss
   double reward = 0;
   bool done = false;
-  bool success = false;  // meaningful when done: the task was solved
+  bool success = false;    // meaningful when done: the task was solved
+  bool truncated = false;  // done because of a limit on steps, not because of what happened: the state had a future
 };
 
 // A text environment for one episode at a time. Deterministic given (seed, actions). Pure CPU code, no I/O after

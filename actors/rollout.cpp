@@ -70,7 +70,7 @@ class Episode {
     } else {
       new_tokens_.clear();
     }
-    record_.set_done(outcome.done);
+    record_.set_done(outcome.done && !outcome.truncated);
     record_.set_success(outcome.done && outcome.success);
     return outcome;
   }

@@ -70,7 +70,8 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
     if (length > size) return DataLoss(StrCat(t.uid(), ": a turn ends at ", length, " of ", size, " tokens"));
     std::vector<float> rewards;
     for (const v1::Turn& turn : t.turns()) rewards.push_back(turn.reward());
-    rewards = NormaliseRewards(rewards, options.min_return, options.max_return);
+    const std::vector<ScaledReward> scaled = ScaleRewards(rewards, t.done(), options.rewards);
+    const bool whole = turns == static_cast<size_t>(t.turns_size());
 
     const int64_t row0 = batch.tokens.rows();
     batch.tokens.Add(ids.data(), length, 0, nullptr);
@@ -86,7 +87,12 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
         row.row = row0 + i - 1;
         row.target = ids[i];
         row.closes_turn = i + 1 == turn.end();
-        row.reward = row.closes_turn ? rewards[k] : 0.0f;
+        if (row.closes_turn) {
+          row.reward = scaled[k].reward;
+          row.discount = scaled[k].discount;
+          // The last token of an episode without an end has neither a reward for it nor a state after it.
+          row.has_target = k + 1 < turns || (whole && t.done());
+        }
         batch.rows.push_back(row);
       }
     }

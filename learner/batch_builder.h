@@ -12,8 +12,7 @@ namespace quern {
 
 struct BatchOptions {
   int64_t max_positions = 512;  // longer episodes are cut at the end: whole turns that do not fit are left out
-  double min_return = 0;        // bounds of an episode's return, for NormaliseRewards
-  double max_return = 1;
+  RewardScale rewards;
   std::vector<int32_t> end_ids;  // appended to an assistant message without a closing text when text is tokenised
   std::string action_end;        // the environment's closing text of an utterance
 };

@@ -150,7 +150,10 @@ class Learner {
       bootstrap.behaviour = behaviour.get();
     }
 
-    BatchSource source(options_, o, batch_options_);
+    BatchOptions batch_options = batch_options_;
+    batch_options.rewards.kind = o.reward_scale;
+    batch_options.rewards.temperature = o.reward_temperature;
+    BatchSource source(options_, o, batch_options);
     const auto begin = Clock::now();
     int64_t tokens = 0;
     StepReport last;
@@ -160,6 +163,7 @@ class Learner {
       QUERN_ASSIGN_OR_RETURN(const TrainingBatch batch, source.Next(step));
       const double wait = SecondsSince(wait_begin);
       const auto step_begin = Clock::now();
+      objective->SetProgress(static_cast<double>(step) / static_cast<double>(o.optimizer.max_steps));
       QUERN_ASSIGN_OR_RETURN(last, trainer_->Step(batch, *objective, q_sft ? &bootstrap : nullptr));
       tokens += last.tokens;
       const bool final_step = step + 1 == o.optimizer.max_steps;

@@ -49,7 +49,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
     return InvalidArgument(stage.name() + ": unknown method " + o.method);
   }
   Fields f(object, stage.name());
-  std::string remainder = "dummy", rule = "ratio", start_from;
+  std::string remainder = "dummy", rule = "ratio", reward_scale = "linear", start_from;
   f.Read("max_steps", o.optimizer.max_steps);
   f.Read("learning_rate", o.optimizer.learning_rate);
   f.Read("warmup_steps", o.optimizer.warmup_steps);
@@ -66,6 +66,10 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("gamma_turn", o.q_sft.gamma_turn);
   f.Read("gamma_token", o.q_sft.gamma_token);
   f.Read("polyak", o.q_sft.polyak);
+  f.Read("lambda_start", o.q_sft.lambda_start);
+  f.Read("lambda_end", o.q_sft.lambda_end);
+  f.Read("reward_scale", reward_scale);
+  f.Read("reward_temperature", o.reward_temperature);
   f.Read("remainder", remainder);
   f.Read("rule", rule);
   f.Read("support_epsilon", o.q_sft.support_epsilon);
@@ -81,6 +85,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   QUERN_RETURN_IF_ERROR(f.Finish());
   o.q_sft.remainder = remainder == "uniform" ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
   o.q_sft.rule = rule == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
+  o.reward_scale = reward_scale == "exponential" ? RewardScale::Kind::kExponential : RewardScale::Kind::kLinear;
   if (o.weights_name.empty()) o.weights_name = stage.name();
   return o;
 }

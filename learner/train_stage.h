@@ -18,6 +18,8 @@ struct TrainStageOptions {
   int64_t micro_batch_tokens = 4096;
   double top_fraction = 0;  // 0: all records
   QSftOptions q_sft;
+  RewardScale::Kind reward_scale = RewardScale::Kind::kLinear;
+  double reward_temperature = 1;
   std::string weights_name;
   uint64_t seed = 0;
   uint64_t watermark = 0;  // records up to this number are sampled

@@ -27,6 +27,8 @@ class Objective {
   // Whether Coefficients wants, for every row, the maximal ratio of value to behaviour probability (Ops::MaxRatio) of
   // the state that the row's logits belong to.
   virtual bool needs_max_ratio() const { return false; }
+  // Where in the stage training is, in [0, 1]; called before each step.
+  virtual void SetProgress(double /*progress*/) {}
   // rows: all loss rows of the step; max_ratio: one a row or empty. normaliser: the loss is divided by it (the number
   // of loss tokens of the whole step, over micro-batches). Adds to `metrics` sums that the caller averages over rows.
   virtual void Coefficients(std::span<const LossRow> rows, std::span<const float> max_ratio, double normaliser,

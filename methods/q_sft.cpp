@@ -10,8 +10,12 @@
 namespace quern {
 
 QSftObjective::QSftObjective(const QSftOptions& options, int64_t vocab_size)
-    : options_(options), vocab_size_(vocab_size) {
+    : options_(options), vocab_size_(vocab_size), lambda_(static_cast<double>(options.lambda_start)) {
   QUERN_CHECK(options.remainder != QSftOptions::Remainder::kDummy || options.reserved_token >= 0);
+}
+
+void QSftObjective::SetProgress(double progress) {
+  lambda_ = std::lerp(static_cast<double>(options_.lambda_start), static_cast<double>(options_.lambda_end), progress);
 }
 
 int32_t QSftObjective::reserved_token() const {
@@ -26,18 +30,32 @@ void QSftObjective::Coefficients(std::span<const LossRow> rows, std::span<const 
   out.a.resize(rows.size());
   out.b.assign(dummy ? 0 : rows.size(), 0.0f);
   out.c.assign(dummy ? rows.size() : 0, 0.0f);
+  // Targets from the end of each episode backwards: the agent's next token stands later in `rows`.
+  std::vector<double> targets(rows.size());
   double low = 0, high = 0, sum = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {
+  for (size_t i = rows.size(); i-- > 0;) {
     const LossRow& row = rows[i];
     double target = static_cast<double>(row.reward);
     if (row.next >= 0) {
-      const float gamma = row.closes_turn ? options_.gamma_turn : options_.gamma_token;
-      target += static_cast<double>(gamma * max_ratio[static_cast<size_t>(row.next)]);
+      const auto next = static_cast<size_t>(row.next);
+      const float gamma = (row.closes_turn ? options_.gamma_turn : options_.gamma_token) * row.discount;
+      const auto ratio = static_cast<double>(max_ratio[next]);
+      const bool follows = lambda_ > 0 && next > i && rows[next].has_target;
+      const double value = follows ? (1 - lambda_) * ratio + lambda_ * targets[next] : ratio;
+      target += static_cast<double>(gamma) * value;
     }
-    low += target < -1e-6 ? 1 : 0;
-    high += target > 1 + 1e-6 ? 1 : 0;
-    const double w = std::clamp(target, 0.0, 1.0);
-    sum += w;
+    low += row.has_target && target < -1e-6 ? 1 : 0;
+    high += row.has_target && target > 1 + 1e-6 ? 1 : 0;
+    targets[i] = std::clamp(target, 0.0, 1.0);
+    sum += targets[i];
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const LossRow& row = rows[i];
+    const double w = targets[i];
+    if (!row.has_target) {
+      out.a[i] = 0;
+      continue;
+    }
     const double scale = static_cast<double>(row.weight) / normaliser;
     if (dummy) {
       out.a[i] = static_cast<float>(-w * scale);

@@ -13,7 +13,9 @@ struct LossRow {
   int32_t target = 0;
   int64_t next = -1;         // index among the loss rows of the agent's next token in the same episode; -1 at its end
   bool closes_turn = false;  // the last token of an utterance
-  float reward = 0;          // normalised reward paid when this token closes its turn (see NormaliseRewards)
+  float reward = 0;          // scaled reward paid with this token (RewardScale); zero inside a turn
+  float discount = 1;        // of the value that follows, apart from gamma (RewardScale::kExponential)
+  bool has_target = true;    // false: the episode was cut off here and nothing is known of what would have followed
   float weight = 1;          // weight of this token's loss
 };
 
@@ -24,10 +26,27 @@ struct TrainingBatch {
   int64_t episodes = 0;
 };
 
-// Rescales the rewards of one episode's turns so that its return lies in [0, 1], without changing which policy is
-// optimal even when episodes differ in length: every turn is paid r / (max - min), the last one also -min / (max -
-// min). The value of a state then depends on what is still to come only, so values of different episodes stitch
-// together.
-std::vector<float> NormaliseRewards(const std::vector<float>& turn_rewards, double min_return, double max_return);
+// How an episode's rewards become targets in [0, 1] without changing what comes first and what second: the value of a
+// state depends on what is still to come only, so that values of different episodes stitch together, and is paid at the
+// end.
+struct RewardScale {
+  enum class Kind {
+    kLinear,       // return R -> (R - min) / (max - min): each turn pays r / (max - min), the end -min / (max - min)
+    kExponential,  // R -> exp((R - max) / temperature) for costs (r <= 0): the end pays 1, each cost is a discount.
+                   // Keeps its contrast over long episodes, where kLinear's steps are 1 / (max - min) each
+  };
+  Kind kind = Kind::kLinear;
+  double min_return = 0;   // kLinear
+  double max_return = 1;   // kLinear
+  double temperature = 1;  // kExponential, in units of reward
+};
+
+struct ScaledReward {
+  float reward = 0;
+  float discount = 1;
+};
+
+// One entry a turn. `ended`: the last turn ended the episode; otherwise nothing is paid for an end.
+std::vector<ScaledReward> ScaleRewards(const std::vector<float>& turn_rewards, bool ended, const RewardScale& scale);
 
 }  // namespace quern

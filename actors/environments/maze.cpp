@@ -47,7 +47,7 @@ class Maze : public Environment {
     spent = std::min(spent, left_);
     left_ -= spent;
     outcome.reward = kStepReward * spent;
-    outcome.done = left_ == 0;
+    outcome.done = outcome.truncated = left_ == 0;
     outcome.text = outcome.done ? "Failure\n" : rules_->Describe(at_);
     return outcome;
   }

@@ -331,18 +331,72 @@ TEST(QSftHead, UnsupportedTokensAreNeverTaken) {
   EXPECT_TRUE(std::isinf(out[3]) && std::isinf(out[4]));
 }
 
-TEST(NormaliseRewards, ReturnsLieInTheUnitIntervalAndCostsStayComparable) {
-  // Wordle: solved at the third guess, and never solved.
+double Sum(const std::vector<ScaledReward>& rewards) {
   double total = 0;
-  for (const float r : NormaliseRewards({-1, -1, 0}, -6, 0)) total += static_cast<double>(r);
-  EXPECT_NEAR(total, 4.0 / 6, 1e-6);
-  total = 0;
-  for (const float r : NormaliseRewards({-1, -1, -1, -1, -1, -1}, -6, 0)) total += static_cast<double>(r);
-  EXPECT_NEAR(total, 0, 1e-6);
-  // What is to come from the second turn on does not depend on what was paid before it.
-  const std::vector<float> cheap = NormaliseRewards({0, -1, 0}, -6, 0);
-  const std::vector<float> dear = NormaliseRewards({-3, -1, 0}, -6, 0);
-  EXPECT_EQ(cheap[1] + cheap[2], dear[1] + dear[2]);
+  for (const ScaledReward& r : rewards) total += static_cast<double>(r.reward);
+  return total;
+}
+
+TEST(ScaleRewards, LinearReturnsLieInTheUnitIntervalAndDoNotDependOnThePast) {
+  RewardScale scale;
+  scale.min_return = -6;
+  scale.max_return = 0;
+  EXPECT_NEAR(Sum(ScaleRewards({-1, -1, 0}, true, scale)), 4.0 / 6, 1e-6);
+  EXPECT_NEAR(Sum(ScaleRewards({-1, -1, -1, -1, -1, -1}, true, scale)), 0, 1e-6);
+  const auto cheap = ScaleRewards({0, -1, 0}, true, scale);
+  const auto dear = ScaleRewards({-3, -1, 0}, true, scale);
+  EXPECT_EQ(cheap[1].reward + cheap[2].reward, dear[1].reward + dear[2].reward);
+  EXPECT_LT(Sum(ScaleRewards({-1, -1}, false, scale)), 0) << "no end, no payment for it";
+}
+
+TEST(ScaleRewards, ExponentialPaysOneAtTheEndAndDiscountsByCost) {
+  RewardScale scale;
+  scale.kind = RewardScale::Kind::kExponential;
+  scale.temperature = 10;
+  const auto rewards = ScaleRewards({-1, -4, 0}, true, scale);
+  double value = 0;
+  for (size_t i = rewards.size(); i-- > 0;) {
+    value = static_cast<double>(rewards[i].reward) + static_cast<double>(rewards[i].discount) * value;
+  }
+  EXPECT_NEAR(value, std::exp(-0.5), 1e-6);
+  EXPECT_EQ(Sum(ScaleRewards({-1, -1}, false, scale)), 0);
+}
+
+TEST(QSftObjective, LambdaMixesTheObservedOutcomeIn) {
+  QSftOptions o;
+  o.reserved_token = 0;
+  o.gamma_token = 1.0f;
+  o.lambda_start = 1.0f;
+  o.lambda_end = 0.0f;
+  std::vector<LossRow> rows(3);
+  rows[0].next = 1;
+  rows[1].next = 2;
+  rows[2].reward = 0.4f;
+  const std::vector<float> ratios = {0.9f, 0.8f, 0.6f};
+  QSftObjective objective(o, 10);
+  RowCoefficients c;
+  MethodMetrics metrics;
+  objective.Coefficients(rows, ratios, 1.0, c, metrics);
+  EXPECT_NEAR(c.a[0], -0.4f, 1e-6f) << "lambda 1: the outcome alone";
+  objective.SetProgress(0.5);
+  objective.Coefficients(rows, ratios, 1.0, c, metrics);
+  EXPECT_NEAR(c.a[1], -(0.5f * 0.6f + 0.5f * 0.4f), 1e-6f);
+  EXPECT_NEAR(c.a[0], -(0.5f * 0.8f + 0.5f * 0.5f), 1e-6f);
+  objective.SetProgress(1.0);
+  objective.Coefficients(rows, ratios, 1.0, c, metrics);
+  EXPECT_NEAR(c.a[0], -0.8f, 1e-6f) << "lambda 0: the bootstrap alone";
+}
+
+TEST(QSftObjective, ACutOffEpisodeTeachesNothingAboutItsLastToken) {
+  QSftOptions o;
+  o.reserved_token = 0;
+  std::vector<LossRow> rows(1);
+  rows[0].has_target = false;
+  RowCoefficients c;
+  MethodMetrics metrics;
+  QSftObjective(o, 10).Coefficients(rows, std::vector<float>(1, 0.0f), 1.0, c, metrics);
+  EXPECT_EQ(c.a[0], 0);
+  EXPECT_EQ(c.c[0], 0);
 }
 
 }  // namespace

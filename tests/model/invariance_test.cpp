@@ -141,7 +141,7 @@ TEST_P(Invariance, DecodePrefillAndTrainingAgreeBitByBitAtEveryBatchSize) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Precisions, Invariance, ::testing::Values(DType::kF32, DType::kBf16),
-                         [](const auto& info) { return std::string(DTypeName(info.param)); });
+                         [](const auto& precision) { return std::string(DTypeName(precision.param)); });
 
 }  // namespace
 }  // namespace quern
