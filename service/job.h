@@ -32,12 +32,16 @@ struct FilteredSftSection : TrainSection {
 };
 
 struct QSftSection : TrainSection {
-  double beta = 16;                 // strength of the extracted policy (job key: qsft.beta)
-  double gamma_turn = 0.99;         // discount where an utterance ends
-  double gamma_token = 1.0;         // and inside it
-  double polyak = 0.01;             // the target model's share of the newest weights, a step
-  std::string remainder = "dummy";  // dummy | uniform
-  std::string rule = "ratio";       // ratio | paper
+  double beta = 16;                     // strength of the extracted policy (job key: qsft.beta)
+  double gamma_turn = 0.99;             // discount where an utterance ends
+  double gamma_token = 1.0;             // and inside it
+  double polyak = 0.01;                 // the target model's share of the newest weights, a step
+  std::string remainder = "dummy";      // dummy | uniform
+  std::string rule = "ratio";           // ratio | paper
+  double lambda_start = 0;              // share of the observed outcome in the target at a stage's first step ...
+  double lambda_end = 0;                // ... and at its last
+  std::string reward_scale = "linear";  // linear | exponential: how returns become targets in [0, 1]
+  double reward_temperature = 1;        // exponential: reward that makes a factor e
   double support_epsilon = 0.01;
   double support_top_p = 0.95;
   std::string start_from = "behaviour";  // behaviour | base: what the value model's weights start as

@@ -126,6 +126,10 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("qsft.polyak", job.qsft.polyak, 0, 1);
   check.OneOf("qsft.remainder", job.qsft.remainder, {"dummy", "uniform"});
   check.OneOf("qsft.rule", job.qsft.rule, {"ratio", "paper"});
+  check.Between("qsft.lambda_start", job.qsft.lambda_start, 0, 1);
+  check.Between("qsft.lambda_end", job.qsft.lambda_end, 0, 1);
+  check.OneOf("qsft.reward_scale", job.qsft.reward_scale, {"linear", "exponential"});
+  check.Between("qsft.reward_temperature", job.qsft.reward_temperature, 1e-9, 1e9);
   check.Between("qsft.support_epsilon", job.qsft.support_epsilon, 1e-9, 1);
   check.Between("qsft.support_top_p", job.qsft.support_top_p, 0, 1);
   check.OneOf("qsft.start_from", job.qsft.start_from, {"behaviour", "base"});

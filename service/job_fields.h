@@ -37,6 +37,10 @@ void Fields(V& v, QSftSection& o) {
   v.Field("polyak", o.polyak);
   v.Field("remainder", o.remainder);
   v.Field("rule", o.rule);
+  v.Field("lambda_start", o.lambda_start);
+  v.Field("lambda_end", o.lambda_end);
+  v.Field("reward_scale", o.reward_scale);
+  v.Field("reward_temperature", o.reward_temperature);
   v.Field("support_epsilon", o.support_epsilon);
   v.Field("support_top_p", o.support_top_p);
   v.Field("start_from", o.start_from);

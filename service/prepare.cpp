@@ -76,7 +76,10 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job) 
 
 Status CheckJob(Job& job) {
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
-  if (environment->player_names().empty()) job.evaluate.players.clear();
+  const std::vector<std::string> players = environment->player_names();
+  if (job.evaluate.players == EvaluateSection().players &&
+      std::find(players.begin(), players.end(), job.evaluate.players[0]) == players.end())
+    job.evaluate.players.clear();  // the default, and this environment has no such player
   for (size_t i = 0; i < job.collect.size(); ++i) {
     const auto player = environment->NewPlayer(job.collect[i].player, job.collect[i].options);
     if (!player.ok()) return player.status().Annotate(StrCat("data.collect.", i));
