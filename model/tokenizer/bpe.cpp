@@ -38,7 +38,7 @@ Status Bpe::ReadVocabulary(const Json& vocab, const std::string& where) {
   if (!vocab.is_object()) return InvalidArgument(where + ": \"vocab\" must be an object of pieces and ids");
   vocabulary_.Reserve(vocab.size());
   for (const auto& [piece, id] : vocab.items()) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(Vocabulary::kMaxId))
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > Vocabulary::kMaxId)
       return InvalidArgument(StrCat(where, ": id ", JsonExcerpt(id), " of piece ", JsonExcerpt(piece),
                                     " is not in [0, ", Vocabulary::kMaxId, "]"));
     QUERN_RETURN_IF_ERROR(vocabulary_.Add(piece, id.get<int64_t>()).Annotate(where));

@@ -7,7 +7,7 @@ namespace quern {
 namespace {
 
 Result<int32_t> TokenIdOf(const Json& json, const std::string& where) {
-  if (!json.is_number_unsigned() || json.get<uint64_t>() > static_cast<uint64_t>(Vocabulary::kMaxId))
+  if (!json.is_number_integer() || json.get<int64_t>() < 0 || json.get<int64_t>() > Vocabulary::kMaxId)
     return InvalidArgument(StrCat(where, ": ", JsonExcerpt(json), " is not a token id"));
   return json.get<int32_t>();
 }
