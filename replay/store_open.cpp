@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdarg>
+#include <cstdio>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -21,6 +23,22 @@ namespace {
 constexpr std::string_view kFormat = "quern-replay-1";
 constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "records", "uids", "rows"};
 
+// RocksDB's warnings go to our log. Its own log file would fill the disk further, and an assertion of Debian's build
+// ends the process when that file cannot be written.
+class RocksLogger : public rocksdb::Logger {
+ public:
+  RocksLogger() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
+  void Logv(const rocksdb::InfoLogLevel level, const char* format, va_list arguments) override {
+    if (level < rocksdb::WARN_LEVEL || level > rocksdb::FATAL_LEVEL) return;
+    char text[512];
+    std::vsnprintf(text, sizeof(text), format, arguments);
+    for (char& c : text) c = c == '\n' ? ' ' : c;
+    LogWarning(StrCat("rocksdb: ", text));
+  }
+};
+
 // Sync after every insert is what makes an acknowledgement durable; the rest keeps a store that is killed over and over
 // alive: with the default level-0 limits, compaction never finishes between two kills and writes stop for good.
 rocksdb::DBOptions DatabaseOptions() {
@@ -28,9 +46,7 @@ rocksdb::DBOptions DatabaseOptions() {
   options.max_background_jobs = 2;
   options.avoid_flush_during_recovery = true;
   options.max_total_wal_size = uint64_t{512} << 20;
-  options.keep_log_file_num = 10;
-  options.max_log_file_size = 4 << 20;
-  options.info_log_level = rocksdb::WARN_LEVEL;
+  options.info_log = std::make_shared<RocksLogger>();
   options.track_and_verify_wals_in_manifest = true;
   options.paranoid_checks = true;
   return options;

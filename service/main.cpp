@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 
+#include "base/strings.h"
 #include "service/command.h"
 
 int main(int argc, char** argv) {
@@ -12,6 +13,15 @@ int main(int argc, char** argv) {
   quern::AddReplayCommand(commands);
   quern::AddRoleCommands(commands);
   quern::AddInfoCommands(commands);
+  if (argc > 1 && argv[1][0] != '-' &&
+      app.get_subcommands([&](CLI::App* c) { return c->check_name(argv[1]); }).empty()) {
+    std::vector<std::string> names;
+    for (const CLI::App* command : app.get_subcommands([](CLI::App*) { return true; }))
+      names.push_back(command->get_name());
+    const std::string nearest = quern::NearestName(argv[1], names);
+    return quern::UsageError(std::string("no command '") + argv[1] + "'" +
+                             (nearest.empty() ? "" : "; did you mean '" + nearest + "'?"));
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {

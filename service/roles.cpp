@@ -21,7 +21,7 @@ namespace quern {
 namespace {
 
 constexpr auto kHelloDeadline = std::chrono::seconds(60);
-constexpr auto kReadOnlyPatience = std::chrono::seconds(10);
+constexpr auto kReadOnlyPatience = std::chrono::seconds(5);
 
 int Cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
@@ -35,12 +35,18 @@ Result<std::unique_ptr<ReplayClient>> ConnectReplay(const Run& run, const std::s
   return ReplayClient::Connect(run.replay_address, std::move(options));
 }
 
-Status SayHello(RpcClient& coordinator, const std::string& role, uint32_t index) {
+// In short calls, so that a role whose coordinator never comes can still be asked to leave.
+Status SayHello(RpcClient& coordinator, const std::string& role, uint32_t index, const std::atomic<bool>& stop) {
   v1::HelloRequest hello;
   hello.set_role(role);
   hello.set_index(index);
   hello.set_pid(getpid());
-  return coordinator.Call<v1::HelloReply>("coordinator.Hello", hello, Deadline::After(kHelloDeadline)).status();
+  const Deadline deadline = Deadline::After(kHelloDeadline);
+  while (true) {
+    const Status said =
+        coordinator.Call<v1::HelloReply>("coordinator.Hello", hello, Deadline::After(std::chrono::seconds(1))).status();
+    if (said.ok() || stop.load() || deadline.Expired()) return stop.load() ? Cancelled("asked to leave") : said;
+  }
 }
 
 DType PrecisionOf(const Job& job) { return job.precision == "fp32" ? DType::kF32 : DType::kBf16; }
@@ -87,7 +93,7 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   const Job& job = run.job;
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kLearnerRole));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kLearnerRole));
-  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0));
+  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0, stop));
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
   const std::unique_ptr<Environment> sample = environment->NewEnvironment();
   LearnerRoleOptions options;
@@ -113,7 +119,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   const Job& job = run.job;
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kActorRole));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kActorRole));
-  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index));
+  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index, stop));
   ActorRoleOptions options;
   options.index = index;
   options.coordinator = coordinator.get();

@@ -11,6 +11,9 @@ namespace quern {
 namespace {
 
 constexpr unsigned kLeaveWithinSeconds = 30;
+constexpr unsigned kLeaveAloneWithinSeconds = 5;  // when the supervisor, and with it every other role, is gone
+
+pid_t supervisor = 0;
 
 std::atomic<bool> asked_to_leave{false};
 std::atomic<int> interrupts{0};
@@ -18,7 +21,8 @@ static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_alw
 
 void OnRoleSignal(int) {
   asked_to_leave = true;
-  alarm(kLeaveWithinSeconds);  // SIGALRM's default action ends the process
+  // SIGALRM's default action ends the process.
+  alarm(supervisor != 0 && getppid() != supervisor ? kLeaveAloneWithinSeconds : kLeaveWithinSeconds);
 }
 
 void OnSupervisorSignal(int) { ++interrupts; }
@@ -36,9 +40,10 @@ const std::atomic<bool>& InstallRoleSignals() {
   Handle(SIGTERM, OnRoleSignal);
   Handle(SIGINT, OnRoleSignal);
   Handle(SIGPIPE, SIG_IGN);
-  if (const char* supervisor = getenv(kSupervisorVariable)) {
+  if (const char* started_by = getenv(kSupervisorVariable)) {
+    supervisor = atoi(started_by);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != atoi(supervisor)) OnRoleSignal(SIGTERM);  // it died before the line above
+    if (getppid() != supervisor) OnRoleSignal(SIGTERM);  // it died before the line above
   }
   return asked_to_leave;
 }

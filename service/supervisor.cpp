@@ -75,6 +75,7 @@ class Supervisor {
         // A role that leaves cleanly was told to: the coordinator knows why.
         if (exit.clean) continue;
         outcome_ = JobOutcome{.state = "failed", .error = what, .result_json = {}};
+        broken_ = true;
       } else if (exit.clean) {
         continue;
       } else if (restarts_ >= run_.job.max_actor_restarts) {
@@ -137,7 +138,8 @@ class Supervisor {
         {kActorRole, 15}, {kLearnerRole, 20}, {kReplayRole, 15}, {kCoordinatorRole, 5}};
     for (const auto& [role, seconds] : order) {
       runner_->Ask(role);
-      const Deadline deadline = Deadline::After(std::chrono::seconds(seconds));
+      // Others may wait in vain for a role that died.
+      const Deadline deadline = Deadline::After(std::chrono::seconds(broken_ ? 3 : seconds));
       while (runner_->Running(role) > 0) {
         (void)runner_->Poll();
         if (Interrupts() > interrupts_before || deadline.Expired()) {
@@ -155,6 +157,7 @@ class Supervisor {
   std::unique_ptr<RoleRunner> runner_;
   LiveView view_;
   std::optional<JobOutcome> outcome_;
+  bool broken_ = false;  // a role that is not an actor died
   int64_t restarts_ = 0;
   std::map<uint32_t, Clock::time_point> restart_at_;
   Clock::time_point next_status_{};

@@ -123,7 +123,7 @@ void AddInfoCommands(CommandSet& commands) {
     }
     const auto named = app.get_subcommands([&](CLI::App* candidate) { return candidate->get_name() == *topic; });
     if (named.empty()) return UsageError("no command '" + *topic + "'");
-    std::printf("%s", named[0]->help().c_str());
+    std::printf("%s", named[0]->help("quern").c_str());
     return kExitOk;
   });
 

@@ -35,7 +35,8 @@ void AddRoleCommands(CommandSet& commands) {
       const std::atomic<bool>& stop = InstallRoleSignals();
       SetLogRole(name == kActorRole ? StrCat(name, "-", options->index) : name);
       QUERN_ASSIGN_OR_RETURN(const Run run, LoadRun(options->run));
-      QUERN_RETURN_IF_ERROR(RunRole(name, options->index, run, stop));
+      const Status status = RunRole(name, options->index, run, stop);
+      if (!status.ok() && !(stop.load() && status.code() == StatusCode::kCancelled)) return status;
       return kExitOk;
     });
   }
