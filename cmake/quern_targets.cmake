@@ -1,7 +1,9 @@
 # One way to declare a library, a test and a benchmark. Layers are the DEPS lines: a folder can include only what it links.
 
-# GCC 12 warns falsely in its own std::string (bug 105651).
-set(QUERN_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-restrict -Werror)
+set(QUERN_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # GCC 12 warns falsely in its own std::string (bug 105651)
+  list(APPEND QUERN_WARNINGS -Wno-restrict -Werror)
+endif()
 
 add_library(quern_flags INTERFACE)
 target_compile_options(quern_flags INTERFACE ${QUERN_WARNINGS})

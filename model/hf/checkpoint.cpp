@@ -66,7 +66,7 @@ Result<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::string& di
     QUERN_RETURN_IF_ERROR(checkpoint->Finish());
     for (const auto& [tensor, file] : weight_map)
       if (checkpoint->Info(tensor) == nullptr)
-        return InvalidArgument(StrCat(index_path, ": tensor ", tensor, " is not in ", file));
+        return OneLine(InvalidArgument(StrCat(index_path, ": tensor ", tensor, " is not in ", file)));
   } else if (PathExists(JoinPath(dir, "pytorch_model.bin")) ||
              PathExists(JoinPath(dir, "pytorch_model.bin.index.json"))) {
     return Unimplemented(dir +
@@ -100,7 +100,7 @@ Status Checkpoint::Finish() {
   std::vector<const uint8_t*> data;
   for (const size_t i : order) {
     if (!tensors.empty() && tensors.back().name == tensors_[i].name)
-      return InvalidArgument(StrCat(dir_, ": tensor ", tensors_[i].name, " is in more than one file"));
+      return OneLine(InvalidArgument(StrCat(dir_, ": tensor ", tensors_[i].name, " is in more than one file")));
     const uint8_t* bytes = data_[i];
     const auto dtype = SafetensorsDType(tensors_[i].dtype);
     if (dtype && tensors_[i].bytes() > 0 && reinterpret_cast<uintptr_t>(bytes) % DTypeSize(*dtype) != 0) {
@@ -166,6 +166,7 @@ std::vector<std::string> Checkpoint::Problems(const ModelConfig& config) const {
     problems.push_back(
         StrCat("tensor ", info.name, " is not part of a ", config.model_type, " model with this config.json"));
   }
+  for (std::string& problem : problems) problem = OneLine(problem);
   return problems;
 }
 

@@ -27,6 +27,20 @@ std::string JsonExcerpt(const Json& value) {
   return text;
 }
 
+std::string OneLine(const std::string& text) {
+  std::string line;
+  for (const char c : text.substr(0, 500)) {
+    if (c == '\n') {
+      line += "\\n";
+    } else {
+      line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+    }
+  }
+  return text.size() > 500 ? line + "..." : line;
+}
+
+Status OneLine(const Status& status) { return status.ok() ? status : Status(status.code(), OneLine(status.message())); }
+
 const Json& JsonField(const Json& object, const char* key) {
   static const Json kNull;
   if (!object.is_object()) return kNull;

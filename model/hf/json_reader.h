@@ -17,6 +17,11 @@ Result<Json> ReadJsonFile(const std::string& path);
 // The value as one line for an error message, cut to about 60 bytes.
 std::string JsonExcerpt(const Json& value);
 
+// `text` with control characters escaped and cut to about 500 bytes: names from files may hold anything, errors are one
+// line.
+std::string OneLine(const std::string& text);
+Status OneLine(const Status& status);
+
 // object[key], or null where `object` is no object or lacks the key.
 const Json& JsonField(const Json& object, const char* key);
 // Typed fields; absent and null give `fallback`, another type is an error that names `where`.key.

@@ -47,7 +47,7 @@ class FieldReader {
     }
     return number;
   }
-  void Problem(const std::string& what) { problems_->push_back(what); }
+  void Problem(const std::string& what) { problems_->push_back(OneLine(what)); }
 
  private:
   template <typename T>

@@ -245,8 +245,8 @@ Result<SafetensorsHeader> ParseSafetensors(std::span<const uint8_t> file, const 
   HeaderSax sax(&header);
   const auto* begin = reinterpret_cast<const char*>(file.data()) + 8;
   if (!Json::sax_parse(begin, begin + length, &sax) || !sax.error().empty())
-    return InvalidArgument(StrCat(origin, ": ", sax.error().empty() ? "bad header" : sax.error()));
-  QUERN_RETURN_IF_ERROR(CheckLayout(header, static_cast<int64_t>(file.size()) - header.buffer_offset, origin));
+    return OneLine(InvalidArgument(StrCat(origin, ": ", sax.error().empty() ? "bad header" : sax.error())));
+  QUERN_RETURN_IF_ERROR(OneLine(CheckLayout(header, static_cast<int64_t>(file.size()) - header.buffer_offset, origin)));
   std::sort(header.tensors.begin(), header.tensors.end(),
             [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
   return header;

@@ -40,13 +40,13 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::Parse(std::string_view token
   auto impl = std::make_unique<Impl>();
   if (tokenizer_json.empty()) {
     QUERN_ASSIGN_OR_RETURN(const Json document, ParseJson(config, origin));
-    QUERN_RETURN_IF_ERROR(impl->ReadCharacters(document, origin));
+    QUERN_RETURN_IF_ERROR(OneLine(impl->ReadCharacters(document, origin)));
   } else {
     QUERN_ASSIGN_OR_RETURN(const Json document, ParseJson(tokenizer_json, origin));
-    QUERN_RETURN_IF_ERROR(impl->ReadTokenizerJson(document, origin));
+    QUERN_RETURN_IF_ERROR(OneLine(impl->ReadTokenizerJson(document, origin)));
     if (!config.empty()) {
       const auto name = std::filesystem::path(origin).parent_path() / "tokenizer_config.json";
-      QUERN_RETURN_IF_ERROR(impl->ReadConfig(config, name.string()));
+      QUERN_RETURN_IF_ERROR(OneLine(impl->ReadConfig(config, name.string())));
     }
   }
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
