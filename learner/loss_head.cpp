@@ -5,8 +5,10 @@
 namespace quern {
 
 namespace {
-// Logits of a chunk: about 8M elements, 32 MiB.
-constexpr int64_t kChunkElements = int64_t{8} << 20;
+// Logits of a chunk: at most 32M elements, 128 MiB. Every chunk reads and writes the head's whole gradient, so chunks
+// are long, and a whole number of the token blocks that the weight gradient sums.
+constexpr int64_t kChunkElements = int64_t{32} << 20;
+constexpr int64_t kMostChunkRows = 1024;
 
 std::vector<int64_t> RowIndices(std::span<const LossRow> rows) {
   std::vector<int64_t> out;
@@ -36,7 +38,7 @@ TensorView ToAcc(std::span<const float> values, DType acc, Arena& arena) {
 LossHead::LossHead(Ops& ops, const Transformer& transformer) : ops_(ops), transformer_(transformer) {}
 
 int64_t LossHead::ChunkRows() const {
-  return std::clamp<int64_t>(kChunkElements / transformer_.config().vocab_size, 16, 4096);
+  return std::clamp<int64_t>(kChunkElements / transformer_.config().vocab_size, 16, kMostChunkRows);
 }
 
 std::vector<float> LossHead::MaxRatios(const Weights& behaviour, const TensorView& behaviour_hidden,

@@ -13,6 +13,11 @@ namespace {
 // Tokens whose gradient is one chain; the boundaries decide the rounding of dw, so they never depend on the batch.
 constexpr int64_t kTokenBlock = 1024;
 
+// Words of k that are one chain where c is fp32 and k is longer than kLongWords (the gradient of the head's input: k is
+// the vocabulary), so that a piece of a panel stays in L2. Decides the rounding, so it never depends on the batch.
+constexpr int64_t kLongWords = 4096;
+constexpr int64_t kChainWords = 1024;
+
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 int64_t DivUp(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
@@ -101,6 +106,12 @@ struct TokenWords {
   }
 };
 
+// Tiles of a line, each to its place; the known size saves a call for each.
+template <int kTile>
+void CopyTiles(const uint32_t* line, int64_t tiles, uint32_t* to, int64_t step) {
+  for (int64_t i = 0; i < tiles; ++i) std::memcpy(to + i * step, line + i * kTile, kTile * sizeof(uint32_t));
+}
+
 GemmKernels MakeKernels(Isa isa) {
   GemmKernels kernels;
   kernels.isa = isa;
@@ -175,7 +186,9 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
   block.accumulate = args.accumulate;
 
   const int64_t panel_bytes = b.k_words() * b.panel_cols() * 4;
-  const Plan plan = MakePlan(rows, b.panels(), panel_bytes, a.cols * DTypeSize(a.dtype), format, pool.threads());
+  const int64_t chain = !block.c_bf16 && b.k_words() > kLongWords ? kChainWords : b.k_words();
+  const int64_t a_word_bytes = format.widen_a ? 8 : 4;
+  const Plan plan = MakePlan(rows, b.panels(), panel_bytes, chain * a_word_bytes, format, pool.threads());
   const int64_t row_blocks = DivUp(rows, plan.row_block);
   const int64_t groups = DivUp(b.panels(), plan.panel_group);
   pool.ParallelFor(row_blocks * groups, [&](int64_t chunk) {
@@ -186,11 +199,17 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
     BlockArgs part = block;
     part.rows = std::min(plan.row_block, rows - row);
     part.cols = std::min(plan.panel_group * b.panel_cols(), b.n() - col);
-    part.a = Bytes(a, row, 0);
-    part.b = b.Panel(panel);
     part.c = MutableBytes(args.c, row, col);
     part.bias = args.bias.empty() ? nullptr : args.bias.Row<float>(0) + col;
-    format.block(part);
+    for (int64_t word = 0; word < b.k_words(); word += chain) {
+      part.a = Bytes(a, row, 0) + word * a_word_bytes;
+      part.b = b.Panel(panel) + word * b.panel_cols();
+      part.k_words = std::min(chain, b.k_words() - word);
+      part.half_word = block.half_word && word + part.k_words == b.k_words();
+      format.block(part);
+      part.accumulate = true;
+      part.bias = nullptr;
+    }
   });
 }
 
@@ -251,8 +270,12 @@ void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena&
           continue;
         }
         for (int64_t half = 0; half < halves; ++half) {
-          for (int64_t i = 0; i < tiles; ++i) {
-            std::copy_n(line + (half * tiles + i) * tile, tile, a + ((i * padded_words + t) * halves + half) * tile);
+          uint32_t* to = a + (t * halves + half) * tile;
+          const int64_t step = padded_words * halves * tile;
+          if (tile == 8) {
+            CopyTiles<8>(line + half * tiles * 8, tiles, to, step);
+          } else {
+            for (int64_t i = 0; i < tiles; ++i) std::copy_n(line + (half * tiles + i) * tile, tile, to + i * step);
           }
         }
       }

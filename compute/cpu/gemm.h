@@ -7,9 +7,10 @@
 #include "compute/cpu/cpu_features.h"
 #include "compute/ops.h"
 
-// Matrix products of the CPU backend. Every element of a product is one chain of operations over k in increasing order,
-// the same whatever the number of rows, the other rows, the tile it falls into and the threads: a row of a batch is
-// bit-equal to that row alone. Instruction sets differ from each other in the last bits.
+// Matrix products of the CPU backend. Every element of a product is one chain of operations over k in increasing order
+// (for very long k, chains of fixed pieces of it), the same whatever the number of rows, the other rows, the tile it
+// falls into and the threads: a row of a batch is bit-equal to that row alone. Instruction sets differ from each other
+// in the last bits.
 
 namespace quern::cpu {
 

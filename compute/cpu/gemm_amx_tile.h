@@ -118,6 +118,7 @@ FormatKernels AmxKernels() {
   kernels.grad_layout = ALayout::kRows;
   kernels.block = &AmxBlock<T, V>;
   kernels.interleave = &Interleave;
+  kernels.interleave_rounded = &InterleaveRounded;
   return kernels;
 }
 

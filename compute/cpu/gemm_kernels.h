@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "compute/cpu/cpu_features.h"
@@ -9,6 +10,14 @@
 // a pair of bf16 values that are neighbours in k, the first in the low half.
 
 namespace quern::cpu {
+
+// Bf16(float).bits without its branch, so that loops over it become vector code. Always inlined: a copy compiled for
+// one instruction set must not serve another.
+[[gnu::always_inline]] inline uint32_t RoundedBits(float x) {
+  const auto word = std::bit_cast<uint32_t>(x);
+  const uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
+  return (word & 0x7fffffffu) > 0x7f800000u ? (word >> 16) | 0x40u : rounded;
+}
 
 // How the left operand lies in memory.
 enum class ALayout : uint8_t {
@@ -47,6 +56,8 @@ struct FormatKernels {
   void (*block)(const BlockArgs&) = nullptr;
   // out[i] = low[i] | high[i] << 16: the words over two tokens. No high: zeros.
   void (*interleave)(const uint16_t* low, const uint16_t* high, int64_t count, uint32_t* out) = nullptr;
+  // The same of fp32 values, rounded to bf16.
+  void (*interleave_rounded)(const float* low, const float* high, int64_t count, uint32_t* out) = nullptr;
 };
 
 struct GemmKernels {

@@ -246,6 +246,11 @@ inline void Interleave(const uint16_t* __restrict low, const uint16_t* __restric
   for (int64_t i = 0; i < count; ++i) out[i] = uint32_t{low[i]} | uint32_t{high[i]} << 16;
 }
 
+inline void InterleaveRounded(const float* __restrict low, const float* __restrict high, int64_t count,
+                              uint32_t* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = RoundedBits(low[i]) | RoundedBits(high[i]) << 16;
+}
+
 template <class V, int kRowTile, int kPanelVecs>
 FormatKernels TileKernels() {
   FormatKernels kernels;
@@ -254,6 +259,7 @@ FormatKernels TileKernels() {
   kernels.widen_a = V::kHalves == 2;
   kernels.block = &Block<V, kRowTile, kPanelVecs>;
   kernels.interleave = &Interleave;
+  kernels.interleave_rounded = &InterleaveRounded;
   return kernels;
 }
 

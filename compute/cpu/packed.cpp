@@ -30,10 +30,7 @@ uint32_t Bits(From x) {
   } else if constexpr (std::is_same_v<From, Bf16>) {
     return x.bits;
   } else {
-    // Bf16(float) without its branch, so that loops over it become vector code.
-    const auto word = std::bit_cast<uint32_t>(ToFloat(x));
-    const uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
-    return (word & 0x7fffffffu) > 0x7f800000u ? (word >> 16) | 0x40u : rounded;
+    return RoundedBits(ToFloat(x));
   }
 }
 
@@ -86,6 +83,7 @@ void PackInputsFirst(const TensorView& w, CpuPackedMatrix& out, int64_t panel, i
   const int64_t width = out.panel_cols();
   const int64_t first = panel * width;
   const int64_t cols = std::min(width, out.n() - first);
+  [[maybe_unused]] const FormatKernels& format = out.kernels().For(out.dtype());
   for (int64_t k = begin; k < end; ++k) {
     uint32_t* __restrict line = out.Panel(panel) + k * width;
     int64_t done = 0;
@@ -98,7 +96,11 @@ void PackInputsFirst(const TensorView& w, CpuPackedMatrix& out, int64_t panel, i
     } else if (2 * k + 1 < out.k()) {
       const From* __restrict low = w.Row<From>(2 * k) + first;
       const From* __restrict high = w.Row<From>(2 * k + 1) + first;
-      for (int64_t c = 0; c < cols; ++c) line[c] = Bits<To>(low[c]) | Bits<To>(high[c]) << 16;
+      if constexpr (std::is_same_v<From, float>) {
+        format.interleave_rounded(low, high, cols, line);
+      } else {
+        for (int64_t c = 0; c < cols; ++c) line[c] = Bits<To>(low[c]) | Bits<To>(high[c]) << 16;
+      }
       done = cols;
     } else if (2 * k < out.k()) {
       const From* __restrict low = w.Row<From>(2 * k) + first;
@@ -114,10 +116,14 @@ void PackAll(const PackArgs& args, CpuPackedMatrix& out, ThreadPool& pool) {
   const int64_t slice = std::max(kRun, RoundUp(kChunkWords / out.panel_cols(), kRun));
   const int64_t slices = (out.k_words() + slice - 1) / slice;
   pool.ParallelFor(out.panels() * slices, [&](int64_t i) {
-    const int64_t begin = i % slices * slice;
+    // In the order in which the weight lies in memory.
+    const int64_t begin = (args.transposed ? i / out.panels() : i % slices) * slice;
     const int64_t end = std::min(begin + slice, out.k_words());
-    (args.transposed ? PackInputsFirst<To, From> : PackOutputsFirst<To, From>)(args.weight, out, i / slices, begin,
-                                                                               end);
+    if (args.transposed) {
+      PackInputsFirst<To, From>(args.weight, out, i % out.panels(), begin, end);
+    } else {
+      PackOutputsFirst<To, From>(args.weight, out, i / slices, begin, end);
+    }
   });
 }
 
