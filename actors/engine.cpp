@@ -191,13 +191,13 @@ TensorView Engine::PolicyLogits(const std::vector<Planned>& planned, std::vector
   }
   if (n == 0) return {};
   const TensorView out = arena_.New(DType::kF32, n, model_logits[0].cols);
-  std::vector<std::span<const float>> inputs(model_logits.size());
-  for (int64_t i = 0; i < n; ++i) {
-    for (size_t m = 0; m < inputs.size(); ++m) {
-      inputs[m] = {model_logits[m].Row<float>(i), static_cast<size_t>(model_logits[m].cols)};
+  ops_.ForEach(n, [&](int64_t i) {
+    std::vector<std::span<const float>> inputs;
+    for (const TensorView& logits : model_logits) {
+      inputs.emplace_back(logits.Row<float>(i), static_cast<size_t>(logits.cols));
     }
     policy_->head->Combine(inputs, {out.Row<float>(i), static_cast<size_t>(out.cols)});
-  }
+  });
   return out;
 }
 
@@ -249,14 +249,15 @@ Result<std::vector<Completion>> Engine::Step() {
   }
   if (sampled.empty()) return finished;
 
-  std::vector<int32_t> drawn;
-  for (size_t i = 0; i < sampled.size(); ++i) {
-    const Sequence& s = *planned[sampled[i]].sequence;
-    const std::span<const float> row(logits.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols));
-    const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
-    drawn.push_back(SampleToken(row, s.options.sampling, s.tokens, uniform, scratch_));
-  }
   const auto n = static_cast<int64_t>(sampled.size());
+  std::vector<int32_t> drawn(sampled.size());
+  ops_.ForEach(n, [&](int64_t i) {
+    thread_local std::vector<float> scratch;
+    const Sequence& s = *planned[sampled[static_cast<size_t>(i)]].sequence;
+    const std::span<const float> row(logits.Row<float>(i), static_cast<size_t>(logits.cols));
+    const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
+    drawn[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch);
+  });
   const TensorView lse = arena_.New(DType::kF32, 1, n);
   const TensorView log_prob = arena_.New(DType::kF32, 1, n);
   ops_.LogSoftmax(

@@ -84,7 +84,6 @@ class Engine {
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;
   Arena arena_;
-  std::vector<float> scratch_;
   int64_t generated_tokens_ = 0;
   int64_t prompt_tokens_ = 0;
 };

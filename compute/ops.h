@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -250,6 +251,11 @@ class Ops {
   // y = x with a change of dtype.
   virtual void Cast(const TensorView& x, const TensorView& y) = 0;
   virtual void Fill(const TensorView& x, float value) = 0;
+  // Host work between kernels: calls body(i) once for every i in [0, count), in any order and perhaps at the same time
+  // on several threads. `body` must not throw.
+  virtual void ForEach(int64_t count, const std::function<void(int64_t)>& body) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+  }
 };
 
 }  // namespace quern

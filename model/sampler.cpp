@@ -1,6 +1,7 @@
 #include "model/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -12,19 +13,85 @@ namespace quern {
 
 namespace {
 
+constexpr size_t kLanes = 16;   // chains side by side, which become vector code
+constexpr size_t kBlock = 512;  // weights that are summed together before the draw looks inside
+
+// Integers in the order of the floats; its own inverse.
+inline int32_t OrderedBits(int32_t bits) { return bits >= 0 ? bits : bits ^ 0x7fffffff; }
+
+// NaN when there is a NaN.
+float Largest(std::span<const float> row) {
+  int32_t largest = std::numeric_limits<int32_t>::min();
+  for (const float z : row) largest = std::max(largest, OrderedBits(std::bit_cast<int32_t>(z)));
+  return std::bit_cast<float>(OrderedBits(largest));
+}
+
 int32_t ArgMax(std::span<const float> row) {
-  return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+  const auto found = std::find(row.begin(), row.end(), Largest(row));
+  QUERN_CHECK(found != row.end(), "logits are not finite");
+  return static_cast<int32_t>(found - row.begin());
+}
+
+// e^x for x <= 0, within 2 ulp, 0 below -87.33 (and for -infinity): range reduction by Cody & Waite, polynomial as in
+// Cephes expf. No library call and no branch, so that loops over it become vector code and every machine rounds alike.
+inline float ExpOfNegative(float x) {
+  const float clamped = x > -87.33f ? x : -87.33f;
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  const float shifted = clamped * 1.44269504f + 12582912.0f;
+  const float n = shifted - 12582912.0f;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const uint32_t exponent = (std::bit_cast<uint32_t>(shifted) - 0x4b400000u + 127u) << 23;
+  const float e = p * std::bit_cast<float>(exponent);
+  return x > -87.33f ? e : 0.0f;
+}
+
+// Sum of a block of weights, in an order that depends on its length alone.
+double BlockSum(std::span<const float> weights) {
+  float lanes[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= weights.size(); i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) lanes[j] += weights[i + j];
+  }
+  for (size_t j = 0; i + j < weights.size(); ++j) lanes[j] += weights[i + j];
+  double sum = 0;
+  for (const float lane : lanes) sum += static_cast<double>(lane);
+  return sum;
+}
+
+std::span<const float> Block(std::span<const float> weights, size_t begin) {
+  return weights.subspan(begin, std::min(kBlock, weights.size() - begin));
 }
 
 // Draws from unnormalised weights in id order.
-int32_t DrawInOrder(std::span<const float> weights, double total, float uniform) {
+int32_t DrawInOrder(std::span<const float> weights, float uniform) {
+  double total = 0;
+  for (size_t begin = 0; begin < weights.size(); begin += kBlock) total += BlockSum(Block(weights, begin));
   double left = static_cast<double>(uniform) * total;
   int32_t last = -1;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] <= 0) continue;
-    last = static_cast<int32_t>(i);
-    left -= static_cast<double>(weights[i]);
-    if (left < 0) return last;
+  for (size_t begin = 0; begin < weights.size(); begin += kBlock) {
+    const std::span<const float> block = Block(weights, begin);
+    const double mass = BlockSum(block);
+    if (mass <= 0) continue;
+    if (left >= mass && begin + kBlock < weights.size()) {
+      left -= mass;
+      for (size_t i = block.size(); last < static_cast<int32_t>(begin); --i) {
+        if (block[i - 1] > 0) last = static_cast<int32_t>(begin + i - 1);
+      }
+      continue;
+    }
+    for (size_t i = 0; i < block.size(); ++i) {
+      if (block[i] <= 0) continue;
+      last = static_cast<int32_t>(begin + i);
+      left -= static_cast<double>(block[i]);
+      if (left < 0) return last;
+    }
   }
   QUERN_CHECK(last >= 0, "no token may be sampled");
   return last;
@@ -34,8 +101,10 @@ int32_t DrawInOrder(std::span<const float> weights, double total, float uniform)
 
 int32_t SampleToken(std::span<const float> logits, const SamplingOptions& options, std::span<const int32_t> history,
                     float uniform, std::vector<float>& scratch) {
-  scratch.assign(logits.begin(), logits.end());
-  std::span<float> row(scratch.data(), logits.size());
+  std::span<const float> logit_row = logits;
+  if (options.repetition_penalty != 1.0f) scratch.assign(logits.begin(), logits.end());
+  scratch.resize(logits.size());
+  const std::span<float> row(scratch);
   if (options.repetition_penalty != 1.0f) {
     std::vector<int32_t> seen(history.begin(), history.end());
     std::sort(seen.begin(), seen.end());
@@ -44,17 +113,14 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
       float& z = row[static_cast<size_t>(id)];
       z = z > 0 ? z / options.repetition_penalty : z * options.repetition_penalty;
     }
+    logit_row = row;
   }
-  if (options.temperature <= 0) return ArgMax(row);
+  if (options.temperature <= 0) return ArgMax(logit_row);
 
-  const float largest = *std::max_element(row.begin(), row.end());
+  const float largest = Largest(logit_row);
   QUERN_CHECK(std::isfinite(largest), "logits are not finite");
   const float inverse = 1.0f / options.temperature;
-  double total = 0;
-  for (float& z : row) {
-    z = std::exp((z - largest) * inverse);
-    total += static_cast<double>(z);
-  }
+  for (size_t i = 0; i < row.size(); ++i) row[i] = ExpOfNegative((logit_row[i] - largest) * inverse);
   const bool truncates = options.top_k > 0 || options.top_p < 1.0f || options.min_p > 0.0f;
   if (truncates) {
     std::vector<int32_t> order(row.size());
@@ -81,14 +147,9 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
       const float threshold = options.min_p * row[static_cast<size_t>(order[0])];
       while (keep > 1 && row[static_cast<size_t>(order[keep - 1])] < threshold) --keep;
     }
-    total = 0;
-    for (size_t i = 0; i < order.size(); ++i) {
-      float& weight = row[static_cast<size_t>(order[i])];
-      if (i >= keep) weight = 0;
-      total += static_cast<double>(weight);
-    }
+    for (size_t i = keep; i < order.size(); ++i) row[static_cast<size_t>(order[i])] = 0;
   }
-  return DrawInOrder(row, total, uniform);
+  return DrawInOrder(row, uniform);
 }
 
 float SamplingUniform(uint64_t seed, int64_t n) { return Random(seed, static_cast<uint64_t>(n)).UniformFloat(); }

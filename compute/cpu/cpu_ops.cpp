@@ -16,8 +16,9 @@ namespace {
 constexpr int64_t kRowChunk = 16;
 constexpr int64_t kElementChunk = 16384;
 constexpr int64_t kColumnChunk = 64;
-constexpr int64_t kPartialRows = 64;  // rows whose weight gradients are summed before they join the others
-constexpr int64_t kQueryRows = 32;    // query rows of an attention task
+constexpr int64_t kPartialRows = 64;        // rows whose weight gradients are summed before they join the others
+constexpr int64_t kQueryRows = 32;          // query rows of an attention task
+constexpr int64_t kAttentionChunk = 32768;  // queries x keys x channels: some microseconds
 
 // Scratch of the calling thread, kept between calls. Contents are left over from earlier use.
 float* ThreadScratch(int64_t count) {
@@ -243,11 +244,19 @@ void CpuOps::Attention(const AttentionArgs& args) {
       for (int64_t head = 0; head < args.layout.kv_heads; ++head)
         tasks.push_back(
             {.sequence = &s, .kv_head = head, .begin = begin, .end = std::min(begin + kQueryRows, s.count)});
-  pool_->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-    cpu::AttentionTask task = tasks[static_cast<size_t>(i)];
-    task.scratch = ThreadScratch(cpu::AttentionScratch(args, task.sequence->context + task.end - 1));
-    kernels_->attention(args, task);
-  });
+  // Decode has many tasks of a microsecond or less, which share a chunk.
+  int64_t work = 0;
+  for (const cpu::AttentionTask& task : tasks) work += (task.end - task.begin) * (task.sequence->context + task.end);
+  const auto count = static_cast<int64_t>(tasks.size());
+  const int64_t per_task = std::max<int64_t>(1, work / std::max<int64_t>(1, count) * args.layout.head_dim);
+  ForChunks(count, std::clamp<int64_t>(kAttentionChunk / per_task, 1, std::max<int64_t>(1, count)),
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) {
+                cpu::AttentionTask task = tasks[static_cast<size_t>(i)];
+                task.scratch = ThreadScratch(cpu::AttentionScratch(args, task.sequence->context + task.end - 1));
+                kernels_->attention(args, task);
+              }
+            });
 }
 
 void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {

@@ -49,6 +49,7 @@ class CpuOps : public Ops {
   void Lerp(const TensorView& x, float alpha, const TensorView& y) override;
   void Cast(const TensorView& x, const TensorView& y) override;
   void Fill(const TensorView& x, float value) override;
+  void ForEach(int64_t count, const std::function<void(int64_t)>& body) override { pool_->ParallelFor(count, body); }
 
  private:
   // Calls body(begin, end) for consecutive ranges of at most `chunk` covering [0, count).
