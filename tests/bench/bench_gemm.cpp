@@ -11,7 +11,6 @@
 #include <csignal>
 #include <cstdio>
 #include <sstream>
-#include <thread>
 
 #include "compute/cpu/gemm.h"
 #include "compute/cpu/gemm_kernels.h"
@@ -100,29 +99,6 @@ double Rate(double flops, double seconds, const std::function<void(int64_t)>& ru
   }
 }
 
-double Peak(DType dtype, int64_t threads) {
-  constexpr double kTime = 0.003;
-  std::vector<double> rate(static_cast<size_t>(threads));
-  std::vector<std::thread> others;
-  const auto measure = [&](size_t t) {
-    const double begin = Seconds();
-    const double flops = RegisterOnlyFlops(cpu::ActiveIsa(), dtype, kTime);
-    rate[t] = flops / (Seconds() - begin) / 1e9;
-  };
-  for (size_t t = 1; t < rate.size(); ++t) others.emplace_back(measure, t);
-  measure(0);
-  for (std::thread& other : others) other.join();
-  double sum = 0;
-  for (const double r : rate) sum += r;
-  return sum;
-}
-
-std::string Text(const Spread& s) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%7.1f (%.0f-%.0f)", s.median, s.min, s.max);
-  return text;
-}
-
 void RunProducts(const Options& options) {
   std::printf("# %s, %s, %s weights; peer: %s\n", cpu::IsaName(cpu::ActiveIsa()), DTypeName(options.dtype),
               options.cold ? "cold" : "hot", GemmPeerName());
@@ -141,7 +117,7 @@ void RunProducts(const Options& options) {
         std::vector<double> own_rates, peer_rates, shares, ratios;
         const OthersWatch watch;
         for (int round = -1; round < options.rounds; ++round) {  // the first warms up
-          const double peak = Peak(options.dtype, threads);
+          const double peak = PeakGflops(options.dtype, threads);
           const double own_rate = Rate(flops, options.seconds, [&](int64_t i) { own.Run(i); });
           const double peer_rate = peer == nullptr ? 0 : Rate(flops, options.seconds, [&](int64_t i) { peer->Run(i); });
           if (round < 0) continue;
@@ -174,7 +150,7 @@ void RunGradWeight(const Options& options) {
         Fill(dy);
         std::vector<double> rates, shares;
         for (int round = -1; round < options.rounds; ++round) {
-          const double peak = Peak(options.dtype, threads);
+          const double peak = PeakGflops(options.dtype, threads);
           const double rate = Rate(2.0 * static_cast<double>(tokens * k * n), options.seconds, [&](int64_t) {
             cpu::MatMulGradWeight({dy, x, dw}, pool, scratch);
           });

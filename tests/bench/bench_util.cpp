@@ -1,9 +1,9 @@
 #include "tests/bench/bench_util.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <sstream>
@@ -20,15 +20,6 @@ double BusySeconds() {
   double user = 0, nice = 0, system = 0, idle = 0, iowait = 0, irq = 0, softirq = 0, steal = 0;
   stat >> label >> user >> nice >> system >> idle >> iowait >> irq >> softirq >> steal;
   return (user + nice + system + irq + softirq + steal) / static_cast<double>(sysconf(_SC_CLK_TCK));
-}
-
-double OwnSeconds() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 std::string CpuName() {
@@ -53,11 +44,31 @@ void PrintHeader(int argc, char** argv) {
   std::printf("\n# %s, %u cores, %s\n", CpuName().c_str(), std::thread::hardware_concurrency(), date);
 }
 
-OthersWatch::OthersWatch() : begin_wall_(Seconds()), begin_busy_(BusySeconds()), begin_own_(OwnSeconds()) {}
+double OwnCpuSeconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+std::string LoadAverage() {
+  double load[3] = {};
+  if (getloadavg(load, 3) < 0) return "unknown";
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.2f %.2f %.2f", load[0], load[1], load[2]);
+  return text;
+}
+
+std::string Text(const Spread& s) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "%7.1f (%.0f-%.0f)", s.median, s.min, s.max);
+  return text;
+}
+
+OthersWatch::OthersWatch() : begin_wall_(Seconds()), begin_busy_(BusySeconds()), begin_own_(OwnCpuSeconds()) {}
 
 double OthersWatch::Share() const {
   const double all = (Seconds() - begin_wall_) * std::max(1u, std::thread::hardware_concurrency());
-  return all <= 0 ? 0 : std::clamp((BusySeconds() - begin_busy_ - (OwnSeconds() - begin_own_)) / all, 0.0, 1.0);
+  return all <= 0 ? 0 : std::clamp((BusySeconds() - begin_busy_ - (OwnCpuSeconds() - begin_own_)) / all, 0.0, 1.0);
 }
 
 std::string Flag(int argc, char** argv, const std::string& name, const std::string& fallback) {

@@ -29,6 +29,15 @@ inline Spread Summarise(std::vector<double> values) {
 // Prints the command line, the CPU, the number of cores and the date (UTC) as comment lines.
 void PrintHeader(int argc, char** argv);
 
+// User and system time of this process.
+double OwnCpuSeconds();
+
+// The load averages of 1, 5 and 15 minutes.
+std::string LoadAverage();
+
+// "median (min-max)".
+std::string Text(const Spread& spread);
+
 // CPU time that other processes and the hypervisor took since construction, as a share of all cores' time. Figures
 // taken while it is above some per cent are not to be trusted.
 class OthersWatch {

@@ -1,5 +1,8 @@
 #include "tests/bench/peak.h"
 
+#include <thread>
+#include <vector>
+
 #include "tests/bench/bench_util.h"
 
 namespace quern::bench {
@@ -20,6 +23,23 @@ double RegisterOnlyFlops(cpu::Isa isa, DType dtype, double seconds) {
   (void)isa, (void)dtype, (void)seconds;
   return 0;
 #endif
+}
+
+double PeakGflops(DType dtype, int64_t threads) {
+  constexpr double kTime = 0.003;
+  std::vector<double> rate(static_cast<size_t>(threads));
+  std::vector<std::thread> others;
+  const auto measure = [&](size_t t) {
+    const double begin = Seconds();
+    const double flops = RegisterOnlyFlops(cpu::ActiveIsa(), dtype, kTime);
+    rate[t] = flops / (Seconds() - begin) / 1e9;
+  };
+  for (size_t t = 1; t < rate.size(); ++t) others.emplace_back(measure, t);
+  measure(0);
+  for (std::thread& other : others) other.join();
+  double sum = 0;
+  for (const double r : rate) sum += r;
+  return sum;
 }
 
 }  // namespace quern::bench

@@ -9,6 +9,9 @@ namespace quern::bench {
 // operations done, or 0 where there is no loop for the instruction set.
 double RegisterOnlyFlops(cpu::Isa isa, DType dtype, double seconds);
 
+// The rate of `threads` threads that do so side by side for some milliseconds, GFLOP/s.
+double PeakGflops(DType dtype, int64_t threads);
+
 // One call of each loop does this many operations.
 double PeakAvx512Bf16(int64_t steps);
 double PeakAvx512(int64_t steps);
