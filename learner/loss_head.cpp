@@ -5,10 +5,11 @@
 namespace quern {
 
 namespace {
-// Logits of a chunk: at most 32M elements, 128 MiB. Every chunk reads and writes the head's whole gradient, so chunks
-// are long, and a whole number of the token blocks that the weight gradient sums.
+// Logits of a chunk: at most 32M elements, 64 MiB in bf16. Every chunk reads and writes the head's whole gradient, so
+// chunks are long, and a whole number of the token blocks that the weight gradient sums.
 constexpr int64_t kChunkElements = int64_t{32} << 20;
 constexpr int64_t kMostChunkRows = 1024;
+constexpr int64_t kLogitRows = 128;
 
 std::vector<int64_t> RowIndices(std::span<const LossRow> rows) {
   std::vector<int64_t> out;
@@ -129,35 +130,45 @@ LossHead::Result LossHead::ForwardBackward(const Weights& weights, const TensorV
     for (size_t i = 0; i < count; ++i) targets.push_back(rows[begin + i].target);
     const TensorView gathered = arena.New(hidden.dtype, n, hidden.cols);
     ops_.GatherRows({.x = hidden, .rows = chunk_rows, .y = gathered});
-    const TensorView logits = arena.New(acc, n, v);
-    transformer_.Logits(weights, gathered, logits);
-    const TensorView lse = arena.New(acc, 1, n), log_prob = arena.New(acc, 1, n), entropy = arena.New(acc, 1, n);
-    const TensorView mean = b.empty() ? TensorView{} : arena.New(acc, 1, n);
-    ops_.LogSoftmax({.logits = logits,
-                     .targets = targets,
-                     .lse = lse,
-                     .log_prob = log_prob,
-                     .mean_log_prob = mean,
-                     .entropy = entropy});
-    for (int64_t i = 0; i < n; ++i) {
-      const size_t row = begin + static_cast<size_t>(i);
-      const double lp = AccAt(log_prob, i);
-      result.log_probs[row] = static_cast<float>(lp);
-      result.log_prob_sum += lp;
-      result.entropy_sum += AccAt(entropy, i);
-      result.loss += static_cast<double>(a[row]) * lp;
-      if (!b.empty()) result.loss += static_cast<double>(b[row]) * AccAt(mean, i);
-      if (!c.empty()) result.loss += static_cast<double>(c[row]) * (AccAt(logits.Rows(i, 1), reserved) - AccAt(lse, i));
+    // The gradient of the logits is whole, the logits are not: their rows stay in cache between the three operations.
+    const TensorView dlogits = arena.New(transformer_.dtype(), n, v);
+    for (int64_t first = 0; first < n; first += kLogitRows) {
+      const Arena::Scope logit_scope(arena);
+      const int64_t m = std::min(kLogitRows, n - first);
+      const size_t offset = begin + static_cast<size_t>(first);
+      const auto length = static_cast<size_t>(m);
+      const TensorView part = dlogits.Rows(first, m);
+      const TensorView logits = transformer_.dtype() == acc ? part : arena.New(acc, m, v);
+      transformer_.Logits(weights, gathered.Rows(first, m), logits);
+      const TensorView lse = arena.New(acc, 1, m), log_prob = arena.New(acc, 1, m), entropy = arena.New(acc, 1, m);
+      const TensorView mean = b.empty() ? TensorView{} : arena.New(acc, 1, m);
+      const auto part_targets = std::span<const int32_t>(targets).subspan(static_cast<size_t>(first), length);
+      ops_.LogSoftmax({.logits = logits,
+                       .targets = part_targets,
+                       .lse = lse,
+                       .log_prob = log_prob,
+                       .mean_log_prob = mean,
+                       .entropy = entropy});
+      for (int64_t i = 0; i < m; ++i) {
+        const size_t row = offset + static_cast<size_t>(i);
+        const double lp = AccAt(log_prob, i);
+        result.log_probs[row] = static_cast<float>(lp);
+        result.log_prob_sum += lp;
+        result.entropy_sum += AccAt(entropy, i);
+        result.loss += static_cast<double>(a[row]) * lp;
+        if (!b.empty()) result.loss += static_cast<double>(b[row]) * AccAt(mean, i);
+        if (!c.empty())
+          result.loss += static_cast<double>(c[row]) * (AccAt(logits.Rows(i, 1), reserved) - AccAt(lse, i));
+      }
+      ops_.LogSoftmaxBackward({.logits = logits,
+                               .lse = lse,
+                               .targets = part_targets,
+                               .a = ToAcc(a.subspan(offset, length), acc, arena),
+                               .b = b.empty() ? TensorView{} : ToAcc(b.subspan(offset, length), acc, arena),
+                               .c = c.empty() ? TensorView{} : ToAcc(c.subspan(offset, length), acc, arena),
+                               .reserved = reserved,
+                               .dlogits = part});
     }
-    const TensorView dlogits = transformer_.dtype() == acc ? logits : arena.New(transformer_.dtype(), n, v);
-    ops_.LogSoftmaxBackward({.logits = logits,
-                             .lse = lse,
-                             .targets = targets,
-                             .a = ToAcc(a.subspan(begin, count), acc, arena),
-                             .b = b.empty() ? TensorView{} : ToAcc(b.subspan(begin, count), acc, arena),
-                             .c = c.empty() ? TensorView{} : ToAcc(c.subspan(begin, count), acc, arena),
-                             .reserved = reserved,
-                             .dlogits = dlogits});
     const TensorView dgathered = arena.New(acc, n, hidden.cols);
     transformer_.HeadBackward(weights, dlogits, gathered, dgathered, gradients);
     ops_.ScatterRows({.x = dgathered, .rows = chunk_rows, .y = dhidden});

@@ -68,6 +68,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("polyak", o.q_sft.polyak);
   f.Read("lambda_start", o.q_sft.lambda_start);
   f.Read("lambda_end", o.q_sft.lambda_end);
+  f.Read("lambda_anneal", o.q_sft.lambda_anneal);
   f.Read("reward_scale", reward_scale);
   f.Read("reward_temperature", o.reward_temperature);
   f.Read("remainder", remainder);

@@ -15,7 +15,8 @@ QSftObjective::QSftObjective(const QSftOptions& options, int64_t vocab_size)
 }
 
 void QSftObjective::SetProgress(double progress) {
-  lambda_ = std::lerp(static_cast<double>(options_.lambda_start), static_cast<double>(options_.lambda_end), progress);
+  const double share = std::min(1.0, progress / std::max(1e-6, static_cast<double>(options_.lambda_anneal)));
+  lambda_ = std::lerp(static_cast<double>(options_.lambda_start), static_cast<double>(options_.lambda_end), share);
 }
 
 int32_t QSftObjective::reserved_token() const {

@@ -25,11 +25,13 @@ struct QSftOptions {
   float support_top_p = 0.95f;    // ... or it belongs to the nucleus of this mass
   float polyak = 0.01f;           // target <- target + polyak (value - target) after each step
   // Share of the observed outcome in the target: w = r + gamma ((1 - lambda) max ratio + lambda w'), w' the target of
-  // the agent's next token (Sutton's lambda-return). Goes linearly from lambda_start to lambda_end over a stage. A
+  // the agent's next token (Sutton's lambda-return). Goes linearly from lambda_start to lambda_end
+  // over the first lambda_anneal of a stage. A
   // value model that starts as the behaviour model has ratio 1 everywhere and a bare bootstrap would keep it there for
   // long.
   float lambda_start = 0.0f;
   float lambda_end = 0.0f;
+  float lambda_anneal = 1.0f;
   int32_t reserved_token = -1;  // the dummy action's id; needed for kDummy
 };
 

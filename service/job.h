@@ -28,7 +28,8 @@ struct TrainSection {
 };
 
 struct FilteredSftSection : TrainSection {
-  double top_fraction = 0.1;  // of the trajectories, by return
+  double top_fraction = 0.1;        // of the trajectories, by return
+  std::string start_from = "base";  // base | sft: what its weights start as
 };
 
 struct QSftSection : TrainSection {
@@ -40,6 +41,7 @@ struct QSftSection : TrainSection {
   std::string rule = "ratio";           // ratio | paper
   double lambda_start = 0;              // share of the observed outcome in the target at a stage's first step ...
   double lambda_end = 0;                // ... and at its last
+  double lambda_anneal = 1;             // the share of the stage over which it goes there
   std::string reward_scale = "linear";  // linear | exponential: how returns become targets in [0, 1]
   double reward_temperature = 1;        // exponential: reward that makes a factor e
   double support_epsilon = 0.01;
@@ -104,6 +106,7 @@ struct SelfMadeModel {
   int64_t max_position_embeddings = 512;
   double rope_theta = 10000.0;
   double rms_norm_eps = 1e-5;
+  double initializer_range = 0.02;
   bool tie_word_embeddings = true;
 };
 

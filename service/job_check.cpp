@@ -128,10 +128,12 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.OneOf("qsft.rule", job.qsft.rule, {"ratio", "paper"});
   check.Between("qsft.lambda_start", job.qsft.lambda_start, 0, 1);
   check.Between("qsft.lambda_end", job.qsft.lambda_end, 0, 1);
+  check.Between("qsft.lambda_anneal", job.qsft.lambda_anneal, 1e-3, 1);
   check.OneOf("qsft.reward_scale", job.qsft.reward_scale, {"linear", "exponential"});
   check.Between("qsft.reward_temperature", job.qsft.reward_temperature, 1e-9, 1e9);
   check.Between("qsft.support_epsilon", job.qsft.support_epsilon, 1e-9, 1);
   check.Between("qsft.support_top_p", job.qsft.support_top_p, 0, 1);
+  check.OneOf("filtered_sft.start_from", job.filtered_sft.start_from, {"base", "sft"});
   check.OneOf("qsft.start_from", job.qsft.start_from, {"behaviour", "base"});
   check.AtLeast("sampling.temperature", job.sampling.temperature, 0);
   check.AtLeast("sampling.top_k", static_cast<double>(job.sampling.top_k), 0);

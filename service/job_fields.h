@@ -26,6 +26,7 @@ void Fields(V& v, TrainSection& o) {
 template <class V>
 void Fields(V& v, FilteredSftSection& o) {
   v.Field("top_fraction", o.top_fraction);
+  v.Field("start_from", o.start_from);
   Fields(v, static_cast<TrainSection&>(o));
 }
 
@@ -39,6 +40,7 @@ void Fields(V& v, QSftSection& o) {
   v.Field("rule", o.rule);
   v.Field("lambda_start", o.lambda_start);
   v.Field("lambda_end", o.lambda_end);
+  v.Field("lambda_anneal", o.lambda_anneal);
   v.Field("reward_scale", o.reward_scale);
   v.Field("reward_temperature", o.reward_temperature);
   v.Field("support_epsilon", o.support_epsilon);
@@ -109,6 +111,7 @@ void Fields(V& v, SelfMadeModel& o) {
   v.Field("max_position_embeddings", o.max_position_embeddings);
   v.Field("rope_theta", o.rope_theta);
   v.Field("rms_norm_eps", o.rms_norm_eps);
+  v.Field("initializer_range", o.initializer_range);
   v.Field("tie_word_embeddings", o.tie_word_embeddings);
 }
 

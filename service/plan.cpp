@@ -85,8 +85,13 @@ class Planner {
   }
 
   void OfflineTraining() {
-    if (Wants("sft") || job_.method == "q_sft") Train("sft", "sft", {kBaseModel}, data_stages_, 0);
-    if (Wants("filtered_sft")) Train("filtered_sft", "filtered_sft", {kBaseModel}, data_stages_, 0);
+    const bool filtered_from_sft = Wants("filtered_sft") && job_.filtered_sft.start_from == "sft";
+    if (Wants("sft") || job_.method == "q_sft" || filtered_from_sft) Train("sft", "sft", {kBaseModel}, data_stages_, 0);
+    if (Wants("filtered_sft")) {
+      const std::vector<std::string> after = filtered_from_sft ? std::vector<std::string>{"sft"} : data_stages_;
+      Train("filtered_sft", "filtered_sft", {filtered_from_sft ? std::string("sft") : std::string(kBaseModel)}, after,
+            0);
+    }
     if (Wants("q_sft")) {
       const std::string start = job_.qsft.start_from == "behaviour" ? "sft" : kBaseModel;
       Train("q_sft", "q_sft", {"sft", start}, {"sft"}, 0);

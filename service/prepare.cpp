@@ -30,6 +30,7 @@ ModelConfig SelfMadeConfig(const SelfMadeModel& m) {
   config.max_positions = m.max_position_embeddings;
   config.rope_theta = m.rope_theta;
   config.rms_norm_eps = static_cast<float>(m.rms_norm_eps);
+  config.initializer_range = m.initializer_range;
   config.tie_word_embeddings = m.tie_word_embeddings;
   config.attention_bias = m.model_type == "qwen2";
   config.qk_norm = m.model_type == "qwen3";

@@ -120,8 +120,8 @@ void CompareWithGolden(Ops& ops, DType dtype, double tolerance, double gradient_
 }
 
 TEST(Golden, ReferenceOpsInDouble) {
-  ReferenceOps ops;
-  CompareWithGolden(ops, DType::kF64, 1e-9, 1e-8, 4096);
+  const auto ops = NewReferenceOps();
+  CompareWithGolden(*ops, DType::kF64, 1e-9, 1e-8, 4096);
 }
 
 TEST(Golden, CpuOpsFp32) {
