@@ -9,7 +9,7 @@ namespace {
 // chunks are long, and a whole number of the token blocks that the weight gradient sums.
 constexpr int64_t kChunkElements = int64_t{32} << 20;
 constexpr int64_t kMostChunkRows = 1024;
-constexpr int64_t kLogitRows = 128;
+constexpr int64_t kLogitRows = 256;
 
 std::vector<int64_t> RowIndices(std::span<const LossRow> rows) {
   std::vector<int64_t> out;

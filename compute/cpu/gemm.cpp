@@ -18,6 +18,8 @@ constexpr int64_t kTokenBlock = 1024;
 constexpr int64_t kLongWords = 4096;
 constexpr int64_t kChainWords = 1024;
 
+constexpr int64_t kWordsAhead = 16;  // of the rows that are turned into columns
+
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 int64_t DivUp(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
@@ -84,6 +86,16 @@ struct TokenWords {
   const FormatKernels& format;
   const TensorView& x;
   bool widen;
+
+  // Asks for a word's lines ahead of time: they are as far apart as x's rows, which no hardware prefetcher follows.
+  void Prefetch(int64_t word, int64_t col, int64_t cols) const {
+    const int64_t per_word = x.dtype == DType::kBf16 ? 2 : 1;
+    const int64_t bytes = cols * DTypeSize(x.dtype);
+    for (int64_t row = word * per_word; row < std::min((word + 1) * per_word, x.rows); ++row) {
+      const uint8_t* from = Bytes(x, row, col);
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(from + byte);
+    }
+  }
 
   void Line(int64_t word, int64_t col, int64_t cols, int64_t width, uint32_t* __restrict out) const {
     if (x.dtype == DType::kF32) {
@@ -246,6 +258,7 @@ void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena&
       const int64_t col = panel * width;
       uint32_t* out = packed.Row<uint32_t>(panel);
       for (int64_t t = 0; t < words; ++t) {
+        source.Prefetch(t + kWordsAhead, col, std::min(width, k - col));
         source.Line(t, col, std::min(width, k - col), width, out + t * width);
       }
       std::fill(out + words * width, out + padded_words * width, 0u);
@@ -261,6 +274,7 @@ void MatMulGradWeight(const MatMulGradWeightArgs& args, ThreadPool& pool, Arena&
       uint32_t* line = a + block_words;
       for (int64_t t = 0; t < padded_words; ++t) {
         if (t < words) {
+          source.Prefetch(t + kWordsAhead, row, rows);
           source.Line(t, row, rows, tiles * tile, line);
         } else {
           std::fill(line, line + tiles * tile * halves, 0u);

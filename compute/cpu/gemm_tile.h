@@ -75,6 +75,11 @@ void Tile(const TileArgs& args) {
   constexpr int kPanelCols = kPanelVecs * V::kLanes;
   constexpr int kAll = kPanels * kVecs;
   typename V::Acc acc[kRows][kAll];
+  if (args.out.accumulate) {  // the sums that these join come from far away
+    for (int r = 0; r < args.rows; ++r) {
+      for (int v = 0; v < kAll; ++v) __builtin_prefetch(args.out.c + r * args.out.c_row_bytes + v * V::kLanes * 4, 1);
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
