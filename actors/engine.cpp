@@ -190,6 +190,7 @@ TensorView Engine::PolicyLogits(const std::vector<Planned>& planned, std::vector
     model_logits.push_back(logits);
   }
   if (n == 0) return {};
+  if (policy_->head->copies()) return model_logits[0];
   const TensorView out = arena_.New(DType::kF32, n, model_logits[0].cols);
   ops_.ForEach(n, [&](int64_t i) {
     std::vector<std::span<const float>> inputs;
