@@ -7,8 +7,8 @@ namespace quern {
 }  // namespace quern
 
 // Broken invariants end the process with file, line and condition. Never for user input: that is a Status.
-#define QUERN_CHECK(condition, ...)                                                                        \
-  do {                                                                                                     \
-    if (!(condition)) [[unlikely]]                                                                         \
-      ::quern::CheckFailed(__FILE__, __LINE__, #condition __VA_OPT__(, ) __VA_ARGS__);                     \
+#define QUERN_CHECK(condition, ...)                                                    \
+  do {                                                                                 \
+    if (!(condition)) [[unlikely]]                                                     \
+      ::quern::CheckFailed(__FILE__, __LINE__, #condition __VA_OPT__(, ) __VA_ARGS__); \
   } while (false)

@@ -5,7 +5,8 @@
 
 namespace quern {
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a pure function of (key, counter).
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a pure function of (key,
+// counter).
 std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
 // A 64-bit mix of two words, for deriving seeds: (job seed, episode index) -> seed.
@@ -21,9 +22,9 @@ class Random {
   uint64_t NextU64();
   // Uniform in [0, bound), without modulo bias. bound > 0.
   uint64_t Below(uint64_t bound);
-  double Uniform();        // [0, 1), 53 bits
-  float UniformFloat();    // [0, 1), 24 bits
-  double Normal();         // standard normal (Box-Muller)
+  double Uniform();      // [0, 1), 53 bits
+  float UniformFloat();  // [0, 1), 24 bits
+  double Normal();       // standard normal (Box-Muller)
 
  private:
   uint64_t seed_;

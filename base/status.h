@@ -11,15 +11,15 @@ namespace quern {
 
 enum class StatusCode {
   kOk,
-  kInvalidArgument,     // the caller's input is wrong: files, configuration, user data
+  kInvalidArgument,  // the caller's input is wrong: files, configuration, user data
   kNotFound,
   kAlreadyExists,
   kFailedPrecondition,  // right input, wrong state
   kUnimplemented,       // understood, but not supported; the message says what is
   kUnavailable,         // a peer or resource is away; trying again may help
   kDeadlineExceeded,
-  kResourceExhausted,   // disk, memory, queue
-  kDataLoss,            // corruption found
+  kResourceExhausted,  // disk, memory, queue
+  kDataLoss,           // corruption found
   kCancelled,
   kInternal,
 };
@@ -67,7 +67,7 @@ Status FromErrno(int error, const std::string& what);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                                        // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}                                       // NOLINT: implicit on purpose
   Result(Status status) : status_(std::move(status)) { QUERN_CHECK(!status_.ok()); }  // NOLINT
 
   bool ok() const { return value_.has_value(); }
@@ -100,8 +100,8 @@ class [[nodiscard]] Result {
 #define QUERN_CONCAT_INNER(a, b) a##b
 #define QUERN_CONCAT(a, b) QUERN_CONCAT_INNER(a, b)
 
-#define QUERN_RETURN_IF_ERROR(expr)                       \
-  do {                                                    \
+#define QUERN_RETURN_IF_ERROR(expr)                                                        \
+  do {                                                                                     \
     if (::quern::Status quern_status_ = (expr); !quern_status_.ok()) return quern_status_; \
   } while (false)
 

@@ -8,8 +8,9 @@
 
 namespace quern {
 
-// A stack of temporaries. New() takes from the top; a Scope gives everything taken since its construction back. Grows by
-// whole blocks while the peak is being learnt and afterwards never allocates. Contents are not cleared. Not thread-safe.
+// A stack of temporaries. New() takes from the top; a Scope gives everything taken since its construction back. Grows
+// by whole blocks while the peak is being learnt and afterwards never allocates. Contents are not cleared. Not
+// thread-safe.
 class Arena {
  public:
   explicit Arena(int64_t block_bytes = int64_t{16} << 20) : block_bytes_(block_bytes) {}

@@ -6,9 +6,10 @@
 
 namespace quern {
 
-// How keys and values lie in a page. A page holds kPageTokens consecutive positions of one sequence for every layer and KV
-// head. Keys are stored in blocks of kBlockTokens positions, transposed ([head_dim][kBlockTokens]), so that scores of 16
-// keys are one vector and every score is summed over head_dim in ascending order, whatever the batch; values are rows
+// How keys and values lie in a page. A page holds kPageTokens consecutive positions of one sequence for every layer and
+// KV head. Keys are stored in blocks of kBlockTokens positions, transposed ([head_dim][kBlockTokens]), so that scores
+// of 16 keys are one vector and every score is summed over head_dim in ascending order, whatever the batch; values are
+// rows
 // ([kPageTokens][head_dim]). The page table of a sequence is an array of page pointers; position p lives in
 // pages[p / kPageTokens]. Trainer, prefill and decode all attend through this layout.
 struct KvLayout {
@@ -33,8 +34,8 @@ struct KvLayout {
   }
 };
 
-// The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and positions
-// below `context` are already in the pages. `pages` covers context + count positions.
+// The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and
+// positions below `context` are already in the pages. `pages` covers context + count positions.
 struct SequenceRows {
   int64_t row = 0;
   int64_t count = 0;
