@@ -59,6 +59,7 @@ std::string LoadAverage() {
 }
 
 std::string Text(const Spread& s) {
+  if (s.max == 0) return "-";
   char text[64];
   std::snprintf(text, sizeof(text), "%7.1f (%.0f-%.0f)", s.median, s.min, s.max);
   return text;

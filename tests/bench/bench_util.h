@@ -35,7 +35,7 @@ double OwnCpuSeconds();
 // The load averages of 1, 5 and 15 minutes.
 std::string LoadAverage();
 
-// "median (min-max)".
+// "median (min-max)", or "-" for nothing measured.
 std::string Text(const Spread& spread);
 
 // CPU time that other processes and the hypervisor took since construction, as a share of all cores' time. Figures
