@@ -9,6 +9,7 @@ grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020).
 """
 import json
 import math
+import struct
 
 import torch
 
@@ -20,6 +21,14 @@ CONFIGS = {
     "qwen3": dict(vocab=41, hidden=40, inter=64, layers=2, heads=4, kv_heads=2, head_dim=16, tie=False, bias=False, qk_norm=True),
 }
 LENGTHS = [9, 5, 13]
+
+
+def fp32(x):
+    """The constants that ops take in single precision."""
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+EPS = fp32(1e-5)
 
 
 def names(c):
@@ -72,7 +81,7 @@ def forward(c, w, ids):
     mask = torch.full((t, t), -math.inf).triu(1)
     for l in range(c["layers"]):
         p = f"model.layers.{l}."
-        n = rms_norm(x, w[p + "input_layernorm.weight"], 1e-5)
+        n = rms_norm(x, w[p + "input_layernorm.weight"], EPS)
 
         def proj(name, heads):
             y = n @ w[p + f"self_attn.{name}_proj.weight"].T
@@ -82,18 +91,18 @@ def forward(c, w, ids):
 
         q, k, v = proj("q", c["heads"]), proj("k", c["kv_heads"]), proj("v", c["kv_heads"])
         if c["qk_norm"]:
-            q = rms_norm(q, w[p + "self_attn.q_norm.weight"], 1e-5)
-            k = rms_norm(k, w[p + "self_attn.k_norm.weight"], 1e-5)
+            q = rms_norm(q, w[p + "self_attn.q_norm.weight"], EPS)
+            k = rms_norm(k, w[p + "self_attn.k_norm.weight"], EPS)
         q, k = rotate(q, positions, 10000.0), rotate(k, positions, 10000.0)
         group = c["heads"] // c["kv_heads"]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        s = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(d) + mask
+        s = torch.einsum("ihd,jhd->hij", q, k) * fp32(1 / fp32(math.sqrt(d))) + mask
         o = torch.einsum("hij,jhd->ihd", s.softmax(-1), v).reshape(t, -1)
         x = x + o @ w[p + "self_attn.o_proj.weight"].T
-        n = rms_norm(x, w[p + "post_attention_layernorm.weight"], 1e-5)
+        n = rms_norm(x, w[p + "post_attention_layernorm.weight"], EPS)
         g, u = n @ w[p + "mlp.gate_proj.weight"].T, n @ w[p + "mlp.up_proj.weight"].T
         x = x + (torch.nn.functional.silu(g) * u) @ w[p + "mlp.down_proj.weight"].T
-    x = rms_norm(x, w["model.norm.weight"], 1e-5)
+    x = rms_norm(x, w["model.norm.weight"], EPS)
     head = w["model.embed_tokens.weight"] if c["tie"] else w["lm_head.weight"]
     return x @ head.T
 
