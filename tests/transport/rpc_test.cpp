@@ -92,8 +92,9 @@ TEST_F(RpcOverIpc, ADeadlineNamesPeerMethodAndTime) {
   auto lonely = *RpcClient::Connect(Address("nobody"));
   const Status absent = lonely->Call("replay.Insert", "", Deadline::After(milliseconds(200))).status();
   EXPECT_EQ(absent.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(absent.message(),
-            "replay.Insert to " + Address("nobody") + ": no answer within 0.2 s (nobody listens there)");
+  EXPECT_TRUE(absent.message().starts_with("replay.Insert to " + Address("nobody") + ": no answer within 0."))
+      << absent.message();
+  EXPECT_TRUE(absent.message().ends_with(" s (nobody listens there)")) << absent.message();
 
   RpcServer server;
   server.Handle("slow", [](std::string_view) -> Result<std::string> {
@@ -104,10 +105,9 @@ TEST_F(RpcOverIpc, ADeadlineNamesPeerMethodAndTime) {
   ASSERT_TRUE(server.Start(Address("slow")).ok());
   auto client = *RpcClient::Connect(server.address());
   const Status slow = client->Call("slow", "", Deadline::After(milliseconds(200))).status();
-  EXPECT_NE(
-      slow.message().find("slow to " + Address("slow") + ": no answer within 0.2 s (the server has not answered)"),
-      std::string::npos)
-      << slow.message();
+  // On a loaded machine the wait may end later than asked; it says how long it was.
+  EXPECT_TRUE(slow.message().starts_with("slow to " + Address("slow") + ": no answer within 0.")) << slow.message();
+  EXPECT_TRUE(slow.message().ends_with(" s (the server has not answered)")) << slow.message();
   // The late answer is not taken for that of the next call.
   EXPECT_EQ(*client->Call("echo", "next", Soon()), "<next>");
 }
