@@ -33,6 +33,10 @@ bool RowFilter::Matches(const RecordRow& row) const {
   if (filter_.has_max_return() && row.episode_return > filter_.max_return()) return false;
   if (filter_.has_min_version() && row.version < filter_.min_version()) return false;
   if (filter_.has_max_version() && row.version > filter_.max_version()) return false;
+  if (filter_.verdict() != v1::VERDICT_UNSPECIFIED && row.verdict != filter_.verdict()) return false;
+  if (filter_.has_guideline() && row.guideline != filter_.guideline()) return false;
+  if (filter_.has_min_depth() && row.depth < filter_.min_depth()) return false;
+  if (filter_.has_max_depth() && row.depth > filter_.max_depth()) return false;
   return filter_.task().empty() || row.task_hash == task_hash_;
 }
 

@@ -10,7 +10,7 @@ namespace quern {
 
 namespace {
 
-constexpr char kRowFormat = 1;
+constexpr char kRowFormat = 2;
 
 // Little-endian, as all of Quern's platforms are.
 template <typename T>
@@ -71,9 +71,11 @@ StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
                 .tokens = static_cast<uint32_t>(trajectory.token_ids().size() / 4),
                 .bytes = static_cast<uint32_t>(bytes),
                 .depth = trajectory.generation_depth(),
+                .guideline = trajectory.chain().guideline(),
                 .run = 0,
                 .tag_set = 0,
                 .source = trajectory.source(),
+                .verdict = trajectory.verdict(),
                 .success = trajectory.success()};
   stored.run = trajectory.run();
   stored.tags.assign(trajectory.tags().begin(), trajectory.tags().end());
@@ -93,7 +95,9 @@ std::string EncodeRow(const StoredRow& stored) {
   Put(&out, row.tokens);
   Put(&out, row.bytes);
   Put(&out, row.depth);
+  Put(&out, row.guideline);
   Put(&out, static_cast<uint8_t>(row.source));
+  Put(&out, static_cast<uint8_t>(row.verdict));
   Put(&out, static_cast<uint8_t>(row.success));
   PutString(&out, stored.run);
   Put(&out, static_cast<uint16_t>(stored.tags.size()));
@@ -113,13 +117,15 @@ bool DecodeRow(std::string_view bytes, StoredRow* stored) {
   row.tokens = in.Get<uint32_t>();
   row.bytes = in.Get<uint32_t>();
   row.depth = in.Get<uint32_t>();
+  row.guideline = in.Get<uint32_t>();
   row.source = static_cast<v1::Source>(in.Get<uint8_t>());
+  row.verdict = static_cast<v1::Verdict>(in.Get<uint8_t>());
   row.success = in.Get<uint8_t>() != 0;
   stored->run = in.GetString();
   const size_t tags = in.Get<uint16_t>();
   stored->tags.clear();
   for (size_t i = 0; i < tags && in.ok(); ++i) stored->tags.push_back(in.GetString());
-  return in.Finished() && v1::Source_IsValid(row.source);
+  return in.Finished() && v1::Source_IsValid(row.source) && v1::Verdict_IsValid(row.verdict);
 }
 
 RecordTable::RecordTable() { Intern(""); }

@@ -21,9 +21,11 @@ struct RecordRow {
   uint32_t tokens = 0;
   uint32_t bytes = 0;  // of the serialised record
   uint32_t depth = 0;
-  uint32_t run = 0;      // RecordTable::name
-  uint32_t tag_set = 0;  // RecordTable::tag_set
+  uint32_t guideline = 0;  // of the chain; 0: none
+  uint32_t run = 0;        // RecordTable::name
+  uint32_t tag_set = 0;    // RecordTable::tag_set
   v1::Source source = v1::SOURCE_UNSPECIFIED;
+  v1::Verdict verdict = v1::VERDICT_UNSPECIFIED;
   bool success = false;
 };
 
