@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,8 +20,11 @@ namespace quern {
 
 namespace {
 
-// The last line "quern: MESSAGE" of a log: how a role says why it left.
-std::string LastWords(const std::string& log) {
+// How a role says why it left. Kept in memory: a disk that is full has no room for a log either.
+std::string LastWords(int words_fd, const std::string& log) {
+  char buffer[4096];
+  const ssize_t size = pread(words_fd, buffer, sizeof(buffer), 0);
+  if (size > 0) return std::string(buffer, static_cast<size_t>(size));
   const Result<std::string> text = ReadFile(log);
   if (!text.ok()) return {};
   std::string words;
@@ -38,7 +42,10 @@ class ProcessRunner : public RoleRunner {
 
   ~ProcessRunner() override {
     for (const Child& child : children_) kill(child.pid, SIGKILL);
-    for (const Child& child : children_) waitpid(child.pid, nullptr, 0);
+    for (const Child& child : children_) {
+      waitpid(child.pid, nullptr, 0);
+      close(child.words);
+    }
   }
 
   Status Start(const std::string& role, uint32_t index) override {
@@ -46,12 +53,15 @@ class ProcessRunner : public RoleRunner {
     Child child{.role = role,
                 .index = index,
                 .pid = 0,
-                .log = run_.Path(StrCat("logs/", role, "-", index, ".", attempt, ".log"))};
+                .log = run_.Path(StrCat("logs/", role, "-", index, ".", attempt, ".log")),
+                .words = memfd_create("last words", MFD_CLOEXEC)};
+    if (child.words < 0) return FromErrno(errno, "starting " + role);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, child.log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
     posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, child.words, kLastWordsFd);
     posix_spawnattr_t attributes;
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
@@ -74,7 +84,10 @@ class ProcessRunner : public RoleRunner {
     const int error = posix_spawn(&child.pid, "/proc/self/exe", &actions, &attributes, argv.data(), environment.data());
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
-    if (error != 0) return FromErrno(error, "starting " + role);
+    if (error != 0) {
+      close(child.words);
+      return FromErrno(error, "starting " + role);
+    }
     children_.push_back(child);
     return {};
   }
@@ -92,8 +105,9 @@ class ProcessRunner : public RoleRunner {
       RoleExit& exit = exits.emplace_back(
           RoleExit{.role = child.role, .index = child.index, .clean = false, .reason = {}, .log = child.log});
       exit.clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+      const std::string words = exit.clean ? "" : LastWords(child.words, child.log);
+      close(child.words);
       if (exit.clean) continue;
-      const std::string words = LastWords(child.log);
       if (WIFSIGNALED(status)) {
         exit.reason = StrCat("killed by signal ", WTERMSIG(status), " (", strsignal(WTERMSIG(status)), ")");
         if (WTERMSIG(status) == SIGABRT && !words.empty()) exit.reason += ": " + words;
@@ -118,6 +132,7 @@ class ProcessRunner : public RoleRunner {
     uint32_t index = 0;
     pid_t pid = 0;
     std::string log;
+    int words = -1;  // a file in memory, see LeaveLastWords
   };
   void Signal(const std::string& role, int signal) {
     for (const Child& child : children_)

@@ -36,6 +36,12 @@ void Handle(int signal, void (*handler)(int)) {
 
 }  // namespace
 
+void LeaveLastWords(const std::string& reason) {
+  if (getenv(kSupervisorVariable) == nullptr) return;
+  // Without them the supervisor reads the log.
+  (void)!pwrite(kLastWordsFd, reason.data(), reason.size(), 0);
+}
+
 const std::atomic<bool>& InstallRoleSignals() {
   Handle(SIGTERM, OnRoleSignal);
   Handle(SIGINT, OnRoleSignal);

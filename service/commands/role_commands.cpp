@@ -36,7 +36,10 @@ void AddRoleCommands(CommandSet& commands) {
       SetLogRole(name == kActorRole ? StrCat(name, "-", options->index) : name);
       QUERN_ASSIGN_OR_RETURN(const Run run, LoadRun(options->run));
       const Status status = RunRole(name, options->index, run, stop);
-      if (!status.ok() && !(stop.load() && status.code() == StatusCode::kCancelled)) return status;
+      if (!status.ok() && !(stop.load() && status.code() == StatusCode::kCancelled)) {
+        LeaveLastWords(status.message());
+        return status;
+      }
       return kExitOk;
     });
   }
