@@ -11,10 +11,11 @@ git ls-files -co --exclude-standard -- '*.h' '*.cpp' | xargs awk '
     allow["model"] = "base compute model"
     allow["model/hf"] = "base compute model model/hf"
     allow["model/tokenizer"] = "base compute model model/hf model/tokenizer"
+    allow["model/chat_template"] = "base model/hf model/tokenizer model/chat_template"
     allow["methods"] = "base compute model methods"
     allow["transport"] = "base proto transport"
     allow["replay"] = "base proto transport replay"
-    program = "base compute model model/hf model/tokenizer methods proto transport replay"
+    program = "base compute model model/hf model/tokenizer model/chat_template methods proto transport replay"
     allow["actors"] = program " actors"
     allow["learner"] = program " learner"
     allow["service"] = program " actors learner service"
@@ -22,7 +23,7 @@ git ls-files -co --exclude-standard -- '*.h' '*.cpp' | xargs awk '
     for (i in list) bare[list[i]] = 1
   }
   function layer(path,   parts) {
-    if (path ~ /^model\/(hf|tokenizer)\//) { split(path, parts, "/"); return parts[1] "/" parts[2] }
+    if (path ~ /^model\/(hf|tokenizer|chat_template)\//) { split(path, parts, "/"); return parts[1] "/" parts[2] }
     split(path, parts, "/")
     return parts[1]
   }
