@@ -56,6 +56,25 @@ class Player {
 // Options from the job file: `environment: {name: wordle, words: words.txt}` arrives as {"words": "words.txt"}.
 using Options = std::map<std::string, std::string>;
 
+// A question whose answer is known.
+struct Question {
+  std::string id;        // the same wherever and in whatever order the question is read; Environment::task_id()
+  std::string text;      // with its choices, if it has any
+  std::string answer;    // the truth that `grader` compares with
+  std::string solution;  // a worked one that ends in the answer, where the data has one, else the answer
+  std::string grader;    // spec for MakeGrader (methods/graders/grader.h)
+};
+
+// The questions of an environment, for programs that ask them in their own way: with other prompts, or many times.
+// Immutable, thread-safe.
+class QuestionSource {
+ public:
+  virtual ~QuestionSource() = default;
+  virtual size_t size() const = 0;
+  // i < size().
+  virtual const Question& At(size_t i) const = 0;
+};
+
 // name: "wordle", "maze", "dataset", ... An unknown name or option is an error with the nearest name. One factory
 // object may be asked for many environments, from any thread.
 class EnvironmentFactory {
@@ -71,6 +90,8 @@ class EnvironmentFactory {
   // How many different tasks there are. Where the options ask for all of them (`tasks: all`, a maze's `start: all`),
   // seed s plays task s mod task_count(): seeds 0..task_count()-1 visit each once.
   virtual size_t task_count() const = 0;
+  // Where the tasks are questions with known answers (task i is question i), those; else null. Owned by the factory.
+  virtual const QuestionSource* questions() const { return nullptr; }
 };
 
 // base_dir: relative file options are looked up there (the job file's folder).

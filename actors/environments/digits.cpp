@@ -68,6 +68,7 @@ class DigitsFactory : public EnvironmentFactory {
   std::unique_ptr<Environment> NewEnvironment() const override { return NewQuestionEnvironment(set_); }
   std::vector<std::string> player_names() const override { return {"random", "best"}; }
   size_t task_count() const override { return set_->rows.size(); }
+  const QuestionSource* questions() const override { return set_.get(); }
   Result<std::unique_ptr<Player>> NewPlayer(const std::string& name, const Options& options) const override {
     OptionReader reader(StrCat("player ", name, " of digits"), options);
     double noise = 1;
@@ -115,7 +116,8 @@ FactoryResult MakeDigitsFactory(const Options& options, const std::string&) {
         const DigitTask task{first, second, max, count};
         const std::string answer = StrJoin(NextNumbers(task), ",");
         longest = std::max(longest, answer.size());
-        set->rows.push_back({PromptOf(task), answer, answer});
+        const std::string prompt = PromptOf(task);
+        set->rows.push_back({.id = prompt, .text = prompt, .answer = answer, .solution = answer, .grader = "exact"});
       }
     }
   }

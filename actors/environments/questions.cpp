@@ -27,7 +27,7 @@ class QuestionEnvironment : public Environment {
   Observation Reset(uint64_t seed) override {
     question_ = &set_->rows[PickTask(seed, set_->rows.size(), set_->in_turn)];
     open_ = true;
-    return {question_->prompt + set_->suffix};
+    return {question_->text + set_->suffix};
   }
   StepOutcome Step(const std::string& action) override {
     QUERN_CHECK(open_, "Step on an episode that is over or was never reset");
@@ -40,7 +40,7 @@ class QuestionEnvironment : public Environment {
   int max_turns() const override { return 1; }
   double min_return() const override { return 0; }
   double max_return() const override { return 1; }
-  std::string task_id() const override { return question_ ? question_->prompt : ""; }
+  std::string task_id() const override { return question_ ? question_->id : ""; }
 
  private:
   std::shared_ptr<const QuestionSet> set_;
@@ -62,7 +62,7 @@ class ReferencePlayer : public Player {
   }
   std::string Act() override {
     const bool other = random_.Uniform() < noise_;
-    return set_->rows[other ? random_.Below(set_->rows.size()) : row_].full + set_->end;
+    return set_->rows[other ? random_.Below(set_->rows.size()) : row_].solution + set_->end;
   }
   void Observe(const StepOutcome&) override {}
 
@@ -78,12 +78,13 @@ class DatasetFactory : public EnvironmentFactory {
  public:
   explicit DatasetFactory(std::shared_ptr<const QuestionSet> set) : set_(std::move(set)) {
     auto rows = std::make_shared<ReferencePlayer::Rows>();
-    for (size_t i = 0; i < set_->rows.size(); ++i) rows->emplace(set_->rows[i].prompt + set_->suffix, i);
+    for (size_t i = 0; i < set_->rows.size(); ++i) rows->emplace(set_->rows[i].text + set_->suffix, i);
     rows_ = std::move(rows);
   }
   std::unique_ptr<Environment> NewEnvironment() const override { return NewQuestionEnvironment(set_); }
   std::vector<std::string> player_names() const override { return {"reference"}; }
   size_t task_count() const override { return set_->rows.size(); }
+  const QuestionSource* questions() const override { return set_.get(); }
   Result<std::unique_ptr<Player>> NewPlayer(const std::string& name, const Options& options) const override {
     if (name != "reference") return UnknownName("player of dataset", name, player_names());
     OptionReader reader("player reference of dataset", options);
@@ -94,8 +95,8 @@ class DatasetFactory : public EnvironmentFactory {
   std::vector<std::string> vocabulary() const override {
     std::vector<std::string> texts = {set_->suffix, set_->after, set_->end};
     for (const Question& row : set_->rows) {
-      texts.push_back(row.prompt);
-      texts.push_back(row.full);
+      texts.push_back(row.text);
+      texts.push_back(row.solution);
     }
     return DistinctCharacters(texts);
   }
@@ -196,7 +197,11 @@ Result<std::vector<Question>> ReadQuestions(const std::string& text, const std::
     const size_t mark = answer->rfind(kFinalAnswer);
     std::string final_answer =
         mark == std::string::npos ? *answer : Trim(answer->substr(mark + sizeof(kFinalAnswer) - 1));
-    rows.push_back({std::move(*prompt), std::move(final_answer), std::move(*answer)});
+    rows.push_back({.id = *prompt,
+                    .text = *prompt,
+                    .answer = std::move(final_answer),
+                    .solution = std::move(*answer),
+                    .grader = "exact"});
   }
   if (rows.empty()) return InvalidArgument(StrCat(source, ": no questions in it; give one JSON object a line"));
   return rows;

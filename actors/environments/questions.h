@@ -27,13 +27,7 @@ namespace quern {
 // test_share (0.2), split_seed (0), suffix ("\n"), match (prefix | exact), max_tokens (default: just enough for the
 // longest answer and its end), end, tasks. Players: `best` (by the rule; noise: each number is any below MAX with this
 // probability), `random` (N numbers below MAX).
-struct Question {
-  std::string prompt;
-  std::string answer;  // what is compared
-  std::string full;    // the whole reference answer, with its reasoning if the data has one
-};
-
-struct QuestionSet {
+struct QuestionSet : public QuestionSource {
   enum class Match { kExact, kNumber, kPrefix };
   std::vector<Question> rows;
   std::string suffix;
@@ -43,6 +37,8 @@ struct QuestionSet {
   int max_tokens = 64;
   bool in_turn = false;
 
+  size_t size() const override { return rows.size(); }
+  const Question& At(size_t i) const override { return rows[i]; }
   double Reward(const Question& question, const std::string& utterance) const;
 };
 
