@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstdio>
 #include <sstream>
+#include <thread>
 
 #include "compute/cpu/gemm.h"
 #include "compute/cpu/gemm_kernels.h"
@@ -118,6 +119,8 @@ void RunProducts(const Options& options) {
         const OthersWatch watch;
         for (int round = -1; round < options.rounds; ++round) {  // the first warms up
           const double peak = PeakGflops(options.dtype, threads);
+          // The peer's idle OpenMP thread polls for some milliseconds and would take the second core from us.
+          std::this_thread::sleep_for(std::chrono::milliseconds(30));
           const double own_rate = Rate(flops, options.seconds, [&](int64_t i) { own.Run(i); });
           const double peer_rate = peer == nullptr ? 0 : Rate(flops, options.seconds, [&](int64_t i) { peer->Run(i); });
           if (round < 0) continue;
