@@ -16,10 +16,8 @@ struct Entry {
 };
 
 constexpr Entry kEntries[] = {
-    {"exact", MakeExactGrader},
-    {"text", MakeTextGrader},
-    {"choice", MakeChoiceGrader},
-    {"yes_no", MakeYesNoGrader},
+    {"exact", MakeExactGrader},   {"text", MakeTextGrader},    {"number", MakeNumberGrader},
+    {"choice", MakeChoiceGrader}, {"yes_no", MakeYesNoGrader}, {"expression", MakeExpressionGrader},
 };
 
 constexpr std::string_view kBoxed = "boxed:";
