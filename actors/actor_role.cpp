@@ -51,7 +51,7 @@ class Actor {
     request.set_activity(activity);
     auto& gauges = *request.mutable_gauges();
     gauges["episodes"] = static_cast<double>(episodes_);
-    gauges["generated_tokens"] = static_cast<double>(generated_tokens_);
+    gauges["generated_tokens"] = static_cast<double>(engine_.generated_tokens());
     gauges["duplicates"] = static_cast<double>(duplicates_);
     QUERN_ASSIGN_OR_RETURN(const v1::HeartbeatReply reply, Call<v1::HeartbeatReply>("Heartbeat", request));
     return !reply.stop();
@@ -79,6 +79,10 @@ class Actor {
       pending.add_trajectories(trajectory.SerializeAsString());
       ++episodes_;
       if (pending.trajectories_size() >= options_.insert_batch) QUERN_RETURN_IF_ERROR(flush());
+      return {};
+    };
+    RolloutOptions rollout = options_.rollout;
+    rollout.tick = [&]() -> Status {
       if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
         last_heartbeat = Clock::now();
         Result<bool> go_on = Heartbeat(StrCat("playing ", task.stage()));
@@ -94,13 +98,18 @@ class Actor {
       engine = &engine_;
     }
     uint64_t generated = 0;
+    std::shared_ptr<const EnvironmentFactory> environment = options_.environment;
+    if (status.ok() && task.has_environment()) {
+      auto other = EnvironmentOf(task.environment());
+      status = other.status();
+      if (other.ok()) environment = *other;
+    }
     if (status.ok()) {
       Result<RolloutCounters> played =
-          PlayTask(task, *options_.environment, *options_.tokenizer, options_.rollout, engine, sink, *options_.stop);
+          PlayTask(task, *environment, *options_.tokenizer, rollout, engine, sink, *options_.stop);
       status = played.status();
       if (played.ok()) generated = played->generated_tokens;
     }
-    generated_tokens_ += generated;
     if (status.ok()) status = flush();
     if (!fatal.ok()) return fatal;
     if (status.code() == StatusCode::kCancelled)
@@ -112,6 +121,17 @@ class Actor {
     done.set_generated_tokens(generated);
     done.set_seconds(SecondsSince(begin));
     return Call<v1::CompleteTaskReply>("CompleteTask", done).status();
+  }
+
+  Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const v1::EnvironmentSpec& spec) {
+    const Options environment_options(spec.options().begin(), spec.options().end());
+    std::string key = spec.name();
+    for (const auto& [name, value] : environment_options) key += StrCat("\n", name, "=", value);
+    std::shared_ptr<const EnvironmentFactory>& known = environments_[key];
+    if (known == nullptr) {
+      QUERN_ASSIGN_OR_RETURN(known, MakeEnvironmentFactory(spec.name(), environment_options, options_.base_dir));
+    }
+    return known;
   }
 
   Result<std::shared_ptr<const ServedModel>> Model(const v1::WeightVersion& version) {
@@ -170,7 +190,7 @@ class Actor {
   std::vector<std::pair<std::string, std::shared_ptr<const ServedModel>>> models_;
   std::string policy_key_;
   uint64_t episodes_ = 0;
-  uint64_t generated_tokens_ = 0;
+  std::map<std::string, std::shared_ptr<const EnvironmentFactory>> environments_;  // by name and options
   uint64_t duplicates_ = 0;
 };
 

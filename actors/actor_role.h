@@ -17,7 +17,8 @@ struct ActorRoleOptions {
   uint32_t index = 0;
   RpcClient* coordinator = nullptr;
   Replay* replay = nullptr;
-  std::shared_ptr<const EnvironmentFactory> environment;
+  std::shared_ptr<const EnvironmentFactory> environment;  // the job's; tasks may name others
+  std::string base_dir;                                   // where relative files of those are looked up
   std::shared_ptr<const Tokenizer> tokenizer;
   RolloutOptions rollout;
   EngineOptions engine;

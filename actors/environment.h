@@ -73,6 +73,8 @@ class QuestionSource {
   virtual size_t size() const = 0;
   // i < size().
   virtual const Question& At(size_t i) const = 0;
+  // The question as the environment poses it: what Environment::Reset shows.
+  virtual std::string Prompt(size_t i) const { return At(i).text; }
 };
 
 // name: "wordle", "maze", "dataset", ... An unknown name or option is an error with the nearest name. One factory

@@ -1,9 +1,10 @@
 #include "actors/rollout.h"
 
 #include <algorithm>
-#include <chrono>
-#include <limits>
 
+#include "actors/chain_program.h"
+#include "actors/prompt_ids.h"
+#include "actors/records.h"
 #include "base/random.h"
 #include "base/strings.h"
 
@@ -11,37 +12,23 @@ namespace quern {
 
 namespace {
 
-void AppendInt32(std::string& bytes, int32_t value) { bytes.append(reinterpret_cast<const char*>(&value), 4); }
-void AppendFloat(std::string& bytes, float value) { bytes.append(reinterpret_cast<const char*>(&value), 4); }
-
 // One episode under way: the environment, who plays, and the record so far.
 class Episode {
  public:
   Episode(const v1::RolloutTask& task, uint64_t index, const EnvironmentFactory& factory, const Tokenizer& tokenizer,
           const RolloutOptions& options)
-      : tokenizer_(tokenizer), environment_(factory.NewEnvironment()), seed_(task.seed() + index) {
-    record_.set_uid(StrCat(options.run, "/", task.stage(), "/", index));
-    record_.set_run(options.run);
-    record_.set_source(task.source());
-    record_.set_generation_depth(task.generation_depth());
+      : tokenizer_(tokenizer),
+        environment_(factory.NewEnvironment()),
+        seed_(task.seed() + index),
+        record_(NewRecord(task, options)) {
+    record_.set_uid(StrCat(record_.uid(), index));
     record_.set_episode_seed(seed_);
-    *record_.mutable_tags() = task.tags();
-    *record_.mutable_sampling() = task.policy().sampling();
     record_.mutable_sampling()->set_seed(seed_);
-    if (task.policy().weights().empty()) {
-      record_.add_policies()->set_name(task.policy().name());
-    }
-    for (const v1::WeightVersion& weights : task.policy().weights()) {
-      v1::PolicyVersion& policy = *record_.add_policies();
-      policy.set_name(weights.name());
-      policy.set_version(weights.version());
-      policy.set_content_hash(weights.content_hash());
-    }
     first_ = environment_->Reset(seed_);
     record_.set_task(environment_->task_id());
-    new_tokens_ = tokenizer_.Encode(first_.text, true);
-    Append(new_tokens_, {}, false);
-    AddMessage("user", first_.text);
+    new_tokens_ = PromptIds(tokenizer_, options, first_.text);
+    AppendTokens(new_tokens_, {}, false, record_);
+    AddMessage("user", first_.text, record_);
   }
 
   const Observation& first() const { return first_; }
@@ -55,8 +42,8 @@ class Episode {
   // The agent's utterance; `log_probs` is empty for scripted players. `text` is what the environment is given.
   StepOutcome Act(const std::vector<int32_t>& ids, const std::vector<float>& log_probs, const std::string& text) {
     const auto begin = static_cast<uint32_t>(length());
-    Append(ids, log_probs, true);
-    AddMessage("assistant", text);
+    AppendTokens(ids, log_probs, true, record_);
+    AddMessage("assistant", text, record_);
     const StepOutcome outcome = environment_->Step(text);
     v1::Turn& turn = *record_.add_turns();
     turn.set_begin(begin);
@@ -65,8 +52,8 @@ class Episode {
     return_ += outcome.reward;
     if (!outcome.text.empty() && !outcome.done) {
       new_tokens_ = tokenizer_.Encode(outcome.text, false);
-      Append(new_tokens_, {}, false);
-      AddMessage("user", outcome.text);
+      AppendTokens(new_tokens_, {}, false, record_);
+      AddMessage("user", outcome.text, record_);
     } else {
       new_tokens_.clear();
     }
@@ -76,28 +63,11 @@ class Episode {
   }
 
   v1::Trajectory Take() {
-    using std::chrono::duration_cast;
     record_.set_episode_return(return_);
-    record_.set_created_unix_ms(
-        duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
     return std::move(record_);
   }
 
  private:
-  void Append(const std::vector<int32_t>& ids, const std::vector<float>& log_probs, bool agent) {
-    for (size_t i = 0; i < ids.size(); ++i) {
-      AppendInt32(*record_.mutable_token_ids(), ids[i]);
-      record_.mutable_loss_mask()->push_back(agent ? 1 : 0);
-      AppendFloat(*record_.mutable_log_probs(),
-                  i < log_probs.size() ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
-    }
-  }
-  void AddMessage(const char* role, const std::string& text) {
-    v1::Message& message = *record_.add_messages();
-    message.set_role(role);
-    message.set_content(text);
-  }
-
   const Tokenizer& tokenizer_;
   std::unique_ptr<Environment> environment_;
   uint64_t seed_;
@@ -122,14 +92,15 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
   QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Player> player, factory.NewPlayer(task.policy().player(), player_options));
   for (uint64_t i = 0; i < task.episodes(); ++i) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
+    if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
     Episode episode(task, task.first_episode() + i, factory, tokenizer, options);
     // The player's randomness is apart from the environment's: equal tasks, independent choices.
     player->Reset(MixSeed(episode.seed(), 0x9A4E), episode.first());
     while (episode.turns() < episode.environment().max_turns()) {
       const std::string action = player->Act();
-      std::vector<int32_t> ids = tokenizer.Encode(action, false);
       // Where nothing in the text closes an utterance, end of text does.
-      if (episode.environment().action_end().empty() && !options.end_ids.empty()) ids.push_back(options.end_ids[0]);
+      const std::vector<int32_t> ids =
+          UtteranceIds(tokenizer, options, action, !episode.environment().action_end().empty());
       const StepOutcome outcome = episode.Act(ids, {}, action);
       if (outcome.done) break;
       player->Observe(outcome);
@@ -139,16 +110,6 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
   return counters;
 }
 
-SamplingOptions SamplingOf(const v1::SamplingParams& params) {
-  SamplingOptions out;
-  out.temperature = params.temperature();
-  out.top_k = static_cast<int32_t>(params.top_k());
-  out.top_p = params.top_p() > 0 ? params.top_p() : 1.0f;
-  out.min_p = params.min_p();
-  out.repetition_penalty = params.repetition_penalty() > 0 ? params.repetition_penalty() : 1.0f;
-  return out;
-}
-
 }  // namespace
 
 Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentFactory& factory,
@@ -156,6 +117,7 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
                                  const TrajectorySink& sink, const std::atomic<bool>& stop) {
   if (!task.policy().player().empty()) return PlayScripted(task, factory, tokenizer, options, sink, stop);
   QUERN_CHECK(engine != nullptr);
+  if (task.has_program()) return PlayChains(task, factory, tokenizer, options, *engine, sink, stop);
   RolloutCounters counters;
   const int64_t tokens_before = engine->generated_tokens();
   const int64_t limit =
@@ -173,7 +135,6 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
 
   const auto ask = [&](int64_t id, Episode& episode) {
     Environment& environment = episode.environment();
-    const std::string end = environment.action_end();
     int64_t length = environment.max_action_tokens();
     if (options.max_completion_length > 0) length = std::min(length, options.max_completion_length);
     GenerateOptions generate;
@@ -181,17 +142,14 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
     generate.sampling = sampling;
     generate.seed = MixSeed(episode.seed(), 0x7012 + static_cast<uint64_t>(episode.turns()));
     generate.stop_ids = options.end_ids;
-    if (!end.empty()) {
-      generate.stop = [&tokenizer, end](std::span<const int32_t> ids) {
-        return tokenizer.Decode(ids, true).find(end) != std::string::npos;
-      };
-    }
+    generate.stop = StopAt(tokenizer, environment.action_end());
     engine->Generate(id, std::move(generate));
   };
 
   uint64_t started = 0;
   while (started < task.episodes() || !open.empty()) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
+    if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
     while (started < task.episodes() && static_cast<int64_t>(open.size()) < options.concurrent_episodes) {
       auto episode = std::make_unique<Episode>(task, task.first_episode() + started++, factory, tokenizer, options);
       const int64_t id = engine->Open();

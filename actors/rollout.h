@@ -19,10 +19,11 @@ struct RolloutOptions {
   int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
   int64_t max_positions = 0;          // length limit of an episode in tokens; 0: the model's
   std::vector<int32_t> end_ids;       // end-of-text ids that also end an utterance
+  std::function<Status()> tick;       // called between the engine's steps; an error ends the rollout
 };
 
 struct RolloutCounters {
-  uint64_t episodes = 0;
+  uint64_t episodes = 0;  // records given to the sink
   uint64_t generated_tokens = 0;
   double return_sum = 0;
 };

@@ -39,6 +39,7 @@ struct QuestionSet : public QuestionSource {
 
   size_t size() const override { return rows.size(); }
   const Question& At(size_t i) const override { return rows[i]; }
+  std::string Prompt(size_t i) const override { return rows[i].text + suffix; }
   double Reward(const Question& question, const std::string& utterance) const;
 };
 

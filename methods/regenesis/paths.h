@@ -27,7 +27,7 @@ std::optional<Majority> MajorityVote(std::span<const std::string> answers, doubl
 
 // What is known about one chain when it is judged.
 struct PathFacts {
-  bool finished = true;  // every stage came to its own end, none was cut off by a limit
+  bool finished = true;  // it came to its own end, not to a limit on tokens
   bool found = false;    // an answer could be read
   bool matches = false;  // and is the known one, or the majority's
   bool checked = true;   // the self-check did not object
