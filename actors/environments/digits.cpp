@@ -100,8 +100,7 @@ FactoryResult MakeDigitsFactory(const Options& options, const std::string&) {
   auto set = std::make_shared<QuestionSet>();
   set->suffix = reader.Text("suffix", "\n");
   set->end = reader.Text("end", "");
-  set->match =
-      reader.Choice("match", {"prefix", "exact"}) == "exact" ? QuestionSet::Match::kExact : QuestionSet::Match::kPrefix;
+  if (reader.Choice("match", {"prefix", "exact"}) == "exact") set->grader = MakeGrader("exact").value();
   set->max_tokens = reader.Integer("max_tokens", 0, 0, 1 << 20);
   set->in_turn = reader.Choice("tasks", {"random", "all"}) == "all";
   QUERN_RETURN_IF_ERROR(reader.Finish());

@@ -5,21 +5,30 @@
 #include <vector>
 
 #include "actors/environment.h"
+#include "methods/graders/grader.h"
 
 namespace quern {
 
-// One question, one utterance, a reward in [0, 1] by comparing it with the reference.
+// One question, one utterance, a reward in [0, 1] by comparing it with the known answer.
 //
-// `dataset`: rows of a JSONL file, {"prompt", "answer"} or {"question", "answer"}; a number as answer is taken as its
-// text. What follows "####" in an answer (GSM8K) is its final answer, which alone is compared. task_id: the prompt.
-// Options: file (required), prompt_key and answer_key (other column names), suffix ("": follows the prompt; a
-// separator, an instruction), match (below), after ("": where the answer begins in the utterance, after the last
-// occurrence of this text; an utterance without it earns 0), max_tokens (64), end ("": an utterance ends at the end
-// token or after max_tokens only), tasks (random | all: seed s asks row s mod N).
-//   exact   1 if equal without white space at the ends
-//   number  1 if the last number in the utterance equals the reference's ("1,200" is 1200, "72." is 72)
-//   prefix  see PrefixReward
-// Player `reference`: knows the answer key and says the row's whole answer. noise: another row's answer instead.
+// `dataset`: the questions of a file (replay/questions/question_file.h says which formats). task_id: the question's own
+// id, or one made of its text. A question that stands in the file twice, with the same answer, is asked as one.
+// Options:
+//   file         required
+//   format       auto (by the first record; plain when it is none of the others), plain, gsm8k, svamp, aqua,
+//   strategyqa,
+//                arc, sums, game24
+//   prompt_key, answer_key   other column names of plain
+//   grader       how an utterance becomes a reward: a spec of methods/graders/grader.h, or prefix (see PrefixReward);
+//                by default what fits the format, for plain exact
+//   after        "": where the answer begins in the utterance, after the last occurrence of this text; an utterance
+//                without it earns 0
+//   suffix       "": follows the question; a separator, an instruction
+//   split, test_share (0.2), split_seed (0)   all | train | test: two parts that share no question, decided per
+//   question first (0), count (0: all)   only so many questions of that part, from this one on; a negative first counts
+//   from the end max_tokens   64 end          "": an utterance ends at the end token or after max_tokens only tasks
+//   random | all: seed s asks question s mod N
+// Player `reference`: knows the answer key and says the whole solution. noise: another question's instead.
 //
 // `digits`: the digit-completion task of verl's end-to-end tests, generated here: "A,B:MAX,N" asks for the next N
 // numbers of the sequence A, B, .. of constant difference, each modulo MAX ("1,2:6,5" -> "3,4,5,0,1"); A in 0..MAX, B
@@ -28,12 +37,11 @@ namespace quern {
 // longest answer and its end), end, tasks. Players: `best` (by the rule; noise: each number is any below MAX with this
 // probability), `random` (N numbers below MAX).
 struct QuestionSet : public QuestionSource {
-  enum class Match { kExact, kNumber, kPrefix };
   std::vector<Question> rows;
   std::string suffix;
   std::string after;
   std::string end;
-  Match match = Match::kExact;
+  std::shared_ptr<const Grader> grader;  // null: PrefixReward
   int max_tokens = 64;
   bool in_turn = false;
 
@@ -49,12 +57,6 @@ struct QuestionSet : public QuestionSource {
 // earns k + 1 units, and going on after the whole answer loses the last unit. With an empty answer, ending at once
 // earns 1 and anything else 0.
 double PrefixReward(const std::string& utterance, const std::string& answer, bool ended);
-
-// The last number in the text, without thousands separators: "it is 1,200.50." -> "1200.50"; "" when there is none.
-std::string LastNumber(const std::string& text);
-
-Result<std::vector<Question>> ReadQuestions(const std::string& text, const std::string& source,
-                                            const std::string& prompt_key, const std::string& answer_key);
 
 std::unique_ptr<Environment> NewQuestionEnvironment(std::shared_ptr<const QuestionSet> set);
 

@@ -518,8 +518,8 @@ TEST(Questions, AnswersTheDigitFixture) {
   // The generator's own answers, asked for by the fixture's prompts.
   const Factory own = Make("digits", {{"tasks", "all"}});
   const Factory fixture =
-      Make("dataset", {{"file", path}, {"tasks", "all"}, {"match", "prefix"}, {"max_tokens", "32"}, {"suffix", "\n"}});
-  EXPECT_EQ(fixture->task_count(), 800u);
+      Make("dataset", {{"file", path}, {"tasks", "all"}, {"grader", "prefix"}, {"max_tokens", "32"}, {"suffix", "\n"}});
+  EXPECT_EQ(fixture->task_count(), 736u);  // of 800 rows: 64 stand there twice
   for (uint64_t seed = 0; seed < fixture->task_count(); ++seed) {
     auto environment = fixture->NewEnvironment();
     auto solver = own->NewPlayer("best", {}).value();
@@ -534,6 +534,7 @@ TEST(Questions, DatasetMatchesAndReadsRows) {
       "{\"question\": \"2+2?\", \"answer\": \"It is 2+2.\\n#### 4\"}\n\n{\"prompt\": \"big?\", \"answer\": 1200}\n");
   const auto reward = [&](Options options, uint64_t seed, const std::string& text) {
     options["file"] = file.path();
+    options["format"] = "plain";
     options["tasks"] = "all";
     auto environment = Make("dataset", options)->NewEnvironment();
     environment->Reset(seed);
@@ -543,34 +544,107 @@ TEST(Questions, DatasetMatchesAndReadsRows) {
   EXPECT_EQ(reward({}, 0, "four"), 0);
   EXPECT_EQ(reward({{"after", "####"}}, 0, "so 2+2\n#### 4"), 1);
   EXPECT_EQ(reward({{"after", "####"}}, 0, "4"), 0);
-  EXPECT_EQ(reward({{"match", "number"}}, 0, "2+2 makes 4."), 1);
-  EXPECT_EQ(reward({{"match", "number"}}, 0, "4, I think, not 5"), 0);
-  EXPECT_EQ(reward({{"match", "number"}}, 0, "no idea"), 0);
-  EXPECT_EQ(reward({{"match", "number"}}, 1, "$1,200.00"), 1);
-  EXPECT_EQ(reward({{"match", "prefix"}, {"end", "\n"}}, 1, "1200\n"), 1);
-  EXPECT_EQ(reward({{"match", "prefix"}, {"end", "\n"}}, 1, "12x"), 2 / 5.0);
-  const Factory factory = Make("dataset", {{"file", file.path()}, {"suffix", " A: "}, {"after", "####"}});
+  EXPECT_EQ(reward({{"grader", "number"}}, 0, "2+2 makes 4."), 1);
+  EXPECT_EQ(reward({{"grader", "number"}}, 0, "4, I think, not 5"), 0);
+  EXPECT_EQ(reward({{"grader", "number"}}, 0, "no idea"), 0);
+  EXPECT_EQ(reward({{"grader", "number"}}, 1, "$1,200.00"), 1);
+  EXPECT_EQ(reward({{"grader", "prefix"}, {"end", "\n"}}, 1, "1200\n"), 1);
+  EXPECT_EQ(reward({{"grader", "prefix"}, {"end", "\n"}}, 1, "12x"), 2 / 5.0);
+  const Factory factory =
+      Make("dataset", {{"file", file.path()}, {"format", "plain"}, {"suffix", " A: "}, {"after", "####"}});
   EXPECT_TRUE(factory->NewEnvironment()->Reset(1).text.ends_with("? A: "));
-  EXPECT_EQ(Play(*Make("dataset", {{"file", file.path()}, {"match", "number"}}), "reference", 0).total, 1);
-
-  EXPECT_EQ(LastNumber("it is 1,200.50."), "1200.50");
-  EXPECT_EQ(LastNumber("48-24=24 and -7"), "-7");
-  EXPECT_EQ(LastNumber("48-24"), "24");
-  EXPECT_EQ(LastNumber("none"), "");
-  EXPECT_EQ(ReadQuestions("{\"prompt\": \"a\", \"answer\": \"b\"}\n{oops\n", "q", "", "").status().message(),
-            "q:2: not a JSON object");
-  EXPECT_NE(ReadQuestions("{\"prompt\": \"a\"}\n", "q", "", "").status().message().find("q:1: has no \"answer\""),
-            std::string::npos);
+  EXPECT_EQ(
+      Play(*Make("dataset", {{"file", file.path()}, {"format", "plain"}, {"grader", "number"}}), "reference", 0).total,
+      1);
 }
 
-TEST(Questions, ReadsGradeSchoolMath) {
-  const std::string path = SharedData("datasets/gsm8k_train.jsonl");
-  if (!PathExists(path)) GTEST_SKIP() << "no " << path;
-  const Factory factory = Make(
-      "dataset", {{"file", path}, {"match", "number"}, {"max_tokens", "400"}, {"after", "####"}, {"tasks", "all"}});
-  EXPECT_EQ(factory->task_count(), 7473u);
-  for (uint64_t seed = 0; seed < factory->task_count(); seed += 7)
-    EXPECT_EQ(Play(*factory, "reference", seed).total, 1) << seed;
+TEST(Questions, DatasetPartsShareNoQuestion) {
+  std::string sums;
+  for (int i = 0; i < 300; ++i) sums += StrCat(i % 250, "+1=", i % 250 + 1, "\n");  // 50 stand there twice
+  const TempFile file("quern_sums.txt", sums);
+  const auto ids = [&](Options options) {
+    options["file"] = file.path();
+    const Factory factory = Make("dataset", options);
+    std::vector<std::string> out;
+    for (size_t i = 0; i < factory->questions()->size(); ++i) out.push_back(factory->questions()->At(i).id);
+    EXPECT_EQ(out.size(), factory->task_count());
+    return out;
+  };
+  const std::vector<std::string> all = ids({});
+  ASSERT_EQ(all.size(), 250u);
+  EXPECT_EQ(all[7], "7+1");
+  const auto begin = ids({{"count", "200"}}), end = ids({{"first", "-50"}});
+  EXPECT_EQ(begin, std::vector<std::string>(all.begin(), all.begin() + 200));
+  EXPECT_EQ(end, std::vector<std::string>(all.begin() + 200, all.end()));
+  EXPECT_EQ(ids({{"first", "10"}, {"count", "3"}}), (std::vector<std::string>{"10+1", "11+1", "12+1"}));
+  EXPECT_EQ(ids({{"first", "-9999"}}), all);
+  EXPECT_NE(ErrorOf("dataset", {{"file", file.path()}, {"first", "250"}}).find("no question of"), std::string::npos);
+
+  const auto train = ids({{"split", "train"}}), test = ids({{"split", "test"}});
+  std::set<std::string> both(train.begin(), train.end());
+  both.insert(test.begin(), test.end());
+  EXPECT_EQ(both.size(), 250u);
+  EXPECT_EQ(train.size() + test.size(), 250u);
+  EXPECT_NEAR(static_cast<double>(test.size()), 50, 25);
+  EXPECT_NE(ids({{"split", "test"}, {"split_seed", "1"}}), test);
+  // The part does not depend on what else is in the file.
+  const TempFile few("quern_few_sums.txt", "5+1=6\n9+1=10\n11+1=12\n");
+  for (const char* split : {"train", "test"}) {
+    const auto made = MakeEnvironmentFactory("dataset", {{"file", few.path()}, {"split", split}}, "");
+    if (!made.ok()) continue;
+    const std::set<std::string> same =
+        split == std::string("train") ? std::set(train.begin(), train.end()) : std::set(test.begin(), test.end());
+    for (size_t i = 0; i < (*made)->questions()->size(); ++i) EXPECT_EQ(same.count((*made)->questions()->At(i).id), 1u);
+  }
+}
+
+TEST(Questions, DatasetTakesTheGraderOfTheFormat) {
+  const TempFile sums("quern_sums.txt", "2+2=4\n");
+  const Factory factory = Make("dataset", {{"file", sums.path()}});
+  const Question& question = factory->questions()->At(0);
+  EXPECT_EQ(question.text, "2+2=");
+  EXPECT_EQ(question.answer, "4");
+  EXPECT_EQ(question.grader, "number");
+  auto environment = factory->NewEnvironment();
+  EXPECT_EQ(environment->Reset(0).text, "2+2=");
+  EXPECT_EQ(environment->task_id(), "2+2");
+  EXPECT_EQ(environment->Step("that is 4").reward, 1);
+  const Factory boxed = Make("dataset", {{"file", sums.path()}, {"grader", "boxed:number"}});
+  environment = boxed->NewEnvironment();
+  environment->Reset(0);
+  EXPECT_EQ(environment->Step("that is 4").reward, 0);
+  environment->Reset(0);
+  EXPECT_EQ(environment->Step("3, no: \\boxed{4}").reward, 1);
+  EXPECT_EQ(boxed->questions()->At(0).grader, "boxed:number");
+  EXPECT_EQ(Make("wordle", {})->questions(), nullptr);
+  EXPECT_NE(ErrorOf("dataset", {{"file", sums.path()}, {"grader", "nunber"}}).find("did you mean \"number\"?"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf("dataset", {{"file", sums.path()}, {"format", "sum"}}).find("did you mean \"sums\"?"),
+            std::string::npos);
+  const TempFile bad("quern_bad_sums.txt", "2+2=4\n\n2+3=\n");
+  const std::string error = ErrorOf("dataset", {{"file", bad.path()}});
+  EXPECT_NE(error.find(bad.path() + ":3: not a sum"), std::string::npos) << error;
+}
+
+// Every format as it is published: the reference solution earns 1.
+TEST(Questions, ReadsThePublishedFiles) {
+  const struct {
+    const char* file;
+    size_t questions;
+    const char* grader;
+  } sets[] = {{"gsm8k_train.jsonl", 7473, "number"},      {"SVAMP.json", 1000, "number"},
+              {"aqua_dev.json", 254, "choice"},           {"strategyqa_train.json", 2061, "yes_no"},
+              {"ARC-Challenge-Dev.jsonl", 294, "choice"}, {"train_3digit_10000.txt", 9891, "number"},
+              {"train_1digit_100.txt", 100, "number"},    {"game24.csv", 1362, "expression"}};
+  for (const auto& set : sets) {
+    const std::string path = SharedData(std::string("datasets/") + set.file);
+    if (!PathExists(path)) GTEST_SKIP() << "no " << path;
+    const Factory factory = Make("dataset", {{"file", path}, {"tasks", "all"}});
+    EXPECT_EQ(factory->task_count(), set.questions) << set.file;
+    EXPECT_EQ(factory->questions()->At(0).grader, set.grader);
+    for (uint64_t seed = 0; seed < factory->task_count(); ++seed)
+      EXPECT_EQ(Play(*factory, "reference", seed).total, 1) << set.file << " " << seed;
+  }
 }
 
 TEST(Contains, FindsWholeWords) {

@@ -17,7 +17,7 @@ TEST(DigitFixture, AnOnlineRunPassesThePeersOwnRule) {
   const QuernProcess::Folder folder;
   const std::string job = "name: fixture\nprecision: fp32\nmodel_name_or_path: " + fixture +
                           "/model\nenvironment: {name: dataset, file: " + fixture +
-                          "/data/train.jsonl, suffix: S, match: prefix, max_tokens: 32}\n"
+                          "/data/train.jsonl, suffix: S, grader: prefix, max_tokens: 32}\n"
                           "method: filtered_sft\n"
                           "filtered_sft: {top_fraction: 0.1, learning_rate: 1e-3, batch_size: 64}\n"
                           "online:\n"
