@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <thread>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -20,7 +21,7 @@ namespace quern {
 
 namespace {
 
-constexpr std::string_view kFormat = "quern-replay-1";
+constexpr std::string_view kFormat = "quern-replay-2";
 constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "records", "uids", "rows"};
 
 // RocksDB's warnings go to our log. Its own log file would fill the disk further, and an assertion of Debian's build
@@ -203,7 +204,13 @@ Store::~Store() = default;
 
 // With write_mutex held. RocksDB goes on after most failures; after the others it must be opened again.
 Status Store::Impl::Recover() {
-  const rocksdb::Status resumed = db == nullptr ? rocksdb::Status::Aborted() : db->Resume();
+  // A background flush that still fails can spoil the first attempt after the disk has room again.
+  rocksdb::Status resumed;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    if (attempt > 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    resumed = db == nullptr ? rocksdb::Status::Aborted() : db->Resume();
+    if (!resumed.IsNoSpace()) break;
+  }
   if (resumed.IsNoSpace()) return FromRocks(resumed);
   std::unique_lock lock(state_mutex);
   if (!resumed.ok()) {
