@@ -8,12 +8,13 @@
 namespace quern {
 
 // One line per environment; the registry (registry.cpp) names them. Options and players are documented in the headers
-// wordle.h, maze.h, questions.h and contains.h.
+// wordle.h, maze.h, questions.h, contains.h and reasoning.h.
 using FactoryResult = Result<std::shared_ptr<const EnvironmentFactory>>;
 FactoryResult MakeWordleFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeMazeFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeDatasetFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeDigitsFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeContainsFactory(const Options& options, const std::string& base_dir);
+FactoryResult MakeReasoningFactory(const Options& options, const std::string& base_dir);
 
 }  // namespace quern

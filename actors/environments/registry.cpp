@@ -12,7 +12,7 @@ struct Entry {
 
 constexpr Entry kEntries[] = {
     {"wordle", MakeWordleFactory}, {"maze", MakeMazeFactory},         {"dataset", MakeDatasetFactory},
-    {"digits", MakeDigitsFactory}, {"contains", MakeContainsFactory},
+    {"digits", MakeDigitsFactory}, {"contains", MakeContainsFactory}, {"reasoning", MakeReasoningFactory},
 };
 
 }  // namespace
