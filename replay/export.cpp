@@ -83,15 +83,43 @@ T ElementAt(const std::string& bytes, size_t index) {
   return value;
 }
 
+void AppendInt32s(ObjectWriter& row, std::string* out, const char* name, const std::string& bytes) {
+  if (bytes.empty()) return;
+  row.Array(name, bytes.size() / 4, [&](size_t i) { *out += std::to_string(ElementAt<int32_t>(bytes, i)); });
+}
+
+void AppendFloats(ObjectWriter& row, std::string* out, const char* name, const std::string& bytes) {
+  if (bytes.empty()) return;
+  row.Array(name, bytes.size() / 4, [&](size_t i) { AppendFloat(out, ElementAt<float>(bytes, i)); });
+}
+
 void AppendTokens(ObjectWriter& row, std::string* out, const v1::Trajectory& t) {
   if (t.token_ids().empty()) return;
-  row.Array("token_ids", t.token_ids().size() / 4,
-            [&](size_t i) { *out += std::to_string(ElementAt<int32_t>(t.token_ids(), i)); });
+  AppendInt32s(row, out, "token_ids", t.token_ids());
   row.Array("loss_mask", t.loss_mask().size(), [&](size_t i) { *out += t.loss_mask()[i] != 0 ? '1' : '0'; });
-  if (!t.log_probs().empty())
-    row.Array("log_probs", t.log_probs().size() / 4,
-              [&](size_t i) { AppendFloat(out, ElementAt<float>(t.log_probs(), i)); });
+  AppendFloats(row, out, "log_probs", t.log_probs());
 }
+
+void AppendTexts(ObjectWriter& row, std::string* out, const v1::Trajectory& t) {
+  row.Array("messages", static_cast<size_t>(t.messages_size()), [&](size_t i) {
+    ObjectWriter object(out);
+    object.Text("role", t.messages(static_cast<int>(i)).role());
+    object.Text("content", t.messages(static_cast<int>(i)).content());
+    object.Close();
+  });
+}
+
+void AppendRewards(ObjectWriter& row, std::string* out, const v1::Trajectory& t) {
+  row.Array("rewards", static_cast<size_t>(t.turns_size()),
+            [&](size_t i) { AppendFloat(out, t.turns(static_cast<int>(i)).reward()); });
+}
+
+void AppendTags(ObjectWriter& row, std::string* out, const v1::Trajectory& t) {
+  row.Array("tags", static_cast<size_t>(t.tags_size()),
+            [&](size_t i) { AppendText(out, t.tags(static_cast<int>(i))); });
+}
+
+const char* SourceName(const v1::Trajectory& t) { return t.source() == v1::SOURCE_REAL ? "real" : "generated"; }
 
 void AppendSampling(ObjectWriter& row, std::string* out, const v1::SamplingParams& s) {
   row.Key("sampling");
@@ -107,7 +135,41 @@ void AppendSampling(ObjectWriter& row, std::string* out, const v1::SamplingParam
   object.Close();
 }
 
+void AppendChain(ObjectWriter& row, std::string* out, const v1::Chain& chain) {
+  row.Key("chain");
+  ObjectWriter object(out);
+  object.Text("question", chain.question());
+  object.Text("answer", chain.answer());
+  object.Text("extracted", chain.extracted());
+  object.Unsigned("guideline", chain.guideline());
+  object.Text("guideline_text", chain.guideline_text());
+  object.Bool("hinted", chain.hinted());
+  object.Array("stages", static_cast<size_t>(chain.stages_size()), [&](size_t i) {
+    const v1::ChainStage& stage = chain.stages(static_cast<int>(i));
+    ObjectWriter one(out);
+    one.Text("name", stage.name());
+    one.Text("text", stage.text());
+    AppendInt32s(one, out, "prompt_token_ids", stage.prompt_token_ids());
+    AppendInt32s(one, out, "token_ids", stage.token_ids());
+    AppendFloats(one, out, "log_probs", stage.log_probs());
+    if (stage.has_sampling()) AppendSampling(one, out, stage.sampling());
+    one.Close();
+  });
+  object.Text("rejected", chain.rejected());
+  object.Close();
+}
+
+constexpr const char* kVerdicts[] = {"", "verified", "hinted", "unverified", "failed"};
+
 }  // namespace
+
+std::string VerdictName(v1::Verdict verdict) { return v1::Verdict_IsValid(verdict) ? kVerdicts[verdict] : ""; }
+
+Result<v1::Verdict> ParseVerdict(const std::string& name) {
+  for (int i = 1; i < static_cast<int>(std::size(kVerdicts)); ++i)
+    if (name == kVerdicts[i]) return static_cast<v1::Verdict>(i);
+  return InvalidArgument("'" + name + "' is none of verified, hinted, unverified, failed");
+}
 
 std::string FormatRow(const v1::Trajectory& t) {
   std::string out;
@@ -115,15 +177,13 @@ std::string FormatRow(const v1::Trajectory& t) {
   row.Text("uid", t.uid());
   row.Text("run", t.run());
   row.Text("task", t.task());
-  row.Text("source", t.source() == v1::SOURCE_REAL ? "real" : "generated");
+  row.Text("source", SourceName(t));
   row.Unsigned("generation_depth", t.generation_depth());
   AppendNumber(row.Key("episode_return"), t.episode_return(), 17);
   row.Bool("done", t.done());
   row.Bool("success", t.success());
-  row.Array("tags", static_cast<size_t>(t.tags_size()),
-            [&](size_t i) { AppendText(&out, t.tags(static_cast<int>(i))); });
-  row.Array("rewards", static_cast<size_t>(t.turns_size()),
-            [&](size_t i) { AppendFloat(&out, t.turns(static_cast<int>(i)).reward()); });
+  AppendTags(row, &out, t);
+  AppendRewards(row, &out, t);
   row.Array("turns", static_cast<size_t>(t.turns_size()), [&](size_t i) {
     const v1::Turn& turn = t.turns(static_cast<int>(i));
     ObjectWriter object(&out);
@@ -133,13 +193,7 @@ std::string FormatRow(const v1::Trajectory& t) {
     object.Unsigned("policy", turn.policy());
     object.Close();
   });
-  if (t.messages_size() > 0)
-    row.Array("messages", static_cast<size_t>(t.messages_size()), [&](size_t i) {
-      ObjectWriter object(&out);
-      object.Text("role", t.messages(static_cast<int>(i)).role());
-      object.Text("content", t.messages(static_cast<int>(i)).content());
-      object.Close();
-    });
+  if (t.messages_size() > 0) AppendTexts(row, &out, t);
   AppendTokens(row, &out, t);
   row.Array("policies", static_cast<size_t>(t.policies_size()), [&](size_t i) {
     const v1::PolicyVersion& policy = t.policies(static_cast<int>(i));
@@ -152,7 +206,37 @@ std::string FormatRow(const v1::Trajectory& t) {
   if (t.has_sampling()) AppendSampling(row, &out, t.sampling());
   row.Unsigned("episode_seed", t.episode_seed());
   *row.Key("created_unix_ms") += std::to_string(t.created_unix_ms());
+  if (t.verdict() != v1::VERDICT_UNSPECIFIED) row.Text("verdict", VerdictName(t.verdict()));
+  if (t.has_chain()) AppendChain(row, &out, t.chain());
   if (!t.extra_json().empty()) row.Text("extra_json", t.extra_json());
+  row.Close();
+  return out;
+}
+
+std::string FormatMessagesRow(const v1::Trajectory& t) {
+  std::string out;
+  ObjectWriter row(&out);
+  AppendTexts(row, &out, t);
+  AppendRewards(row, &out, t);
+  AppendNumber(row.Key("reward"), t.episode_return(), 17);
+  row.Bool("done", t.done());
+  row.Bool("success", t.success());
+  row.Text("task", t.task());
+  row.Text("source", SourceName(t));
+  row.Unsigned("generation_depth", t.generation_depth());
+  if (t.verdict() != v1::VERDICT_UNSPECIFIED) row.Text("verdict", VerdictName(t.verdict()));
+  if (t.has_chain()) {
+    row.Unsigned("guideline", t.chain().guideline());
+    row.Text("answer", t.chain().answer());
+    row.Text("extracted", t.chain().extracted());
+  }
+  if (t.policies_size() > 0) {
+    row.Text("policy", t.policies(0).name());
+    row.Unsigned("version", t.policies(0).version());
+  }
+  AppendTags(row, &out, t);
+  row.Text("run", t.run());
+  row.Text("uid", t.uid());
   row.Close();
   return out;
 }
@@ -178,16 +262,22 @@ Status ForEachRecord(Replay& store, const v1::Filter& filter, uint64_t limit,
   }
 }
 
-Result<uint64_t> ExportJsonl(Replay& store, const v1::Filter& filter, const std::string& path) {
-  uint64_t rows = 0;
+Result<ExportReport> ExportJsonl(Replay& store, const v1::Filter& filter, const std::string& path,
+                                 ExportFormat format) {
+  ExportReport report;
   QUERN_RETURN_IF_ERROR(WriteFileAtomic(path, [&](const WriteSink& sink) {
     return ForEachRecord(store, filter, 0, [&](uint64_t, const v1::Trajectory& trajectory) {
-      ++rows;
-      const std::string line = FormatRow(trajectory) + "\n";
+      if (format == ExportFormat::kMessages && trajectory.messages_size() == 0) {
+        ++report.without_messages;
+        return Status();
+      }
+      ++report.rows;
+      const std::string line =
+          (format == ExportFormat::kMessages ? FormatMessagesRow(trajectory) : FormatRow(trajectory)) + "\n";
       return sink(line.data(), line.size());
     });
   }));
-  return rows;
+  return report;
 }
 
 }  // namespace quern

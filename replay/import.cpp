@@ -1,10 +1,12 @@
 #include "replay/import.h"
 
-#include <cstdio>
 #include <fstream>
+#include <utility>
 
+#include "base/file.h"
 #include "base/strings.h"
 #include "replay/limits.h"
+#include "replay/questions/question_file.h"
 
 namespace quern {
 
@@ -79,44 +81,100 @@ class Batch {
 }  // namespace
 
 Result<ImportFormat> ParseImportFormat(const std::string& name) {
-  const std::vector<std::string> names = {"auto", "quern", "messages", "prompt-completion", "lmrl"};
+  std::vector<std::string> names = {"auto", "quern", "messages", "prompt-completion", "lmrl"};
+  for (std::string& question_format : QuestionFormatNames()) names.push_back(std::move(question_format));
   for (size_t i = 0; i < names.size(); ++i)
     if (names[i] == name) return static_cast<ImportFormat>(i);
   const std::string near = NearestName(name, names);
   return InvalidArgument("unknown format '" + name + "'" + (near.empty() ? "" : ": did you mean '" + near + "'?") +
-                         " (auto, quern, messages, prompt-completion, lmrl)");
+                         " (" + StrJoin(names, ", ") + ")");
 }
 
-Result<ImportReport> ImportJsonl(Replay& store, const std::string& path, const ImportOptions& options,
-                                 const std::function<void(const ImportReport&)>& progress) {
-  LineReader lines(path, options.max_line_bytes);
+std::optional<QuestionFormat> QuestionFormatOf(ImportFormat format) {
+  if (format < ImportFormat::kPlain) return std::nullopt;
+  return static_cast<QuestionFormat>(static_cast<int>(format) - static_cast<int>(ImportFormat::kPlain));
+}
+
+namespace {
+
+// The format that the beginning of the file shows, where it is a file of questions.
+ImportFormat DetectFormat(const std::string& path, ImportFormat format) {
+  if (format != ImportFormat::kAuto) return format;
+  std::string head(size_t{64} << 10, '\0');
+  std::ifstream in(path, std::ios::binary);
+  in.read(head.data(), static_cast<std::streamsize>(head.size()));
+  head.resize(static_cast<size_t>(in.gcount()));
+  const std::optional<QuestionFormat> found = DetectQuestionFormat(head);
+  if (!found) return format;
+  return static_cast<ImportFormat>(static_cast<int>(ImportFormat::kPlain) + static_cast<int>(*found));
+}
+
+class Importer {
+ public:
+  Importer(Replay& store, const std::string& path, const ImportOptions& options,
+           const std::function<void(const ImportReport&)>& progress)
+      : path_(path), options_(options), batch_(store, options, &report_, progress) {}
+
+  // False: stop here.
+  Result<bool> Add(uint64_t number, std::string_view text, bool too_long) {
+    ++report_.rows;
+    Result<v1::Trajectory> row =
+        too_long ? Result<v1::Trajectory>(InvalidArgument("longer than the limit of " +
+                                                          HumanBytes(static_cast<double>(options_.max_line_bytes))))
+                 : ParseRow(text, options_);
+    Status status = row.ok() ? CheckTrajectory(*row, limits_) : row.status();
+    if (status.ok() && row->ByteSizeLong() > limits_.record_bytes)
+      status =
+          InvalidArgument("the record is over the limit of " + HumanBytes(static_cast<double>(limits_.record_bytes)));
+    if (status.ok()) {
+      QUERN_RETURN_IF_ERROR(batch_.Add(*row).Annotate(StrCat(path_, ":", number)));
+      return true;
+    }
+    ++report_.bad;
+    if (report_.bad_lines.size() < kMaxBadLines) report_.bad_lines.push_back({number, status.message()});
+    return !options_.stop_at_bad_line;
+  }
+  Result<ImportReport> Finish() {
+    QUERN_RETURN_IF_ERROR(batch_.Flush().Annotate(path_));
+    return report_;
+  }
+
+ private:
+  const std::string& path_;
+  const ImportOptions& options_;
+  ImportReport report_;
+  Batch batch_;
+  RecordLimits limits_;
+};
+
+}  // namespace
+
+Result<ImportReport> ImportFile(Replay& store, const std::string& path, const ImportOptions& given,
+                                const std::function<void(const ImportReport&)>& progress) {
+  LineReader lines(path, given.max_line_bytes);
   if (!lines.open()) return FromErrno(errno, path);
-  ImportReport report;
-  Batch batch(store, options, &report, progress);
-  const RecordLimits limits;
+  ImportOptions options = given;
+  options.format = DetectFormat(path, given.format);
+  Importer importer(store, path, options, progress);
+  if (const std::optional<QuestionFormat> format = QuestionFormatOf(options.format)) {
+    QUERN_ASSIGN_OR_RETURN(const std::string file, ReadFile(path));
+    const Result<std::vector<QuestionRecord>> records = SplitRecords(*format, file);
+    if (!records.ok()) return InvalidArgument(StrCat(path, ":", records.status().message()));
+    for (const QuestionRecord& record : *records) {
+      QUERN_ASSIGN_OR_RETURN(const bool go_on,
+                             importer.Add(record.line, record.text, record.text.size() > options.max_line_bytes));
+      if (!go_on) break;
+    }
+    return importer.Finish();
+  }
   std::string line;
   bool too_long = false;
   for (uint64_t number = 1; lines.Next(&line, &too_long); ++number) {
     if (!too_long && line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    ++report.rows;
-    Result<v1::Trajectory> row =
-        too_long ? Result<v1::Trajectory>(InvalidArgument("longer than the limit of " +
-                                                          HumanBytes(static_cast<double>(options.max_line_bytes))))
-                 : ParseRow(line, options);
-    Status status = row.ok() ? CheckTrajectory(*row, limits) : row.status();
-    if (status.ok() && row->ByteSizeLong() > limits.record_bytes)
-      status =
-          InvalidArgument("the record is over the limit of " + HumanBytes(static_cast<double>(limits.record_bytes)));
-    if (status.ok()) {
-      QUERN_RETURN_IF_ERROR(batch.Add(*row).Annotate(StrCat(path, ":", number)));
-      continue;
-    }
-    ++report.bad;
-    if (report.bad_lines.size() < kMaxBadLines) report.bad_lines.push_back({number, status.message()});
-    if (options.stop_at_bad_line) break;
+    QUERN_ASSIGN_OR_RETURN(const bool go_on, importer.Add(number, line, too_long));
+    if (!go_on) break;
   }
-  QUERN_RETURN_IF_ERROR(batch.Flush().Annotate(path));
-  return report;
+  return importer.Finish();
 }
 
 }  // namespace quern

@@ -101,6 +101,12 @@ class Row {
   std::vector<std::string> used_;
 };
 
+v1::Verdict AsVerdict(const Json& value) {
+  const Result<v1::Verdict> verdict = ParseVerdict(AsText(value, "verdict"));
+  if (!verdict.ok()) Fail(StrCat("'verdict': ", verdict.status().message()));
+  return *verdict;
+}
+
 void AddMessage(v1::Trajectory* t, const std::string& role, std::string content) {
   v1::Message* message = t->add_messages();
   message->set_role(role);
@@ -147,6 +153,15 @@ void ReadMessages(Row& row, v1::Trajectory* t) {
     Fail(StrCat(rewards.size(), " rewards for ", assistant, " assistant messages"));
   for (const Json& reward : rewards) AddReward(t, AsFloat(reward, "rewards"));
   ReadCommon(row, t, true);
+  // What a model wrote stays known as such, also on the way through such a file. Other values are somebody's own
+  // column.
+  const Json* source = Find(row.json(), "source");
+  if (source == nullptr || *source != "generated") return;
+  row.Take("source");
+  t->set_source(v1::SOURCE_GENERATED);
+  if (const Json* depth = row.Take("generation_depth"))
+    t->set_generation_depth(AsInteger<uint32_t>(*depth, "generation_depth"));
+  if (const Json* verdict = row.Take("verdict")) t->set_verdict(AsVerdict(*verdict));
 }
 
 void ReadPromptCompletion(Row& row, v1::Trajectory* t) {
@@ -235,17 +250,52 @@ void AppendBytes(std::string* out, T value) {
   out->append(reinterpret_cast<const char*>(&value), sizeof(value));
 }
 
+void ReadInt32s(const Json* list, const char* what, std::string* out) {
+  if (list == nullptr) return;
+  for (const Json& value : AsArray(*list, what)) AppendBytes(out, AsInteger<int32_t>(value, what));
+}
+
+// null is NaN.
+void ReadFloats(const Json* list, const char* what, std::string* out) {
+  if (list == nullptr) return;
+  for (const Json& value : AsArray(*list, what))
+    AppendBytes(out, value.is_null() ? std::numeric_limits<float>::quiet_NaN() : AsFloat(value, what));
+}
+
 void ReadQuernTokens(Row& row, v1::Trajectory* t) {
-  if (const Json* ids = row.Take("token_ids"))
-    for (const Json& id : AsArray(*ids, "token_ids"))
-      AppendBytes(t->mutable_token_ids(), AsInteger<int32_t>(id, "token_ids"));
+  ReadInt32s(row.Take("token_ids"), "token_ids", t->mutable_token_ids());
   if (const Json* mask = row.Take("loss_mask"))
     for (const Json& bit : AsArray(*mask, "loss_mask"))
       AppendBytes(t->mutable_loss_mask(), static_cast<uint8_t>(AsInteger<int8_t>(bit, "loss_mask")));
-  if (const Json* log_probs = row.Take("log_probs"))
-    for (const Json& value : AsArray(*log_probs, "log_probs"))
-      AppendBytes(t->mutable_log_probs(),
-                  value.is_null() ? std::numeric_limits<float>::quiet_NaN() : AsFloat(value, "log_probs"));
+  ReadFloats(row.Take("log_probs"), "log_probs", t->mutable_log_probs());
+}
+
+void ReadChain(const Json& json, v1::Chain* chain) {
+  AsObject(json, "chain");
+  const auto text = [&](const char* key) {
+    const Json* value = Find(json, key);
+    return value == nullptr ? std::string() : AsText(*value, StrCat("chain.", key));
+  };
+  chain->set_question(text("question"));
+  chain->set_answer(text("answer"));
+  chain->set_extracted(text("extracted"));
+  if (const Json* guideline = Find(json, "guideline"))
+    chain->set_guideline(AsInteger<uint32_t>(*guideline, "chain.guideline"));
+  chain->set_guideline_text(text("guideline_text"));
+  if (const Json* hinted = Find(json, "hinted")) chain->set_hinted(AsBool(*hinted, "chain.hinted"));
+  chain->set_rejected(text("rejected"));
+  const Json* stages = Find(json, "stages");
+  if (stages == nullptr) return;
+  for (const Json& stage : AsArray(*stages, "chain.stages")) {
+    v1::ChainStage* out = chain->add_stages();
+    AsObject(stage, "chain.stages");
+    if (const Json* name = Find(stage, "name")) out->set_name(AsText(*name, "chain.stages.name"));
+    if (const Json* said = Find(stage, "text")) out->set_text(AsText(*said, "chain.stages.text"));
+    ReadInt32s(Find(stage, "prompt_token_ids"), "chain.stages.prompt_token_ids", out->mutable_prompt_token_ids());
+    ReadInt32s(Find(stage, "token_ids"), "chain.stages.token_ids", out->mutable_token_ids());
+    ReadFloats(Find(stage, "log_probs"), "chain.stages.log_probs", out->mutable_log_probs());
+    if (const Json* sampling = Find(stage, "sampling")) ReadSampling(*sampling, out->mutable_sampling());
+  }
 }
 
 void ReadQuern(Row& row, v1::Trajectory* t) {
@@ -286,6 +336,8 @@ void ReadQuern(Row& row, v1::Trajectory* t) {
   if (const Json* seed = row.Take("episode_seed")) t->set_episode_seed(AsInteger<uint64_t>(*seed, "episode_seed"));
   if (const Json* created = row.Take("created_unix_ms"))
     t->set_created_unix_ms(AsInteger<int64_t>(*created, "created_unix_ms"));
+  if (const Json* verdict = row.Take("verdict")) t->set_verdict(AsVerdict(*verdict));
+  if (const Json* chain = row.Take("chain")) ReadChain(*chain, t->mutable_chain());
 }
 
 ImportFormat Detect(const Json& row) {
@@ -295,7 +347,7 @@ ImportFormat Detect(const Json& row) {
   if (row.contains("sequence") || row.contains("conversation")) return ImportFormat::kLmrl;
   Fail(
       "none of the known formats: expected 'messages' and 'rewards', or 'prompt', 'completion' and 'reward', or "
-      "'sequence' and 'reward'");
+      "'sequence' and 'reward', or a file of questions");
 }
 
 // Writing JSON recurses: a row of a million brackets must not get that far.
@@ -329,37 +381,61 @@ std::string ContentUid(v1::Trajectory content) {
                    static_cast<unsigned long long>(hash.low64));
 }
 
-v1::Trajectory ReadRow(const Json& json, const ImportOptions& options) {
+v1::Trajectory ReadJsonRow(const Json& json, ImportFormat format) {
   if (!json.is_object()) Fail("not a JSON object");
   Row row(json);
   v1::Trajectory t;
-  const ImportFormat format = options.format == ImportFormat::kAuto ? Detect(json) : options.format;
-  switch (format) {
-    case ImportFormat::kAuto: break;
-    case ImportFormat::kQuern: ReadQuern(row, &t); break;
-    case ImportFormat::kMessages: ReadMessages(row, &t); break;
-    case ImportFormat::kPromptCompletion: ReadPromptCompletion(row, &t); break;
-    case ImportFormat::kLmrl: json.contains("conversation") ? ReadLmrlConversation(row, &t) : ReadLmrlSequence(row, &t);
-  }
+  if (format == ImportFormat::kAuto) format = Detect(json);
+  if (format == ImportFormat::kQuern) ReadQuern(row, &t);
+  if (format == ImportFormat::kMessages) ReadMessages(row, &t);
+  if (format == ImportFormat::kPromptCompletion) ReadPromptCompletion(row, &t);
+  if (format == ImportFormat::kLmrl)
+    json.contains("conversation") ? ReadLmrlConversation(row, &t) : ReadLmrlSequence(row, &t);
   const Json* extra = format == ImportFormat::kQuern ? row.Take("extra_json") : nullptr;
   t.set_extra_json(extra != nullptr ? AsText(*extra, "extra_json") : row.Rest());
-  if (t.source() == v1::SOURCE_UNSPECIFIED) t.set_source(v1::SOURCE_REAL);
-  if (options.source) t.set_source(*options.source);
-  if (t.source() == v1::SOURCE_REAL && options.source) t.set_generation_depth(0);
-  if (t.source() == v1::SOURCE_GENERATED && t.generation_depth() == 0) t.set_generation_depth(1);
-  if (t.run().empty()) t.set_run(options.run);
-  for (const std::string& tag : options.tags)
-    if (std::find(t.tags().begin(), t.tags().end(), tag) == t.tags().end()) t.add_tags(tag);
-  if (t.uid().empty()) t.set_uid(ContentUid(t));
   return t;
+}
+
+v1::Trajectory ReadQuestion(std::string_view record, QuestionFormat format) {
+  const Result<FileQuestion> question = ParseQuestion(format, record);
+  if (!question.ok()) Fail(question.status().message());
+  v1::Trajectory t;
+  AddMessage(&t, "user", question->text);
+  AddMessage(&t, "assistant", question->solution);
+  AddReward(&t, 1);
+  t.set_done(true);
+  t.set_success(true);
+  t.set_task(question->id);
+  const Json extra = {{"format", QuestionFormatName(format)}, {"answer", question->answer}};
+  t.set_extra_json(extra.dump());
+  return t;
+}
+
+void Finish(const ImportOptions& options, v1::Trajectory* t) {
+  if (t->source() == v1::SOURCE_UNSPECIFIED) t->set_source(v1::SOURCE_REAL);
+  if (options.source) t->set_source(*options.source);
+  if (t->source() == v1::SOURCE_REAL && options.source) t->set_generation_depth(0);
+  if (t->source() == v1::SOURCE_GENERATED && t->generation_depth() == 0) t->set_generation_depth(1);
+  if (t->run().empty()) t->set_run(options.run);
+  for (const std::string& tag : options.tags)
+    if (std::find(t->tags().begin(), t->tags().end(), tag) == t->tags().end()) t->add_tags(tag);
+  if (t->uid().empty()) t->set_uid(ContentUid(*t));
 }
 
 }  // namespace
 
 Result<v1::Trajectory> ParseRow(std::string_view line, const ImportOptions& options) {
   try {
-    CheckDepth(line);
-    return ReadRow(Json::parse(line), options);
+    const std::optional<QuestionFormat> questions = QuestionFormatOf(options.format);
+    v1::Trajectory t;
+    if (questions) {
+      t = ReadQuestion(line, *questions);
+    } else {
+      CheckDepth(line);
+      t = ReadJsonRow(Json::parse(line), options.format);
+    }
+    Finish(options, &t);
+    return t;
   } catch (const RowError& error) {
     return InvalidArgument(error.reason);
   } catch (const Json::parse_error& error) {

@@ -75,6 +75,24 @@ std::string CheckMessages(const v1::Trajectory& t, size_t tokens) {
   return {};
 }
 
+std::string CheckChain(const v1::Chain& chain) {
+  for (int i = 0; i < chain.stages_size(); ++i) {
+    const v1::ChainStage& stage = chain.stages(i);
+    const std::string name = StrCat("chain stage ", i);
+    if (stage.prompt_token_ids().size() % 4 != 0 || stage.token_ids().size() % 4 != 0)
+      return name + ": token ids are not a whole number of int32";
+    if (!stage.log_probs().empty() && stage.log_probs().size() != stage.token_ids().size())
+      return StrCat(name, ": log_probs has ", stage.log_probs().size(), " bytes for ", stage.token_ids().size() / 4,
+                    " tokens (4 each, or none)");
+    for (size_t at = 0; at < stage.log_probs().size(); at += 4) {
+      float log_prob;
+      std::memcpy(&log_prob, stage.log_probs().data() + at, 4);
+      if (std::isinf(log_prob) || log_prob > 1e-3f) return StrCat(name, ": log_probs[", at / 4, "] is ", log_prob);
+    }
+  }
+  return {};
+}
+
 std::string Reason(const v1::Trajectory& t, const RecordLimits& limits) {
   const size_t tokens = t.token_ids().size() / 4;
   if (t.uid().empty()) return "no uid";
@@ -87,13 +105,37 @@ std::string Reason(const v1::Trajectory& t, const RecordLimits& limits) {
   if (tokens > limits.tokens) return StrCat(tokens, " tokens, over the limit of ", limits.tokens);
   if (t.source() != v1::SOURCE_REAL && t.source() != v1::SOURCE_GENERATED)
     return "source is neither real nor generated";
+  if (!v1::Verdict_IsValid(t.verdict())) return StrCat("unknown verdict ", static_cast<int>(t.verdict()));
   if (t.source() == v1::SOURCE_REAL && t.generation_depth() != 0)
     return StrCat("real data with generation depth ", t.generation_depth(), " (must be 0)");
   if (t.source() == v1::SOURCE_GENERATED && t.generation_depth() == 0)
     return "generated data with generation depth 0 (must be 1 or more)";
   if (std::string reason = CheckTokens(t, tokens); !reason.empty()) return reason;
   if (std::string reason = CheckTurns(t, tokens); !reason.empty()) return reason;
+  if (std::string reason = CheckChain(t.chain()); !reason.empty()) return reason;
   return CheckMessages(t, tokens);
+}
+
+// Of every chain in the message: when there are several, parsing merges them.
+size_t CountStages(std::string_view trajectory, size_t limit) {
+  google::protobuf::io::CodedInputStream in(reinterpret_cast<const uint8_t*>(trajectory.data()),
+                                            static_cast<int>(trajectory.size()));
+  size_t count = 0;
+  while (const uint32_t tag = in.ReadTag()) {
+    const bool chain = WireFormatLite::GetTagFieldNumber(tag) == v1::Trajectory::kChainFieldNumber &&
+                       WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+    if (!chain) {
+      if (!WireFormatLite::SkipField(&in, tag)) break;
+      continue;
+    }
+    uint32_t size = 0;
+    if (!in.ReadVarint32(&size)) break;
+    const auto at = static_cast<size_t>(in.CurrentPosition());
+    if (size > trajectory.size() - at) break;
+    count += CountField(trajectory.substr(at, size), v1::Chain::kStagesFieldNumber, limit);
+    if (count > limit || !in.Skip(static_cast<int>(size))) break;
+  }
+  return count;
 }
 
 }  // namespace
@@ -133,6 +175,8 @@ Status ParseTrajectory(std::string_view bytes, const RecordLimits& limits, v1::T
   for (const Counted& one : counted)
     if (CountField(bytes, one.field, one.limit) > one.limit)
       return InvalidArgument(StrCat("a trajectory has more than ", one.limit, " ", one.name));
+  if (CountStages(bytes, limits.chain_stages) > limits.chain_stages)
+    return InvalidArgument(StrCat("a trajectory has more than ", limits.chain_stages, " chain stages"));
   if (!trajectory->ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
     return InvalidArgument(StrCat("a trajectory of ", bytes.size(), " bytes does not parse"));
   return CheckTrajectory(*trajectory, limits);

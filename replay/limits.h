@@ -18,6 +18,7 @@ struct RecordLimits {
   size_t messages = 65536;
   size_t policies = 1024;
   size_t tags = 64;
+  size_t chain_stages = 1024;
   size_t name_bytes = 512;  // uid, run, one tag
   size_t records_per_insert = 4096;
 };

@@ -338,7 +338,7 @@ void Coordinator::RunImport(size_t index, std::unique_lock<std::mutex>& lock, Cl
   uint64_t rows = 0;
   for (const std::string& file : files) {
     lock.unlock();
-    const Result<ImportReport> report = ImportJsonl(*store_, file, options);
+    const Result<ImportReport> report = ImportFile(*store_, file, options);
     lock.lock();
     if (!report.ok()) {
       problem = report.status().message();

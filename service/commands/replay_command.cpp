@@ -4,8 +4,11 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 
 #include "base/file.h"
 #include "base/strings.h"
@@ -37,6 +40,10 @@ struct ReplayOptions {
   std::string task;
   std::string prompt_contains;
   std::string version;
+  std::string depth;
+  std::string verdict;
+  uint32_t guideline = 0;
+  CLI::Option* has_guideline = nullptr;
   std::vector<std::string> without_tags;
   double min_return = 0;
   double max_return = 0;
@@ -84,12 +91,27 @@ Result<v1::Source> ParseSource(const std::string& name) {
   return InvalidArgument("--source '" + name + "': expected real or generated");
 }
 
-Result<uint64_t> ParseVersion(const std::string& text) {
-  uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || text.empty())
-    return InvalidArgument("--version '" + text + "': expected A..B, A.., ..B or A");
-  return value;
+struct Range {
+  std::optional<uint64_t> low;
+  std::optional<uint64_t> high;
+};
+
+// A..B, A.., ..B or A.
+Result<Range> ParseRange(const std::string& option, const std::string& text) {
+  const auto bad = [&] { return InvalidArgument(option + " '" + text + "': expected A..B, A.., ..B or A"); };
+  const size_t dots = text.find("..");
+  const std::string low = text.substr(0, dots);
+  const std::string high = dots == std::string::npos ? low : text.substr(dots + 2);
+  Range range;
+  for (const auto& [part, out] : {std::pair(&low, &range.low), std::pair(&high, &range.high)}) {
+    if (part->empty()) continue;
+    uint64_t value = 0;
+    const auto [end, error] = std::from_chars(part->data(), part->data() + part->size(), value);
+    if (error != std::errc() || end != part->data() + part->size()) return bad();
+    *out = value;
+  }
+  if (!range.low && !range.high) return bad();
+  return range;
 }
 
 Result<v1::Filter> MakeFilter(const ReplayOptions& options) {
@@ -104,18 +126,21 @@ Result<v1::Filter> MakeFilter(const ReplayOptions& options) {
   if (options.has_min_return->count() > 0) filter.set_min_return(options.min_return);
   if (options.has_max_return->count() > 0) filter.set_max_return(options.max_return);
   if (!options.version.empty()) {
-    const size_t dots = options.version.find("..");
-    const std::string low = options.version.substr(0, dots);
-    const std::string high = dots == std::string::npos ? low : options.version.substr(dots + 2);
-    if (!low.empty()) {
-      QUERN_ASSIGN_OR_RETURN(const uint64_t version, ParseVersion(low));
-      filter.set_min_version(version);
-    }
-    if (!high.empty()) {
-      QUERN_ASSIGN_OR_RETURN(const uint64_t version, ParseVersion(high));
-      filter.set_max_version(version);
-    }
-    if (low.empty() && high.empty()) return ParseVersion("..").status();
+    QUERN_ASSIGN_OR_RETURN(const Range range, ParseRange("--version", options.version));
+    if (range.low) filter.set_min_version(*range.low);
+    if (range.high) filter.set_max_version(*range.high);
+  }
+  if (!options.depth.empty()) {
+    constexpr uint64_t kMost = std::numeric_limits<uint32_t>::max();
+    QUERN_ASSIGN_OR_RETURN(const Range range, ParseRange("--depth", options.depth));
+    if (range.low) filter.set_min_depth(static_cast<uint32_t>(std::min(*range.low, kMost)));
+    if (range.high) filter.set_max_depth(static_cast<uint32_t>(std::min(*range.high, kMost)));
+  }
+  if (options.has_guideline->count() > 0) filter.set_guideline(options.guideline);
+  if (!options.verdict.empty()) {
+    const Result<v1::Verdict> verdict = ParseVerdict(options.verdict);
+    if (!verdict.ok()) return verdict.status().Annotate("--verdict");
+    filter.set_verdict(*verdict);
   }
   return filter;
 }
@@ -133,7 +158,7 @@ Result<int> Import(const ReplayOptions& options) {
   const auto progress = [&](const ImportReport& report) {
     if (terminal) std::fprintf(stderr, "\r%llu rows", static_cast<unsigned long long>(report.rows));
   };
-  const Result<ImportReport> report = ImportJsonl(*store, options.input, import, progress);
+  const Result<ImportReport> report = ImportFile(*store, options.input, import, progress);
   if (terminal) std::fprintf(stderr, "\r\033[K");
   if (!report.ok()) return report.status();
   for (const BadLine& line : report->bad_lines)
@@ -175,15 +200,16 @@ Result<int> Query(const ReplayOptions& options) {
   }
   const bool table = options.output == "table";
   if (table)
-    std::printf("%8s  %-10s %5s %8s %6s %5s %7s  %-20s %s\n", "number", "source", "depth", "return", "turns", "done",
-                "tokens", "task", "tags");
+    std::printf("%8s  %-10s %5s %-10s %8s %6s %5s %7s  %-20s %s\n", "number", "source", "depth", "verdict", "return",
+                "turns", "done", "tokens", "task", "tags");
   QUERN_RETURN_IF_ERROR(ForEachRecord(*store, filter, options.limit, [&](uint64_t number, const v1::Trajectory& t) {
     if (!table) {
       std::printf("%s\n", FormatRow(t).c_str());
     } else {
       const std::vector<std::string> tags(t.tags().begin(), t.tags().end());
-      std::printf("%8llu  %-10s %5u %8.3f %6d %5s %7zu  %-20s %s\n", static_cast<unsigned long long>(number),
-                  t.source() == v1::SOURCE_REAL ? "real" : "generated", t.generation_depth(), t.episode_return(),
+      std::printf("%8llu  %-10s %5u %-10s %8.3f %6d %5s %7zu  %-20s %s\n", static_cast<unsigned long long>(number),
+                  t.source() == v1::SOURCE_REAL ? "real" : "generated", t.generation_depth(),
+                  t.verdict() == v1::VERDICT_UNSPECIFIED ? "-" : VerdictName(t.verdict()).c_str(), t.episode_return(),
                   t.turns_size(), t.success() ? "won" : (t.done() ? "yes" : "cut"), t.token_ids().size() / 4,
                   OneLine(t.task(), 20).c_str(), StrJoin(tags, ",").c_str());
     }
@@ -195,8 +221,13 @@ Result<int> Query(const ReplayOptions& options) {
 Result<int> Export(const ReplayOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const v1::Filter filter, MakeFilter(options));
   QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, false));
-  QUERN_ASSIGN_OR_RETURN(const uint64_t rows, ExportJsonl(*store, filter, options.to));
-  std::printf("exported %llu records to %s\n", static_cast<unsigned long long>(rows), options.to.c_str());
+  const ExportFormat format = options.format == "messages" ? ExportFormat::kMessages : ExportFormat::kQuern;
+  QUERN_ASSIGN_OR_RETURN(const ExportReport report, ExportJsonl(*store, filter, options.to, format));
+  std::printf("exported %llu records to %s\n", static_cast<unsigned long long>(report.rows), options.to.c_str());
+  if (report.without_messages > 0)
+    std::fprintf(stderr,
+                 "quern: %llu records have tokens but no messages and were left out (--format quern has them)\n",
+                 static_cast<unsigned long long>(report.without_messages));
   return kExitOk;
 }
 
@@ -294,6 +325,10 @@ void AddFilter(CLI::App* command, const Shared& options) {
   options->has_min_return = command->add_option("--min-return", options->min_return, "lowest return");
   options->has_max_return = command->add_option("--max-return", options->max_return, "highest return");
   command->add_option("--version", options->version, "policy version: A..B, A.., ..B or A");
+  command->add_option("--depth", options->depth, "generation depth (0: real data): A..B, A.., ..B or A");
+  command->add_option("--verdict", options->verdict, "only verified, hinted, unverified or failed paths");
+  options->has_guideline =
+      command->add_option("--guideline", options->guideline, "only chains of this guideline (0: of none)");
   command->add_option("--tag", options->tags, "only records with this tag (repeat: all of them)")
       ->allow_extra_args(false);
   command->add_option("--without-tag", options->without_tags, "no records with this tag")->allow_extra_args(false);
@@ -321,11 +356,15 @@ void AddReplayCommand(CommandSet& commands) {
     return std::pair(command, options);
   };
   {
-    auto [command, options] = add("import", "read trajectories from a JSON Lines file", Import);
+    auto [command, options] = add("import", "read trajectories from JSON Lines, or files of questions", Import);
     AddStore(command, options);
     AddKeys(command, options);
-    command->add_option("--input", options->input, "JSON Lines file")->required();
-    command->add_option("--format", options->format, "auto, quern, messages, prompt-completion or lmrl");
+    command->add_option("--input", options->input, "JSON Lines file, or a file of questions as it is published")
+        ->required();
+    command->add_option(
+        "--format", options->format,
+        "auto, quern, messages, prompt-completion, lmrl; questions: plain, gsm8k, svamp, aqua, strategyqa, "
+        "arc, sums, game24");
     command->add_option("--source", options->source, "real or generated, set on every row");
     command->add_option("--tag", options->tags, "tag added to every row (may be repeated)")->allow_extra_args(false);
     command->add_option("--run", options->run, "run of rows that name none");
@@ -347,6 +386,10 @@ void AddReplayCommand(CommandSet& commands) {
     AddKeys(command, options);
     AddFilter(command, options);
     command->add_option("--to", options->to, "file to write")->required();
+    options->format = "quern";
+    command->add_option("--format", options->format, "quern: import gives equal records; messages: the texts")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"quern", "messages"}));
   }
   {
     auto [command, options] = add("stats", "counts, sizes and returns", Stats);

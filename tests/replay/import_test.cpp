@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "replay/store.h"
 #include "tests/replay/trajectories.h"
+#include "tests/shared_data.h"
 #include "tests/transport/temporary_folder.h"
 
 namespace quern {
@@ -18,7 +19,7 @@ class ImportTest : public ::testing::Test {
   std::string Path(const std::string& name) { return JoinPath(folder_.path(), name); }
   ImportReport Import(const std::string& contents, const ImportOptions& options = {}) {
     EXPECT_TRUE(WriteFileAtomic(Path("in.jsonl"), contents).ok());
-    auto report = ImportJsonl(*store_, Path("in.jsonl"), options);
+    auto report = ImportFile(*store_, Path("in.jsonl"), options);
     EXPECT_TRUE(report.ok()) << report.status().message();
     return *report;
   }
@@ -159,7 +160,153 @@ TEST_F(ImportTest, BadLinesAreNumberedAndGoodOnesKept) {
         << expected[i].first << ": " << report.bad_lines[i].reason;
   }
   EXPECT_EQ(All().size(), 2u);
-  EXPECT_EQ(ImportJsonl(*store_, Path("nowhere.jsonl"), {}).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(ImportFile(*store_, Path("nowhere.jsonl"), {}).status().code(), StatusCode::kNotFound);
+}
+
+// A path as the actors send it, with everything set.
+v1::Trajectory MakeChain(const std::string& uid) {
+  v1::Trajectory t = MakeTrajectory(uid, 1);
+  t.set_generation_depth(2);
+  t.set_verdict(v1::VERDICT_HINTED);
+  for (const auto& [role, content] : {std::pair("user", "2 + 2?"), std::pair("assistant", "1. Add.\n\\boxed{4}")}) {
+    t.add_messages()->set_role(role);
+    t.mutable_messages(t.messages_size() - 1)->set_content(content);
+  }
+  v1::Chain* chain = t.mutable_chain();
+  chain->set_question("2 + 2?");
+  chain->set_answer("4");
+  chain->set_extracted("4");
+  chain->set_guideline(7);
+  chain->set_guideline_text("Break it \"down\".");
+  chain->set_hinted(true);
+  chain->set_rejected("over the cap");
+  v1::ChainStage* stage = chain->add_stages();
+  stage->set_name("adapt");
+  stage->set_text("Add\nthem.");
+  for (const int id : {1, 2, 300000}) AppendInt(stage->mutable_prompt_token_ids(), id);
+  for (const int id : {5, 6}) AppendInt(stage->mutable_token_ids(), id);
+  for (const float log_prob : {-0.1f, std::numeric_limits<float>::quiet_NaN()})
+    AppendFloat32(stage->mutable_log_probs(), log_prob);
+  stage->mutable_sampling()->set_temperature(0.85f);
+  chain->add_stages();  // an empty one
+  return t;
+}
+
+TEST_F(ImportTest, ChainsWithLittleInThemComeBackAsTheyAre) {
+  v1::Trajectory empty = MakeTrajectory("empty");
+  empty.mutable_chain();
+  v1::Trajectory failed = MakeTrajectory("failed");
+  failed.set_verdict(v1::VERDICT_FAILED);
+  failed.mutable_chain()->add_stages()->mutable_sampling();
+  for (const v1::Trajectory& t : {empty, failed, MakeChain("full")}) {
+    const auto back = ParseRow(FormatRow(t), {});
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(back->SerializeAsString(), t.SerializeAsString());
+  }
+  const std::string row = FormatRow(MakeChain("full"));
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = row;
+    text.replace(text.find(from), from.size(), to);
+    return ParseRow(text, {}).status().message();
+  };
+  EXPECT_NE(with("\"verdict\":\"hinted\"", "\"verdict\":\"good\"").find("none of verified, hinted"), std::string::npos);
+  EXPECT_NE(with("\"guideline\":7", "\"guideline\":-7").find("'chain.guideline' is not an integer in range"),
+            std::string::npos);
+  EXPECT_NE(with("[1,2,300000]", "[1,2,3e9]").find("prompt_token_ids"), std::string::npos);
+  EXPECT_NE(with("\"hinted\":true", "\"hinted\":1").find("'chain.hinted'"), std::string::npos);
+}
+
+TEST_F(ImportTest, MessagesAreExportedForOtherPrograms) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("only tokens"), MakeChain("chain")})).ok());
+  const auto report = ExportJsonl(*store_, {}, Path("m.jsonl"), ExportFormat::kMessages);
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->rows, 1u);
+  EXPECT_EQ(report->without_messages, 1u);
+  EXPECT_EQ(*ReadFile(Path("m.jsonl")),
+            R"({"messages":[{"role":"user","content":"2 + 2?"},{"role":"assistant","content":"1. Add.\n\\boxed{4}"}],)"
+            R"("rewards":[0,1],"reward":1,"done":true,"success":false,"task":"task-chain","source":"generated",)"
+            R"("generation_depth":2,"verdict":"hinted","guideline":7,"answer":"4","extracted":"4","policy":"q_sft",)"
+            R"("version":3,"tags":["online"],"run":"run-1","uid":"chain"})"
+            "\n");
+}
+
+TEST_F(ImportTest, GeneratedMessagesStayGenerated) {
+  v1::Trajectory t = MakeChain("chain");
+  t.mutable_turns(0)->set_end(8);  // one utterance, as of a path
+  t.mutable_turns(0)->set_reward(1);
+  t.mutable_turns()->RemoveLast();
+  const auto back = ParseRow(FormatMessagesRow(t), {});
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(back->source(), v1::SOURCE_GENERATED);
+  EXPECT_EQ(back->generation_depth(), 2u);
+  EXPECT_EQ(back->verdict(), v1::VERDICT_HINTED);
+  EXPECT_EQ(back->uid(), "chain");
+  EXPECT_EQ(back->messages(1).content(), "1. Add.\n\\boxed{4}");
+  const auto other =
+      ParseRow(R"({"messages":[{"role":"assistant","content":"x"}],"rewards":[1],"source":"web","verdict":5})", {});
+  ASSERT_TRUE(other.ok()) << other.status().message();
+  EXPECT_EQ(other->source(), v1::SOURCE_REAL);
+  EXPECT_EQ(other->extra_json(), R"({"source":"web","verdict":5})");
+}
+
+TEST_F(ImportTest, FilesOfQuestionsAreKnownByTheirFirstRecord) {
+  const ImportReport sums = Import("2+2=4\n\n2+2=4\n2+3=\n12+30=42\n");
+  EXPECT_EQ(sums.rows, 4u);
+  EXPECT_EQ(sums.inserted, 2u);
+  EXPECT_EQ(sums.duplicates, 1u);
+  ASSERT_EQ(sums.bad_lines.size(), 1u);
+  EXPECT_EQ(sums.bad_lines[0].number, 4u);
+  EXPECT_NE(sums.bad_lines[0].reason.find("not a sum"), std::string::npos);
+  const ImportReport list = Import(
+      "[\n{\"ID\":\"c1\",\"Body\":\"Two.\",\"Question\":\"Three?\",\"Equation\":\"( 1.0 + 2.0 )\","
+      "\n\"Answer\":3.0},\n {\"ID\":\"c2\"},\n{\"ID\":\"c3\",\"Body\":\"If so\",\"Question\":\"why?\","
+      "\"Equation\":\"1\",\"Answer\":0.5}]");
+  EXPECT_EQ(list.inserted, 2u);
+  ASSERT_EQ(list.bad_lines.size(), 1u);
+  EXPECT_EQ(list.bad_lines[0].number, 4u);
+  EXPECT_EQ(list.bad_lines[0].reason, "has no \"Body\"");
+  const auto all = All();
+  ASSERT_EQ(all.size(), 4u);
+  EXPECT_EQ(all[1].messages(0).content(), "12+30=");
+  EXPECT_EQ(all[1].messages(1).content(), "42");
+  EXPECT_EQ(all[1].task(), "12+30");
+  EXPECT_EQ(all[1].episode_return(), 1);
+  EXPECT_TRUE(all[1].success());
+  EXPECT_EQ(all[1].source(), v1::SOURCE_REAL);
+  EXPECT_EQ(all[1].extra_json(), R"({"format":"sums","answer":"42"})");
+  EXPECT_EQ(all[2].messages(0).content(), "Two. Three?");
+  EXPECT_EQ(all[2].messages(1).content(), "( 1.0 + 2.0 ) = 3");
+  EXPECT_EQ(all[3].messages(0).content(), "If so, why?");
+  ImportOptions options;
+  options.format = ImportFormat::kGsm8k;
+  EXPECT_EQ(Import("{\"question\":\"q\",\"answer\":\"no mark\"}\n", options).bad, 1u);
+  EXPECT_TRUE(WriteFileAtomic(Path("cut.json"), "[{\"ID\":1},\n{\"ID\"").ok());
+  options.format = ImportFormat::kSvamp;
+  EXPECT_NE(ImportFile(*store_, Path("cut.json"), options).status().message().find("cut.json:2: what begins here"),
+            std::string::npos);
+}
+
+TEST_F(ImportTest, ThePublishedQuestionsAreOfflineData) {
+  const struct {
+    const char* file;
+    uint64_t rows;
+    uint64_t inserted;
+  } sets[] = {{"gsm8k_train.jsonl", 7473, 7473},
+              {"SVAMP.json", 1000, 1000},
+              {"aqua_dev.json", 254, 254},
+              {"strategyqa_train.json", 2061, 2061},
+              {"ARC-Challenge-Dev.jsonl", 294, 294},
+              {"train_3digit_10000.txt", 10000, 9891},
+              {"game24.csv", 1362, 1362}};
+  for (const auto& set : sets) {
+    const std::string file = SharedData(std::string("datasets/") + set.file);
+    QUERN_NEED_SHARED_DATA(std::string("datasets/") + set.file);
+    const auto report = ImportFile(*store_, file, {});
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    EXPECT_EQ(report->rows, set.rows) << set.file;
+    EXPECT_EQ(report->inserted, set.inserted) << set.file;
+    EXPECT_EQ(report->bad, 0u) << set.file;
+  }
 }
 
 TEST_F(ImportTest, ImportOfAnExportIsTheIdentity) {
@@ -190,21 +337,22 @@ TEST_F(ImportTest, ImportOfAnExportIsTheIdentity) {
   empty_sampling.set_uid("empty sampling");
   empty_sampling.mutable_sampling();
   records.push_back(empty_sampling);
+  records.push_back(MakeChain("chain"));
   ASSERT_TRUE(store_->Insert(MakeInsert(records)).ok());
   Import(R"({"prompt":"p","completion":"c","reward":1,"other":3.25,"zebra":1,"ant":null})");
 
   const auto rows = ExportJsonl(*store_, {}, Path("out.jsonl"));
   ASSERT_TRUE(rows.ok()) << rows.status().message();
-  EXPECT_EQ(*rows, 6u);
+  EXPECT_EQ(rows->rows, 7u);
   auto copy = *Store::Open(Path("copy"));
-  const auto report = ImportJsonl(*copy, Path("out.jsonl"), {});
+  const auto report = ImportFile(*copy, Path("out.jsonl"), {});
   ASSERT_TRUE(report.ok());
   for (const BadLine& line : report->bad_lines) ADD_FAILURE() << line.number << ": " << line.reason;
   const auto before = *store_->Query(v1::QueryRequest());
   const auto after = *copy->Query(v1::QueryRequest());
-  ASSERT_EQ(after.trajectories_size(), 6);
-  for (int i = 0; i < 6; ++i) EXPECT_EQ(after.trajectories(i), before.trajectories(i)) << i;
-  EXPECT_EQ(*ExportJsonl(*copy, {}, Path("again.jsonl")), 6u);
+  ASSERT_EQ(after.trajectories_size(), 7);
+  for (int i = 0; i < 7; ++i) EXPECT_EQ(after.trajectories(i), before.trajectories(i)) << i;
+  EXPECT_EQ(ExportJsonl(*copy, {}, Path("again.jsonl"))->rows, 7u);
   EXPECT_EQ(*ReadFile(Path("out.jsonl")), *ReadFile(Path("again.jsonl")));
 }
 
@@ -214,12 +362,9 @@ TEST_F(ImportTest, FormatsAreFoundByNameWithAHint) {
 }
 
 TEST_F(ImportTest, TheGuessCityDialoguesAreOfflineData) {
-  const char* shared = getenv("QUERN_SHARED_DATA");
-  const char* source = getenv("QUERN_SOURCE_DIR");
-  const std::string data = shared != nullptr ? shared : JoinPath(source != nullptr ? source : ".", "../shared/data");
-  const std::string file = JoinPath(data, "environments/guess_city/episodes_700.jsonl");
+  const std::string file = SharedData("environments/guess_city/episodes_700.jsonl");
   if (!PathExists(file)) GTEST_SKIP() << file << " is not here";
-  const auto report = ImportJsonl(*store_, file, {});
+  const auto report = ImportFile(*store_, file, {});
   ASSERT_TRUE(report.ok()) << report.status().message();
   EXPECT_EQ(report->rows, 700u);
   EXPECT_EQ(report->bad, 0u);

@@ -42,6 +42,13 @@ TEST(Limits, EachMistakeIsNamedWithTheUid) {
       {"must be 0", [](auto* t) { t->set_source(v1::SOURCE_REAL); }},
       {"unknown role 'robot'", [](auto* t) { t->add_messages()->set_role("robot"); }},
       {"a tag of 0 bytes", [](auto* t) { t->add_tags(""); }},
+      {"unknown verdict 99", [](auto* t) { t->set_verdict(static_cast<v1::Verdict>(99)); }},
+      {"chain stage 0: log_probs has 5 bytes for 2 tokens",
+       [](auto* t) {
+         t->mutable_chain()->add_stages()->set_token_ids(std::string(8, '\0'));
+         t->mutable_chain()->mutable_stages(0)->set_log_probs("12345");
+       }},
+      {"chain stage 0: token ids", [](auto* t) { t->mutable_chain()->add_stages()->set_prompt_token_ids("12345"); }},
       {"run of 600 bytes", [](auto* t) { t->set_run(std::string(600, 'r')); }},
   };
   for (const Case& one : cases) {
@@ -67,6 +74,15 @@ TEST(Limits, HostileBytesAreRefusedBeforeParsing) {
   EXPECT_NE(status.message().find("more than 65536 turns"), std::string::npos) << status.message();
   EXPECT_EQ(parsed.turns_size(), 0);
   EXPECT_EQ(CountField(many, 5, 10), 11u);
+  // The same of stages, in one chain and spread over many.
+  v1::Trajectory staged = MakeTrajectory("a");
+  for (int i = 0; i < 1024; ++i) staged.mutable_chain()->add_stages();
+  const std::string fits = staged.SerializeAsString();
+  EXPECT_TRUE(ParseTrajectory(fits, {}, &parsed).ok());
+  v1::Trajectory one_more;
+  one_more.mutable_chain()->add_stages();
+  const Status spread = ParseTrajectory(fits + one_more.SerializeAsString(), {}, &parsed);
+  EXPECT_NE(spread.message().find("more than 1024 chain stages"), std::string::npos) << spread.message();
   EXPECT_EQ(CountField(MakeTrajectory("a").SerializeAsString(), 5, 10), 2u);
 }
 
