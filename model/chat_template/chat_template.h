@@ -25,9 +25,9 @@ struct ChatMessage {
 // Const methods are thread-safe.
 class ChatTemplate {
  public:
-  // From chat_template.jinja, else chat_template.json, else "chat_template" of tokenizer_config.json (a text, or a list
-  // of named ones); special tokens from tokenizer_config.json and special_tokens_map.json. NotFound where the directory
-  // has no template.
+  // From chat_template.jinja (and additional_chat_templates/NAME.jinja), else "chat_template" of tokenizer_config.json
+  // (a text, or a list of named ones), else chat_template.json; special tokens from tokenizer_config.json and
+  // special_tokens_map.json. NotFound where the directory has no template.
   static Result<std::shared_ptr<const ChatTemplate>> Load(const std::string& model_directory);
   // From a text; `special_tokens`: {"bos_token": "<s>", ...}.
   static Result<std::shared_ptr<const ChatTemplate>> Parse(std::string_view text, const std::string& origin,
@@ -37,7 +37,7 @@ class ChatTemplate {
   struct Options {
     bool add_generation_prompt = false;
     jinja::Dialect dialect = jinja::Dialect::kJinja2;
-    std::optional<std::tm> now;  // of strftime_now; by default the local time
+    std::optional<std::tm> now = std::nullopt;  // of strftime_now; by default the local time
   };
   // `messages`: a list of {"role", "content", ...}; `tools`: a list of JSON schemas, or null; `extra`: an object, or
   // null, of further variables, which go before those of the same name. Where the directory names a template

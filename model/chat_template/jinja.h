@@ -34,8 +34,8 @@ struct Limits {
 
 struct RenderOptions {
   Dialect dialect = Dialect::kJinja2;
-  Limits limits;
-  std::optional<std::tm> now;  // of strftime_now; by default the local time
+  Limits limits = {};
+  std::optional<std::tm> now = std::nullopt;  // of strftime_now; by default the local time
 };
 
 struct Rendering {
