@@ -182,7 +182,7 @@ class ChainPlayer {
     generate.sampling = SamplingOf(spec.sampling());
     generate.seed = seed;
     generate.stop_ids = options_.end_ids;
-    generate.stop = StopAt(tokenizer_, closing_);
+    generate.stop = StopAt(tokenizer_, spec.stop().empty() ? closing_ : spec.stop());
     const int64_t sequence = engine_.Open();
     engine_.Extend(sequence, ids);
     engine_.Generate(sequence, std::move(generate));
@@ -198,7 +198,8 @@ class ChainPlayer {
     stage.set_text(text);
     SetInt32s(completion.tokens, stage.mutable_token_ids());
     SetFloats(completion.log_probs, stage.mutable_log_probs());
-    const std::string bare = WithoutClosing(text, closing_);
+    const std::string& stop = program_.stages(run.stage).stop();
+    const std::string bare = WithoutClosing(text, stop.empty() ? closing_ : stop);
     if (name == "adapt") {
       run.values["adapted"] = run.values["structure"] = bare;
     } else if (name == "plan") {
@@ -277,9 +278,9 @@ class ChainPlayer {
             StrCat("passed, not among the paths kept (", program_.max_kept(), " at most, equal ones once)"));
     for (ChainRun& run : question.chains) {
       v1::Trajectory record = Record(question, run);
-      if (run.chain.rejected().empty()) record.add_tags("kept");
-      if (run.hinted) record.add_tags("hinted");
-      if (!solved && !run.hinted && run.number == 0) record.add_tags("unsolved");
+      record.add_tags(run.chain.rejected().empty() ? kKeptTag : kNotKeptTag);
+      if (run.hinted) record.add_tags(kHintedTag);
+      if (!solved && !run.hinted && run.number == 0) record.add_tags(kUnsolvedTag);
       *record.mutable_chain() = std::move(run.chain);
       ++counters_.episodes;
       counters_.return_sum += record.episode_return();

@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "replay/import.h"
+#include "service/chains.h"
 #include "service/policies.h"
 #include "service/result.h"
 
@@ -124,9 +125,16 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
   for (const std::string& tag : stage.plan.tags) out.add_tags(tag);
   const bool scripted = !stage.plan.player.empty();
   out.set_source(scripted ? v1::SOURCE_REAL : v1::SOURCE_GENERATED);
-  uint32_t depth = 0;
+  // Weights that learned from data of depth d carry d + 1, which is what they write; untrained ones, 0, write 1.
+  uint32_t depth = 1;
   for (const v1::WeightVersion& weights : out.policy().weights()) depth = std::max(depth, weights.generation_depth());
-  out.set_generation_depth(scripted ? 0 : depth + 1);
+  out.set_generation_depth(scripted ? 0 : depth);
+  if (!stage.plan.arm.empty()) {
+    *out.mutable_program() = options_.programs.at(stage.plan.arm);
+    out.mutable_program()->set_first_question(stage.plan.first_question);
+  }
+  for (const EvaluationSet& set : options_.job.evaluate.sets)
+    if (set.name == stage.plan.set) *out.mutable_environment() = EnvironmentOfSet(options_.job, set);
   return reply;
 }
 
@@ -145,7 +153,9 @@ v1::CompleteTaskReply Coordinator::CompleteTask(const v1::CompleteTaskRequest& r
   stage.done += task->episodes;
   stage.seconds += request.seconds();
   stage.metrics["generated_tokens"] += static_cast<double>(request.generated_tokens());
-  if (stage.done >= stage.total && stage.state == StageState::kRunning) FinishStage(stage, now);
+  // Chains are measured first, by Tick.
+  if (stage.done >= stage.total && stage.state == StageState::kRunning && stage.plan.arm.empty())
+    FinishStage(stage, now);
   return {};
 }
 
@@ -263,6 +273,7 @@ void Coordinator::Tick(Clock::time_point now) {
   for (size_t i = 0; i < stages_.size() && state_ == State::kRunning; ++i) {
     Stage& stage = stages_[i];
     all_done = all_done && stage.state == StageState::kDone;
+    if (stage.state == StageState::kRunning && !stage.plan.arm.empty() && stage.done >= stage.total) EndChains(i, lock);
     if (stage.state != StageState::kPending || !DependenciesDone(stage)) continue;
     stage.begin = now;
     RecordProgress(now);
@@ -307,7 +318,12 @@ void Coordinator::StartRollout(Stage& stage, Clock::time_point now) {
   // Small enough that every actor gets a share, large enough to fill a batch.
   const uint64_t actors = static_cast<uint64_t>(options_.job.actors);
   const uint64_t share = std::max<uint64_t>(1, (stage.total + actors - 1) / actors);
-  const uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
+  uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
+  // A question is many chains; a task should still keep an actor's batch full for a while.
+  if (!stage.plan.arm.empty()) {
+    const uint64_t chains = options_.programs.at(stage.plan.arm).chains();
+    chunk = std::min(chunk, std::max<uint64_t>(1, 16 * options_.job.rollout.concurrent_episodes / chains));
+  }
   tasks_.Add(index, stage.total, static_cast<uint32_t>(chunk));
   if (stage.total == 0) FinishStage(stage, now);
 }
@@ -326,6 +342,31 @@ void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, C
   stage.watermark = stats->watermark();
   stage.state = StageState::kRunning;
   stage.begin = now;
+}
+
+void Coordinator::EndChains(size_t index, std::unique_lock<std::mutex>& lock) {
+  const std::string name = stages_[index].plan.name;
+  const auto guidelines = static_cast<uint32_t>(options_.programs.at(stages_[index].plan.arm).guidelines_size());
+  const uint64_t questions = stages_[index].total;
+  lock.unlock();
+  const Deadline deadline = Deadline::After(kStoreDeadline);
+  Result<std::map<std::string, double>> measured = MeasureChains(*store_, name, questions, guidelines, deadline);
+  Result<std::string> reasons = std::string();
+  if (measured.ok() && measured->at("kept") == 0) reasons = RejectionReasons(*store_, name, deadline);
+  lock.lock();
+  Stage& stage = stages_[index];
+  const std::string where = "stage " + name + ": ";
+  if (!measured.ok()) return Fail(where + measured.status().message());
+  stage.metrics.merge(*measured);
+  stage.detail = ChainsSummary(stage.metrics);
+  if (stage.metrics.at("kept") == 0) {
+    stage.state = StageState::kFailed;
+    return Fail(StrCat(where, "no path was kept of ", stage.metrics.at("chains"), " chains (",
+                       reasons.ok() ? *reasons : reasons.status().message(), "): nothing to learn from"));
+  }
+  LogInfo(where + stage.detail);
+  FinishStage(stage, Clock::now());
+  if (options_.metrics != nullptr) options_.metrics->Append("stage", name, stage.metrics);
 }
 
 void Coordinator::RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now) {

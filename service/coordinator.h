@@ -23,6 +23,7 @@ struct CoordinatorOptions {
   std::string run_directory;
   std::string replay_address;                        // told to the roles
   std::map<std::string, v1::WeightVersion> weights;  // what train stages outside the plan published; kBaseModel
+  std::map<std::string, v1::ChainProgram> programs;  // of method regenesis, by arm
   int32_t reserved_token = -1;                       // Q-SFT's dummy action
   double heartbeat_timeout_s = 60;                   // an actor unheard of for this long has lost its leases
   std::unique_ptr<MetricsLog> metrics;               // may be null
@@ -82,6 +83,7 @@ class Coordinator {
   void Fail(const std::string& message);
   void StartRollout(Stage& stage, Clock::time_point now);
   void StartTrain(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  void EndChains(size_t index, std::unique_lock<std::mutex>& lock);
   void RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
   void ExpireLeases(Clock::time_point now);
   void CheckMembers(Clock::time_point now);

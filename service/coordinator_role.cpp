@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "replay/client.h"
+#include "service/chains.h"
 #include "service/coordinator.h"
 #include "service/roles.h"
 
@@ -67,6 +68,9 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
   options.run_directory = run.directory;
   options.replay_address = run.replay_address;
   options.reserved_token = run.model.reserved_token;
+  for (const std::string& arm : ArmsOf(run.job)) {
+    QUERN_ASSIGN_OR_RETURN(options.programs[arm], MakeChainProgram(run.job, arm));
+  }
   QUERN_ASSIGN_OR_RETURN(options.metrics, MetricsLog::Open(run.Path("metrics.jsonl")));
   v1::WeightVersion& base = options.weights[kBaseModel];
   base.set_name(kBaseModel);

@@ -36,9 +36,10 @@ Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec&
 }
 
 Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, uint64_t episodes, uint64_t seed,
-                                  const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop) {
+                                  const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop,
+                                  const std::string& set) {
   const Job& job = run.job;
-  QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job, set));
   const std::string model = spec.weights().empty() ? run.model.directory : spec.weights(0).path();
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));

@@ -22,8 +22,10 @@ struct Evaluation {
   double mean_tokens = 0;  // an episode, the agent's own
 };
 
-// Plays the run's environment in this process with all cores; stores nothing. Equal arguments give equal numbers.
+// Plays the run's environment, or that of one of evaluate.sets, in this process with all cores; stores nothing. Equal
+// arguments give equal numbers.
 Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& policy, uint64_t episodes, uint64_t seed,
-                                  const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop);
+                                  const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop,
+                                  const std::string& set = {});
 
 }  // namespace quern

@@ -270,6 +270,9 @@ void AnchorPaths(Job& job, const Origins& origins) {
   };
   anchor("model_name_or_path", job.model_name_or_path);
   if (job.model_tokenizer != "environment") anchor("model.tokenizer", job.model_tokenizer);
+  if (job.regenesis.guidelines != "default" && job.regenesis.guidelines != "none")
+    anchor("regenesis.guidelines", job.regenesis.guidelines);
+  if (job.regenesis.templates != "default") anchor("regenesis.templates", job.regenesis.templates);
   for (size_t i = 0; i < job.import_files.size(); ++i) {
     const bool whole = origins.overrides.contains("data.import");
     anchor(whole ? "data.import" : StrCat("data.import.", i), job.import_files[i]);

@@ -49,6 +49,39 @@ struct QSftSection : TrainSection {
   std::string start_from = "behaviour";  // behaviour | base: what the value model's weights start as
 };
 
+// How one stage of a reasoning chain is sampled; what is left out is taken from the regenesis section.
+struct ChainStageSection {
+  double temperature = -1;
+  double top_p = -1;
+  int64_t max_tokens = 0;
+  std::string stop;  // text that ends the stage; empty: what ends an utterance of the environment
+};
+
+// Self-made reasoning (ReGenesis): rounds of chains and of fine-tuning on those that were kept.
+struct RegenesisSection : TrainSection {
+  int64_t rounds = 1;
+  int64_t questions = 0;               // a round; 0: all of the environment's
+  std::string guidelines = "default";  // default | none | a file, one a line
+  std::string templates = "default";   // default | a file of [stage] sections
+  std::vector<std::string> stages = {"adapt", "plan", "solve"};
+  bool self_check = false;          // a stage `check` after them
+  int64_t paths_per_question = 25;  // chains; the i-th uses guideline i, in turn
+  int64_t max_kept = 5;             // paths a question
+  std::string labels = "true";      // true: known answers | majority: the chains' own
+  double min_majority_share = 0.5;  // of a question's chains
+  bool hint = true;                 // a retry that shows the answer for questions that no chain solved
+  int64_t max_path_tokens = 800;    // longer paths are not kept; 0: any length
+  bool require_steps = false;       // keep numbered steps only
+  std::string train_on = "round";   // round: the paths of this round | all: of all rounds so far
+  double temperature = 0.85;
+  double top_p = 0.9;
+  int64_t max_tokens = 0;  // a stage; 0: what the environment allows an utterance
+  ChainStageSection adapt;
+  ChainStageSection plan;
+  ChainStageSection solve;
+  ChainStageSection check;
+};
+
 struct SamplingSection {
   double temperature = 1.0;
   int64_t top_k = 0;
@@ -74,18 +107,28 @@ struct OnlineSection {
   OnlineTrainSection qsft;
 };
 
+// Questions that every policy is measured on: the job's environment with other options, or another one.
+struct EvaluationSet {
+  std::string name;
+  std::string environment;  // empty: the job's, with `options` over its own
+  int64_t episodes = 0;     // 0: evaluate.episodes
+  OptionMap options;        // every other key
+};
+
 struct EvaluateSection {
   int64_t episodes = 500;  // a policy
   std::vector<std::string> players = {"best"};
   std::string best_player = "best";  // the one whose mean the final table calls "best known"
   double temperature = -1;           // negative: as in `sampling`
   uint64_t seed = 1000003;           // tasks of evaluation, the same for every policy
+  std::vector<EvaluationSet> sets;   // empty: the job's environment as it is
 };
 
 struct Requirement {
   std::string better;
   std::string than;
   double by_standard_errors = 2;
+  std::string set;  // of evaluate.sets; empty: the first
 };
 
 struct CollectSection {
@@ -142,11 +185,12 @@ struct Job {
   OptionMap environment_options;                // every other key of `environment`
   std::vector<CollectSection> collect;          // key data.collect
   std::vector<std::string> import_files;        // key data.import: JSON Lines
-  std::string method = "q_sft";                 // q_sft | filtered_sft | sft
+  std::string method = "q_sft";                 // q_sft | filtered_sft | sft | regenesis
   std::vector<std::string> compare;
   TrainSection sft;
   FilteredSftSection filtered_sft;
   QSftSection qsft;  // key qsft (q_sft is understood as well)
+  RegenesisSection regenesis;
   SamplingSection sampling;
   int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
   OnlineSection online;

@@ -77,8 +77,56 @@ void CheckData(Checker& check, const Job& job) {
     if (job.collect[i].player.empty()) check.Fail(key, "names no player");
     check.Between(key + ".episodes", static_cast<double>(job.collect[i].episodes), 1, 1e9);
   }
-  if (job.collect.empty() && job.import_files.empty() && job.online.rounds == 0)
+  if (job.collect.empty() && job.import_files.empty() && job.online.rounds == 0 && job.method != "regenesis")
     check.Fail("data", "is empty: give data.collect (scripted players), data.import (JSON Lines) or online.rounds");
+}
+
+void CheckRegenesis(Checker& check, const Job& job) {
+  const RegenesisSection& o = job.regenesis;
+  const std::string section = "regenesis.";
+  CheckTrain(check, "regenesis", o);
+  check.Between(section + "rounds", static_cast<double>(o.rounds), 1, 1000);
+  check.AtLeast(section + "questions", static_cast<double>(o.questions), 0);
+  const std::vector<std::string> known = {"adapt", "plan", "solve"};
+  size_t place = 0;
+  for (size_t i = 0; i < o.stages.size(); ++i) {
+    const std::string key = StrCat(section, "stages.", i);
+    check.OneOf(key, o.stages[i], known);
+    const auto at = static_cast<size_t>(std::find(known.begin(), known.end(), o.stages[i]) - known.begin());
+    if (at < place) check.Fail(key, "comes too late: the order is adapt, plan, solve");
+    place = at + 1;
+  }
+  if (o.stages.empty() || o.stages.back() != "solve") check.Fail(section + "stages", "must end with solve");
+  check.Between(section + "paths_per_question", static_cast<double>(o.paths_per_question), 1, 4096);
+  check.Between(section + "max_kept", static_cast<double>(o.max_kept), 1, 4096);
+  check.OneOf(section + "labels", o.labels, {"true", "majority"});
+  check.Between(section + "min_majority_share", o.min_majority_share, 0, 1);
+  check.AtLeast(section + "max_path_tokens", static_cast<double>(o.max_path_tokens), 0);
+  check.OneOf(section + "train_on", o.train_on, {"round", "all"});
+  check.AtLeast(section + "temperature", o.temperature, 0);
+  check.Between(section + "top_p", o.top_p, 1e-6, 1);
+  check.Between(section + "max_tokens", static_cast<double>(o.max_tokens), 0, 1 << 20);
+  for (const auto& [name, stage] : {std::pair("adapt", &o.adapt), std::pair("plan", &o.plan),
+                                    std::pair("solve", &o.solve), std::pair("check", &o.check)}) {
+    check.Between(section + name + ".top_p", stage->top_p, -1, 1);
+    check.Between(section + name + ".max_tokens", static_cast<double>(stage->max_tokens), 0, 1 << 20);
+  }
+  if (!o.solve.stop.empty())
+    check.Fail(section + "solve.stop", "is not possible: a path ends as an answer of evaluation does");
+}
+
+void CheckSets(Checker& check, const Job& job) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < job.evaluate.sets.size(); ++i) {
+    const EvaluationSet& set = job.evaluate.sets[i];
+    const std::string key = StrCat("evaluate.sets.", i);
+    if (set.name.empty() || set.name.find_first_of("@/: ") != std::string::npos)
+      check.Fail(key, "needs a name without '@', '/', ':' and spaces, not '" + set.name + "'");
+    if (std::find(names.begin(), names.end(), set.name) != names.end())
+      check.Fail(key, "has the name of another set, '" + set.name + "'");
+    names.push_back(set.name);
+    check.Between(key + ".episodes", static_cast<double>(set.episodes), 0, 1e9);
+  }
 }
 
 void CheckRequirements(Checker& check, const Job& job) {
@@ -88,10 +136,14 @@ void CheckRequirements(Checker& check, const Job& job) {
   names.push_back("data");
   names.push_back("base");
   for (const std::string& player : job.evaluate.players) names.push_back("player:" + player);
+  names.push_back("sft");
+  std::vector<std::string> sets;
+  for (const EvaluationSet& set : job.evaluate.sets) sets.push_back(set.name);
   for (size_t i = 0; i < job.require.size(); ++i) {
     const std::string key = StrCat("require.", i);
     check.OneOf(key + ".better", job.require[i].better, names);
     check.OneOf(key + ".than", job.require[i].than, names);
+    if (!job.require[i].set.empty()) check.OneOf(key + ".set", job.require[i].set, sets);
   }
 }
 
@@ -113,9 +165,14 @@ std::string FindProblem(const Job& job, std::string& key) {
   CheckModel(check, job);
   if (job.environment.empty()) check.Fail("environment.name", "is missing");
   CheckData(check, job);
-  check.OneOf("method", job.method, {"q_sft", "filtered_sft", "sft"});
-  for (size_t i = 0; i < job.compare.size(); ++i)
-    check.OneOf(StrCat("compare.", i), job.compare[i], {"sft", "filtered_sft", "q_sft"});
+  check.OneOf("method", job.method, {"q_sft", "filtered_sft", "sft", "regenesis"});
+  std::vector<std::string> others = {"sft", "filtered_sft", "q_sft"};
+  if (job.method == "regenesis") others.insert(others.end(), {"star", "majority"});
+  for (size_t i = 0; i < job.compare.size(); ++i) check.OneOf(StrCat("compare.", i), job.compare[i], others);
+  CheckRegenesis(check, job);
+  CheckSets(check, job);
+  if (job.method == "regenesis" && job.online.rounds > 0)
+    check.Fail("online.rounds", "is not for method regenesis; its own are regenesis.rounds");
   CheckTrain(check, "sft", job.sft);
   CheckTrain(check, "filtered_sft", job.filtered_sft);
   check.Between("filtered_sft.top_fraction", job.filtered_sft.top_fraction, 1e-6, 1);

@@ -50,6 +50,40 @@ void Fields(V& v, QSftSection& o) {
 }
 
 template <class V>
+void Fields(V& v, ChainStageSection& o) {
+  v.Field("temperature", o.temperature);
+  v.Field("top_p", o.top_p);
+  v.Field("max_tokens", o.max_tokens);
+  v.Field("stop", o.stop);
+}
+
+template <class V>
+void Fields(V& v, RegenesisSection& o) {
+  v.Field("rounds", o.rounds);
+  v.Field("questions", o.questions);
+  v.Field("guidelines", o.guidelines);
+  v.Field("templates", o.templates);
+  v.Field("stages", o.stages);
+  v.Field("self_check", o.self_check);
+  v.Field("paths_per_question", o.paths_per_question);
+  v.Field("max_kept", o.max_kept);
+  v.Field("labels", o.labels);
+  v.Field("min_majority_share", o.min_majority_share);
+  v.Field("hint", o.hint);
+  v.Field("max_path_tokens", o.max_path_tokens);
+  v.Field("require_steps", o.require_steps);
+  v.Field("train_on", o.train_on);
+  v.Field("temperature", o.temperature);
+  v.Field("top_p", o.top_p);
+  v.Field("max_tokens", o.max_tokens);
+  v.Field("adapt", o.adapt);
+  v.Field("plan", o.plan);
+  v.Field("solve", o.solve);
+  v.Field("check", o.check);
+  Fields(v, static_cast<TrainSection&>(o));
+}
+
+template <class V>
 void Fields(V& v, SamplingSection& o) {
   v.Field("temperature", o.temperature);
   v.Field("top_k", o.top_k);
@@ -77,12 +111,21 @@ void Fields(V& v, OnlineSection& o) {
 }
 
 template <class V>
+void Fields(V& v, EvaluationSet& o) {
+  v.Field("name", o.name);
+  v.Field("environment", o.environment);
+  v.Field("episodes", o.episodes);
+  v.Rest(o.options);
+}
+
+template <class V>
 void Fields(V& v, EvaluateSection& o) {
   v.Field("episodes", o.episodes);
   v.Field("players", o.players);
   v.Field("best_player", o.best_player);
   v.Field("temperature", o.temperature);
   v.Field("seed", o.seed);
+  v.List("sets", o.sets);
 }
 
 template <class V>
@@ -90,6 +133,7 @@ void Fields(V& v, Requirement& o) {
   v.Field("better", o.better);
   v.Field("than", o.than);
   v.Field("by_standard_errors", o.by_standard_errors);
+  v.Field("set", o.set);
 }
 
 template <class V>
@@ -185,6 +229,7 @@ void Fields(V& v, Job& o) {
   v.Field("sft", o.sft);
   v.Field("filtered_sft", o.filtered_sft);
   v.Field("qsft", o.qsft);
+  v.Field("regenesis", o.regenesis);
   v.Field("sampling", o.sampling);
   v.Field("max_completion_length", o.max_completion_length);
   v.Field("online", o.online);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "actors/chain_program.h"
 #include "base/random.h"
 #include "base/strings.h"
 
@@ -21,14 +22,10 @@ uint64_t NameHash(const std::string& name) {
   return hash;
 }
 
-Json MethodOptions(const Job& job, const std::string& method) {
-  const Json resolved = Json::parse(JobToJson(job));
-  return resolved.at(method == "q_sft" ? "qsft" : method);
-}
-
 std::string Label(const std::string& policy) {
   static const std::map<std::string, std::string> labels = {
-      {"sft", "SFT"}, {"filtered_sft", "filtered SFT"}, {"q_sft", "Q-SFT"}, {kBaseModel, "untrained model"}};
+      {"sft", "SFT"},   {"filtered_sft", "filtered SFT"}, {"q_sft", "Q-SFT"},        {kBaseModel, "untrained model"},
+      {"star", "STaR"}, {"majority", "majority vote"},    {"regenesis", "ReGenesis"}};
   constexpr std::string_view suffix = "_online";
   if (policy.ends_with(suffix))
     return Label(policy.substr(0, policy.size() - suffix.size())) + " after the online phase";
@@ -45,6 +42,7 @@ class Planner {
     OfflineData();
     if (!data_stages_.empty()) OfflineTraining();
     if (job_.online.rounds > 0) OnlineRounds();
+    if (job_.method == "regenesis") ChainRounds();
     OrderRows();
     return std::move(plan_);
   }
@@ -81,12 +79,14 @@ class Planner {
       stage.tags = {"offline", stage.policy};
       data_stages_.push_back(name);
     }
-    if (!data_stages_.empty()) plan_.rows.push_back({"data", "data mean", "offline"});
+    if (!data_stages_.empty()) AddRow("data", "data mean", "offline");
   }
 
   void OfflineTraining() {
     const bool filtered_from_sft = Wants("filtered_sft") && job_.filtered_sft.start_from == "sft";
-    if (Wants("sft") || job_.method == "q_sft" || filtered_from_sft) Train("sft", "sft", {kBaseModel}, data_stages_, 0);
+    const bool before_rounds = job_.method == "regenesis";
+    if (Wants("sft") || job_.method == "q_sft" || before_rounds || filtered_from_sft)
+      Train("sft", "sft", {kBaseModel}, data_stages_, 0);
     if (Wants("filtered_sft")) {
       const std::vector<std::string> after = filtered_from_sft ? std::vector<std::string>{"sft"} : data_stages_;
       Train("filtered_sft", "filtered_sft", {filtered_from_sft ? std::string("sft") : std::string(kBaseModel)}, after,
@@ -96,11 +96,11 @@ class Planner {
       const std::string start = job_.qsft.start_from == "behaviour" ? "sft" : kBaseModel;
       Train("q_sft", "q_sft", {"sft", start}, {"sft"}, 0);
     }
-    if (Wants("sft")) EvaluateWeights("sft", {"sft"});
+    if (Wants("sft") || before_rounds) EvaluateWeights("sft", {"sft"});
     if (Wants("filtered_sft")) EvaluateWeights("filtered_sft", {"filtered_sft"});
     if (Wants("q_sft")) EvaluateWeights("q_sft", {"sft", "q_sft"});
     plan_.policy_line.push_back(job_.method == "q_sft" ? std::vector<std::string>{"sft", "q_sft"}
-                                                       : std::vector<std::string>{job_.method});
+                                                       : std::vector<std::string>{before_rounds ? "sft" : job_.method});
   }
 
   void OnlineRounds() {
@@ -148,6 +148,53 @@ class Planner {
     plan_.policy_line.push_back({behaviour, value});
   }
 
+  // Method regenesis: every arm starts from the same weights and goes its own way.
+  void ChainRounds() {
+    if (plan_.policy_line.empty()) {
+      EvaluateWeights(kBaseModel, {kBaseModel});
+      plan_.policy_line.push_back({kBaseModel});
+    }
+    for (const char* arm : kArms)
+      if (Wants(arm)) ChainRoundsOf(arm, plan_.policy_line.back()[0]);
+  }
+
+  void ChainRoundsOf(const std::string& arm, const std::string& start) {
+    const RegenesisSection& o = job_.regenesis;
+    // Records that this arm must not learn from: those of other arms, and its own that were not kept.
+    std::vector<std::string> without = {kNotKeptTag};
+    for (const char* other : kArms)
+      if (arm != other && Wants(other)) without.emplace_back(other);
+    std::string weights = start;
+    for (int64_t round = 1; round <= o.rounds; ++round) {
+      const std::string name = StrCat(arm, "-", round);
+      PlannedStage& chains = Add(PlannedStage::Kind::kRollout, name, Trained({weights}));
+      chains.policy = round == 1 ? start : StrCat(arm, "-", round - 1);
+      chains.weights = {weights};
+      chains.arm = arm;
+      chains.episodes = static_cast<uint64_t>(o.questions);
+      chains.first_question = static_cast<uint64_t>((round - 1) * o.questions);
+      chains.tags = {arm, name, StrCat("round-", round)};
+      Job job = job_;
+      job.sft = o;
+      job.online.sft = {.warmup_steps = o.warmup_steps};
+      PlannedStage& train = Train(job, name + ":sft", "sft", {weights}, {name}, round);
+      Json options = Json::parse(train.options_json);
+      train.weights_name = arm;
+      options["weights_name"] = arm;
+      for (const std::string& tag : without) options["without_tags"].push_back(tag);
+      train.options_json = options.dump();
+      weights = train.name;
+      if (o.train_on == "round") without.push_back(name);
+      const size_t rows = plan_.rows.size();
+      EvaluateWeights(name, {weights});
+      for (size_t i = rows; i < plan_.rows.size(); ++i) {
+        plan_.rows[i].arm = arm;
+        plan_.rows[i].round = round;
+        plan_.rows[i].label = StrCat(Label(arm), ", round ", round);
+      }
+    }
+  }
+
   static std::vector<std::string> Trained(const std::vector<std::string>& stages) {
     std::vector<std::string> out;
     for (const std::string& stage : stages)
@@ -158,15 +205,22 @@ class Planner {
   // round 0: offline.
   void Train(const std::string& name, const std::string& method, std::vector<std::string> initial,
              std::vector<std::string> after, int64_t round) {
+    Train(job_, name, method, std::move(initial), std::move(after), round);
+  }
+
+  // The same with another job's settings.
+  PlannedStage& Train(const Job& job, const std::string& name, const std::string& method,
+                      std::vector<std::string> initial, std::vector<std::string> after, int64_t round) {
     PlannedStage& stage = Add(PlannedStage::Kind::kTrain, name, std::move(after));
     stage.method = method;
     stage.weights_name = method == "q_sft" ? "value" : method;
     stage.initial = std::move(initial);
-    Json options = MethodOptions(job_, method);
+    const Json resolved = Json::parse(JobToJson(job));
+    Json options = resolved.at(method == "q_sft" ? "qsft" : method);
     if (round > 0) {
-      const OnlineTrainSection& online = method == "q_sft" ? job_.online.qsft
-                                         : method == "sft" ? job_.online.sft
-                                                           : job_.online.filtered_sft;
+      const OnlineTrainSection& online = method == "q_sft" ? job.online.qsft
+                                         : method == "sft" ? job.online.sft
+                                                           : job.online.filtered_sft;
       if (online.max_steps >= 0) options["max_steps"] = online.max_steps;
       if (online.learning_rate >= 0) options["learning_rate"] = online.learning_rate;
       options["warmup_steps"] = online.warmup_steps;
@@ -175,33 +229,57 @@ class Planner {
     options["seed"] = stage.seed;
     options["without_tags"] = {kEvaluationTag};
     options["mix"] = round > 0;
-    options["generated_share"] = job_.online.generated_share;
+    options["generated_share"] = job.online.generated_share;
     options["generation_depth"] = round + 1;
     stage.steps = options["max_steps"];
     stage.options_json = options.dump();
+    return stage;
   }
 
-  PlannedStage& Evaluate(const std::string& policy, std::vector<std::string> after) {
-    PlannedStage& stage = Add(PlannedStage::Kind::kRollout, "eval:" + policy, std::move(after));
+  PlannedRow& AddRow(const std::string& policy, const std::string& label, const std::string& tag) {
+    PlannedRow& row = plan_.rows.emplace_back();
+    row.policy = policy;
+    row.label = label;
+    row.tag = tag;
+    return row;
+  }
+
+  // One stage a set; `set` null: the job's environment.
+  PlannedStage& Evaluate(const std::string& policy, std::vector<std::string> after, const EvaluationSet* set) {
+    const std::string name = "eval:" + policy + (set == nullptr ? "" : "@" + set->name);
+    PlannedStage& stage = Add(PlannedStage::Kind::kRollout, name, std::move(after));
     stage.policy = policy;
     stage.evaluation = true;
     stage.episodes = static_cast<uint64_t>(job_.evaluate.episodes);
     stage.seed = job_.evaluate.seed;  // the same tasks for every policy
     stage.tags = {kEvaluationTag, stage.name};
-    plan_.rows.push_back({policy, Label(policy), stage.name});
+    PlannedRow& row = AddRow(policy, Label(policy), stage.name);
+    if (set != nullptr) {
+      stage.set = row.set = set->name;
+      if (set->episodes > 0) stage.episodes = static_cast<uint64_t>(set->episodes);
+    }
     return stage;
+  }
+
+  std::vector<const EvaluationSet*> Sets() const {
+    std::vector<const EvaluationSet*> sets;
+    for (const EvaluationSet& set : job_.evaluate.sets) sets.push_back(&set);
+    if (sets.empty()) sets.push_back(nullptr);
+    return sets;
   }
 
   void EvaluateWeights(const std::string& policy, const std::vector<std::string>& weights) {
     if (job_.evaluate.episodes == 0) return;
-    Evaluate(policy, Trained(weights)).weights = weights;
+    for (const EvaluationSet* set : Sets()) Evaluate(policy, Trained(weights), set).weights = weights;
   }
 
   void EvaluatePlayer(const std::string& player) {
     if (job_.evaluate.episodes == 0) return;
-    Evaluate("player:" + player, {}).player = player;
-    PlannedRow& row = plan_.rows.back();
-    row.label = player == job_.evaluate.best_player ? "best known player (" + player + ")" : "player " + player;
+    for (const EvaluationSet* set : Sets()) {
+      Evaluate("player:" + player, {}, set).player = player;
+      PlannedRow& row = plan_.rows.back();
+      row.label = player == job_.evaluate.best_player ? "best known player (" + player + ")" : "player " + player;
+    }
   }
 
   // Data first, then the policies as they were made, players last.
@@ -221,12 +299,5 @@ class Planner {
 }  // namespace
 
 Plan MakePlan(const Job& job) { return Planner(job).Make(); }
-
-Plan MakeEvaluationPlan(const PlannedStage& stage) {
-  Plan plan;
-  plan.stages.push_back(stage);
-  plan.rows.push_back({stage.policy, Label(stage.policy), stage.tags.back()});
-  return plan;
-}
 
 }  // namespace quern

@@ -10,6 +10,8 @@ namespace quern {
 
 inline constexpr char kBaseModel[] = "base";      // in place of a train stage's name: the untrained model
 inline constexpr char kEvaluationTag[] = "eval";  // carried by every record that training must not see
+// Arms of method regenesis: the same rounds with other chains. star: one stage, labels; majority: one stage, none.
+inline constexpr const char* kArms[] = {"star", "majority", "regenesis"};
 
 // One step of a job. Stages start when everything in `after` is done; independent stages run side by side.
 struct PlannedStage {
@@ -32,6 +34,9 @@ struct PlannedStage {
   uint64_t episodes = 0;
   uint64_t seed = 0;
   std::vector<std::string> tags;
+  std::string arm;  // the episodes are reasoning chains of this arm's program; empty: they are played
+  uint64_t first_question = 0;
+  std::string set;  // of evaluate.sets; empty: the job's environment
 
   // kTrain
   std::string method;
@@ -46,6 +51,9 @@ struct PlannedRow {
   std::string policy;  // "data", "sft", "q_sft_online", "player:best"
   std::string label;   // "Q-SFT after the online phase"
   std::string tag;
+  std::string set;    // of evaluate.sets
+  std::string arm;    // of rounds: the arm ...
+  int64_t round = 0;  // ... and how many rounds of it the policy has had
 };
 
 struct Plan {
@@ -56,7 +64,5 @@ struct Plan {
 };
 
 Plan MakePlan(const Job& job);
-// A plan that only evaluates, for `quern eval`: `weights` are given by the caller to the coordinator under these names.
-Plan MakeEvaluationPlan(const PlannedStage& stage);
 
 }  // namespace quern

@@ -1,5 +1,6 @@
 #include "service/policies.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -103,8 +104,21 @@ Result<v1::PolicySpec> FindPolicy(const Run& run, const std::string& asked) {
     }
     return newest;
   };
+  // An arm of reasoning rounds: its last one that is done; ARM-K: after round K.
+  const auto last_round = [&](const std::string& arm) {
+    std::string newest;
+    for (int64_t round = 1; round <= run.job.regenesis.rounds; ++round)
+      if (const std::string stage = StrCat(arm, "-", round, ":sft"); weights.contains(stage)) newest = stage;
+    return newest;
+  };
   std::vector<std::string> stages;
-  if (name.empty()) {
+  if (name.empty() && run.job.method == "regenesis") name = "regenesis";
+  if (std::find(std::begin(kArms), std::end(kArms), name) != std::end(kArms)) {
+    stages = {last_round(name)};
+    if (stages[0].empty()) return NotFound(run.directory + ": no round of " + name + " of this run is done");
+  } else if (weights.contains(name + ":sft")) {
+    stages = {name + ":sft"};
+  } else if (name.empty()) {
     stages = online_stages(run.job.method);
     name = stages.empty() ? run.job.method : run.job.method + std::string(kOnlineSuffix);
   } else if (name.ends_with(kOnlineSuffix)) {

@@ -18,8 +18,9 @@ Status SaveWeights(const std::string& run_directory, const std::map<std::string,
 Result<std::map<std::string, v1::WeightVersion>> LoadWeights(const Run& run);
 
 // A policy by what the command line calls it: "behaviour" or "sft", "filtered_sft", "q_sft", the same with "_online"
-// (after the last round that is done), "base", "player:NAME"; or a directory: a Hugging Face model, or one that `quern
-// export` wrote. Empty: the job's method, after the online phase if there was one.
+// (after the last round that is done), "regenesis" and other arms, "regenesis-1", "base", "player:NAME"; or a
+// directory: a Hugging Face model, or one that `quern export` wrote. Empty: the job's method, after the online phase if
+// there was one.
 Result<v1::PolicySpec> FindPolicy(const Run& run, const std::string& name);
 
 // DIR/policy.json: how the models beside it make a policy.

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "actors/environments/options.h"
 #include "base/file.h"
 #include "base/strings.h"
+#include "methods/regenesis/templates.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
 #include "model/parameters.h"
 #include "model/tokenizer/char_tokenizer.h"
+#include "service/chains.h"
 
 namespace quern {
 
@@ -37,6 +40,29 @@ ModelConfig SelfMadeConfig(const SelfMadeModel& m) {
   return config;
 }
 
+// What the job's texts are made of: its environments and what chains say.
+Result<std::vector<std::string>> VocabularyOf(const Job& job) {
+  QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  std::vector<std::string> vocabulary = environment->vocabulary();
+  const auto add = [&](const std::vector<std::string>& pieces) {
+    for (const std::string& piece : pieces)
+      if (std::find(vocabulary.begin(), vocabulary.end(), piece) == vocabulary.end()) vocabulary.push_back(piece);
+  };
+  for (const EvaluationSet& set : job.evaluate.sets) {
+    QUERN_ASSIGN_OR_RETURN(const auto other, EnvironmentOf(job, set.name));
+    add(other->vocabulary());
+  }
+  for (const std::string& arm : ArmsOf(job)) {
+    QUERN_ASSIGN_OR_RETURN(const v1::ChainProgram program, MakeChainProgram(job, arm));
+    std::vector<std::string> texts(program.guidelines().begin(), program.guidelines().end());
+    if (program.hinted_chains() > 0) texts.push_back(ExpandTemplate(program.hint(), {}));
+    for (const v1::ChainStageSpec& stage : program.stages())
+      texts.push_back(ExpandTemplate(stage.prompt(), {{"nl", "\n"}}) + stage.stop());
+    add(DistinctCharacters(texts));
+  }
+  return vocabulary;
+}
+
 Result<BaseModel> MakeModel(const Run& run) {
   const Job& job = run.job;
   const std::string directory = run.Path("model");
@@ -45,10 +71,10 @@ Result<BaseModel> MakeModel(const Run& run) {
   SaveOptions save{.dtype = DType::kF32, .source_dir = {}, .generation = std::nullopt};
   std::string tokenizer_source = job.model_tokenizer;
   if (job.model_tokenizer == "environment") {
-    QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+    QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> vocabulary, VocabularyOf(job));
     const std::vector<std::string> specials = {"<pad>", "</s>", "<unk>", kDummy};
-    QUERN_RETURN_IF_ERROR(WriteTokenizer(directory, environment->vocabulary(), specials,
-                                         {.bos = {}, .eos = "</s>", .unk = "<unk>", .pad = "<pad>"}));
+    QUERN_RETURN_IF_ERROR(
+        WriteTokenizer(directory, vocabulary, specials, {.bos = {}, .eos = "</s>", .unk = "<unk>", .pad = "<pad>"}));
     tokenizer_source = directory;
   } else {
     save.source_dir = job.model_tokenizer;
@@ -68,15 +94,45 @@ Result<BaseModel> MakeModel(const Run& run) {
 
 }  // namespace
 
-Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job) {
-  Result<std::shared_ptr<const EnvironmentFactory>> made =
-      MakeEnvironmentFactory(job.environment, job.environment_options, job.base_dir);
-  if (!made.ok()) return made.status().Annotate("environment");
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const std::string& set) {
+  v1::EnvironmentSpec spec = EnvironmentOfSet(job, {});
+  if (!set.empty()) {
+    const EvaluationSet* found = nullptr;
+    std::vector<std::string> names;
+    for (const EvaluationSet& known : job.evaluate.sets) {
+      names.push_back(known.name);
+      if (known.name == set) found = &known;
+    }
+    if (found == nullptr)
+      return NotFound(
+          StrCat("set '", set, "': the job's evaluate.sets are ", names.empty() ? "empty" : StrJoin(names, ", ")));
+    spec = EnvironmentOfSet(job, *found);
+  }
+  const OptionMap options(spec.options().begin(), spec.options().end());
+  Result<std::shared_ptr<const EnvironmentFactory>> made = MakeEnvironmentFactory(spec.name(), options, job.base_dir);
+  if (!made.ok()) return made.status().Annotate(set.empty() ? "environment" : StrCat("evaluate.sets: ", set));
   return made;
 }
 
+namespace {
+
+Status CheckChains(Job& job, const EnvironmentFactory& environment) {
+  for (const EvaluationSet& set : job.evaluate.sets) QUERN_RETURN_IF_ERROR(EnvironmentOf(job, set.name).status());
+  if (job.method != "regenesis") return {};
+  const QuestionSource* questions = environment.questions();
+  if (questions == nullptr)
+    return FailedPrecondition(
+        StrCat("environment ", job.environment, ": has no questions with known answers, which method regenesis needs"));
+  if (job.regenesis.questions == 0) job.regenesis.questions = static_cast<int64_t>(questions->size());
+  for (const std::string& arm : ArmsOf(job)) QUERN_RETURN_IF_ERROR(MakeChainProgram(job, arm).status());
+  return {};
+}
+
+}  // namespace
+
 Status CheckJob(Job& job) {
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
+  QUERN_RETURN_IF_ERROR(CheckChains(job, *environment));
   const std::vector<std::string> players = environment->player_names();
   if (job.evaluate.players == EvaluateSection().players &&
       std::find(players.begin(), players.end(), job.evaluate.players[0]) == players.end())

@@ -11,11 +11,12 @@
 
 namespace quern {
 
-Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job);
+// The job's environment, or that of one of evaluate.sets.
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const std::string& set = {});
 
 // Everything that can be wrong with a job before any process starts: the environment and its options, the players,
 // files to import, the model directory and its tokenizer. Writes nothing. An environment without any player gets none
-// to evaluate.
+// to evaluate; regenesis.questions becomes the number of questions where it is 0.
 Status CheckJob(Job& job);
 
 // The model that training starts from: job.model_name_or_path, or a self-made one written to RUN/model.

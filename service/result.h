@@ -17,6 +17,10 @@ struct ResultRow {
   double mean_return = 0;
   double std_error = 0;  // of the mean
   double success_rate = 0;
+  double success_std_error = 0;
+  std::string set;  // of evaluate.sets
+  std::string arm;  // of rounds of chains
+  int64_t round = 0;
 };
 
 struct RequirementOutcome {
@@ -30,7 +34,8 @@ struct JobResult {
   std::vector<ResultRow> rows;
   std::vector<RequirementOutcome> requirements;
   bool AllMet() const;
-  const ResultRow* Find(const std::string& policy) const;
+  // An arm's name stands for its last round; of several sets the first, if none is named.
+  const ResultRow* Find(const std::string& policy, const std::string& set = {}) const;
 };
 
 Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline deadline);

@@ -125,6 +125,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.coordinator = coordinator.get();
   options.replay = replay.get();
   QUERN_ASSIGN_OR_RETURN(options.environment, EnvironmentOf(job));
+  options.base_dir = job.base_dir;
   QUERN_ASSIGN_OR_RETURN(options.tokenizer, Tokenizer::Load(run.model.directory));
   options.rollout.run = run.name();
   options.rollout.concurrent_episodes = job.rollout.concurrent_episodes;

@@ -23,6 +23,7 @@ namespace {
 struct EvalOptions {
   std::string run;
   std::string policy;
+  std::string set;
   uint64_t episodes = 0;
   uint64_t seed = 0;
   bool has_seed = false;
@@ -61,7 +62,10 @@ Result<int> Evaluate(const EvalOptions& options) {
     QUERN_RETURN_IF_ERROR(environment->NewPlayer(policy->player(), {}).status());
   }
   const std::atomic<bool>& stop = InstallRoleSignals();
-  const uint64_t episodes = options.episodes > 0 ? options.episodes : static_cast<uint64_t>(run->job.evaluate.episodes);
+  uint64_t episodes = static_cast<uint64_t>(run->job.evaluate.episodes);
+  for (const EvaluationSet& set : run->job.evaluate.sets)
+    if (set.name == options.set && set.episodes > 0) episodes = static_cast<uint64_t>(set.episodes);
+  if (options.episodes > 0) episodes = options.episodes;
   const uint64_t seed = options.has_seed ? options.seed : run->job.evaluate.seed;
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto progress = [&](uint64_t done) {
@@ -69,7 +73,7 @@ Result<int> Evaluate(const EvalOptions& options) {
       std::fprintf(stderr, "\r%llu / %llu episodes", static_cast<unsigned long long>(done),
                    static_cast<unsigned long long>(episodes));
   };
-  const Result<Evaluation> result = EvaluatePolicy(*run, *policy, episodes, seed, progress, stop);
+  const Result<Evaluation> result = EvaluatePolicy(*run, *policy, episodes, seed, progress, stop, options.set);
   if (terminal) std::fprintf(stderr, "\r\033[K");
   if (!result.ok() && result.status().code() == StatusCode::kCancelled)
     return Complain(Cancelled("cancelled"), kExitCancelled);
@@ -82,12 +86,13 @@ Result<int> Evaluate(const EvalOptions& options) {
                                          {"success_rate", result->success_rate},
                                          {"mean_turns", result->mean_turns},
                                          {"mean_tokens", result->mean_tokens},
-                                         {"seed", seed}};
+                                         {"seed", seed},
+                                         {"set", options.set}};
     std::printf("%s\n", json.dump().c_str());
   } else {
-    std::printf("%s: mean return %.3f +- %.3f, success %.1f%%, %llu episodes\n", policy->name().c_str(),
-                result->mean_return, result->std_error, 100 * result->success_rate,
-                static_cast<unsigned long long>(result->episodes));
+    std::printf("%s%s: mean return %.3f +- %.3f, success %.1f%%, %llu episodes\n", policy->name().c_str(),
+                options.set.empty() ? "" : (" @ " + options.set).c_str(), result->mean_return, result->std_error,
+                100 * result->success_rate, static_cast<unsigned long long>(result->episodes));
   }
   return kExitOk;
 }
@@ -133,9 +138,12 @@ void AddPolicyCommands(CommandSet& commands) {
   CLI::App* command =
       commands.app().add_subcommand("eval", "play a run's environment with one of its policies and measure it");
   command->add_option("--run", eval->run, "run directory")->required();
-  command->add_option("--policy", eval->policy,
-                      "behaviour, sft, filtered_sft, q_sft, q_sft_online, base, player:NAME, or a model directory; "
-                      "default: what the run ended with");
+  command->add_option(
+      "--policy", eval->policy,
+      "behaviour, sft, filtered_sft, q_sft, q_sft_online, regenesis, regenesis-1, base, player:NAME, or a "
+      "model directory; "
+      "default: what the run ended with");
+  command->add_option("--set", eval->set, "one of the job's evaluate.sets; default: the job's environment");
   command->add_option("--episodes", eval->episodes, "default: the job's evaluate.episodes")
       ->check(CLI::Range(1u, 1u << 30));
   CLI::Option* seed = command->add_option("--seed", eval->seed, "of the tasks; default: the job's evaluate.seed");

@@ -164,7 +164,7 @@ TEST_F(CoordinatorTest, QSftActsWithBothModelsAndSftWithOne) {
   EXPECT_EQ(pair.sampling().q_sft_beta(), 3);
   EXPECT_EQ(pair.sampling().temperature(), 0.5);
   EXPECT_EQ(tasks["eval:q_sft"].source(), v1::SOURCE_GENERATED);
-  EXPECT_EQ(tasks["eval:q_sft"].generation_depth(), 2u);
+  EXPECT_EQ(tasks["eval:q_sft"].generation_depth(), 1u);  // its weights learned from real data
   EXPECT_EQ(tasks["eval:sft"].policy().weights_size(), 1);
   EXPECT_EQ(tasks["eval:sft"].policy().sampling().q_sft_beta(), 0);
 }
