@@ -117,7 +117,7 @@ std::string PlainOperators(std::string_view text) {
 
 bool InExpression(std::string_view text, size_t at) {
   const char c = text[at];
-  if (c == '.') return at > 0 && IsDigit(text[at - 1]) && at + 1 < text.size() && IsDigit(text[at + 1]);
+  if (c == '.') return at + 1 < text.size() && IsDigit(text[at + 1]);
   return IsDigit(c) || (c != '\0' && std::string_view("+-*/() ").find(c) != std::string_view::npos);
 }
 
@@ -125,7 +125,7 @@ bool InExpression(std::string_view text, size_t at) {
 std::optional<std::string_view> WholeExpression(std::string_view run) {
   run = TrimView(run);
   size_t mark = 0;
-  if (!run.empty() && (run[0] == '-' || run[0] == '*' || run[0] == '+')) mark = 1;
+  if (run.size() > 1 && (run[0] == '-' || run[0] == '*' || run[0] == '+') && run[1] == ' ') mark = 1;
   while (mark == 0 && mark < run.size() && IsDigit(run[mark])) {
     size_t end = 0;
     while (end < run.size() && IsDigit(run[end])) ++end;

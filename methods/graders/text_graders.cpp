@@ -54,6 +54,7 @@ class ChoiceGrader : public NameGrader {
     if (const std::optional<std::string_view> said = AnswerSentence(completion)) {
       if (const std::string letter = Normalise(*said); !letter.empty()) return letter;
     }
+    if (const char letter = BehindAnswer(completion)) return std::string(1, letter);
     const std::string letter = Normalise(completion);
     return letter.empty() ? std::nullopt : std::optional<std::string>(letter);
   }
@@ -82,6 +83,21 @@ class ChoiceGrader : public NameGrader {
   }
 
  private:
+  // The letter of the last "Answer D", "ANSWER - (D)": hardly anything between the word and it.
+  char BehindAnswer(std::string_view text) const {
+    constexpr std::string_view kWord = "answer";
+    for (size_t at = text.size(); at-- > 0;) {
+      if (at > 0 && InWord(text[at - 1])) continue;
+      size_t same = 0;
+      while (same < kWord.size() && at + same < text.size() && LowerCase(text[at + same]) == kWord[same]) ++same;
+      if (same < kWord.size()) continue;
+      size_t next = at + same;
+      while (next < text.size() && next < at + same + 5 && !InWord(text[next]) && text[next] != '\n') ++next;
+      if (next == at + same || next == text.size() || letters_.find(text[next]) == std::string::npos) continue;
+      if (Stands(text, next)) return text[next];
+    }
+    return '\0';
+  }
   static char Upper(char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; }
   // A word of its own, and not the article of "A bird ..." nor the start of "A's".
   static bool Stands(std::string_view text, size_t at) {
@@ -104,7 +120,8 @@ class ChoiceGrader : public NameGrader {
     const char before = at == 0 ? ' ' : text[at - 1];
     const char after = at + 1 == text.size() ? ' ' : text[at + 1];
     if (after == ')' || after == ']' || after == '}' || before == '*' || before == '$') return true;
-    if (after == ':' || after == '.') return at == 0 || before == ' ' || before == '\n';
+    const bool open = at + 2 < text.size() && InWord(text[at + 2]);  // "C.P" and "A:b" are names
+    if ((after == ':' || after == '.') && !open) return at == 0 || before == ' ' || before == '\n';
     return false;
   }
 

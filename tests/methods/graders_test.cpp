@@ -71,6 +71,9 @@ TEST(Graders, Choice) {
   EXPECT_EQ(Extracted("choice", "\\text{B}"), "B");
   EXPECT_EQ(Extracted("choice", "A is right"), "A");
   EXPECT_EQ(Extracted("choice", "nothing"), "(none)");
+  EXPECT_EQ(Extracted("choice", "Let C.P be 5.\nAnswer D"), "D");
+  EXPECT_EQ(Extracted("choice", "Let C.P be 5, so take B."), "B");
+  EXPECT_EQ(Extracted("choice", "Correct answer - (A) or so"), "A");
   EXPECT_EQ(Extracted("choice,letters=AB", "C"), "(none)");
   EXPECT_EQ(Extracted("boxed:choice", "B, so \\boxed{\\text{(C)}}"), "C");
   EXPECT_EQ(Extracted("boxed:choice", "B"), "(none)");
@@ -309,6 +312,8 @@ TEST(Graders, Expressions) {
   EXPECT_FALSE(Passes("expression", "1 1 0 0 = 24", "1/0 + 1/0"));
   EXPECT_TRUE(Passes("expression", "3 3 8 8 = 24", "8 / (3 - 8 / 3)"));  // exact: 1/3 in between
   EXPECT_TRUE(Passes("boxed:expression", "3 3 8 8 = 24", "8-3=5 \\boxed{8/(3-8/3) = 24}"));
+  EXPECT_TRUE(Passes("expression", "0.5 48 = 24", "48*.5=24"));
+  EXPECT_EQ(Extracted("expression", "-20+10"), "(none)");  // signs are not part of it, and are not dropped
   const auto grader = Make("expression");
   EXPECT_EQ(grader->Normalise("6*4*1*1"), grader->Normalise("4*6/1*1"));
   EXPECT_NE(grader->Normalise("6*4*1*1"), grader->Normalise("6*4*1"));
