@@ -57,6 +57,7 @@ void AddRunCommand(CommandSet& commands);      // run
 void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
 void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
 void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init
+void AddChatCommand(CommandSet& commands);     // chat
 void AddPolicyCommands(CommandSet& commands);  // eval, export
 void AddInfoCommands(CommandSet& commands);    // version, help, doctor
 

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   quern::AddRunCommand(commands);
   quern::AddPolicyCommands(commands);
   quern::AddModelCommands(commands);
+  quern::AddChatCommand(commands);
   quern::AddReplayCommand(commands);
   quern::AddRoleCommands(commands);
   quern::AddInfoCommands(commands);

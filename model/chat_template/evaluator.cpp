@@ -172,7 +172,6 @@ Evaluator::Flow Evaluator::ExecuteFor(const Stmt& statement) {
     const InScope scope(this);
     return RunBody(statement.otherwise);
   }
-  state->level = loop_level_++;
   Flow flow = Flow::kNormal;
   for (state->index = 0; state->index < state->items->items.size() && flow != Flow::kBreak; ++state->index) {
     Step();
@@ -181,7 +180,6 @@ Evaluator::Flow Evaluator::ExecuteFor(const Stmt& statement) {
     Assign(*statement.target, state->items->items[state->index]);
     flow = RunBody(statement.body);
   }
-  --loop_level_;
   return Flow::kNormal;
 }
 
@@ -209,7 +207,6 @@ Value Evaluator::RunClosure(const std::string& name, const Parameters& parameter
                             const std::shared_ptr<Scope>& parent, const Arguments& arguments) {
   const DepthGuard guard(&depth_, options_.limits.depth);
   const InScope scope(this, parent);
-  const int loop_level = std::exchange(loop_level_, 0);
   const size_t count = parameters.names.size();
   if (arguments.positional.size() > count)
     Fail(StrCat("macro ", name, " takes at most ", count, " arguments, not ", arguments.positional.size()));
@@ -236,7 +233,6 @@ Value Evaluator::RunClosure(const std::string& name, const Parameters& parameter
   const int line = line_;
   const std::string text = Capture(body);
   line_ = line;
-  loop_level_ = loop_level;
   return Text(text);
 }
 

@@ -124,7 +124,6 @@ class Evaluator {
   uint64_t work_ = 0;
   int depth_ = 0;
   int line_ = 0;
-  int loop_level_ = 0;
   std::shared_ptr<Scope> scope_;
   Rendering result_;
   std::string* out_ = nullptr;

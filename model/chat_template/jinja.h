@@ -26,8 +26,8 @@ enum class Dialect {
 struct Limits {
   size_t template_bytes = 1 << 20;
   size_t output_bytes = 16 << 20;    // also of any one string
-  uint64_t steps = 5'000'000;        // nodes evaluated, elements looked at
-  uint64_t work_bytes = 512u << 20;  // bytes of strings and lists made, all together
+  uint64_t steps = 20'000'000;       // nodes evaluated, elements looked at
+  uint64_t work_bytes = 256u << 20;  // bytes of strings and lists made, all together
   int depth = 600;                   // of the evaluation, macro calls included
   int64_t range = 100'000;           // longest range(), as the sandbox has it
 };

@@ -107,8 +107,8 @@ Value LoopAttribute(const Loop& loop, std::string_view name) {
   if (name == "first") return index == 0;
   if (name == "last") return index + 1 >= size;
   if (name == "length") return size;
-  if (name == "depth") return static_cast<int64_t>(loop.level + 1);
-  if (name == "depth0") return static_cast<int64_t>(loop.level);
+  if (name == "depth") return int64_t{1};  // it counts recursive loops only
+  if (name == "depth0") return int64_t{0};
   if (name == "previtem" || name == "nextitem") {
     const int64_t at = name == "previtem" ? index - 1 : index + 1;
     if (at >= 0 && at < size) return loop.items->items[static_cast<size_t>(at)];

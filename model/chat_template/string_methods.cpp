@@ -229,15 +229,47 @@ Value ZeroFill(Evaluator& evaluator, const Value& self, const Arguments& argumen
   return self.string().substr(0, sign) + std::string(static_cast<size_t>(pad), '0') + self.string().substr(sign);
 }
 
-Value Unsupported(Evaluator&, const Value&, const Arguments&) {
-  Fail("str.format is not supported in chat templates; use ~ or the format filter");
+// {}, {0} and {name}, without format specifications or attributes.
+Value FormatText(Evaluator& evaluator, const Value& self, const Arguments& arguments) {
+  const std::string& format = self.string();
+  evaluator.Scan(4 * format.size());
+  std::string out;
+  size_t next = 0;
+  for (size_t i = 0; i < format.size(); ++i) {
+    const char c = format[i];
+    if ((c == '{' || c == '}') && i + 1 < format.size() && format[i + 1] == c) {
+      out += format[i++];
+      continue;
+    }
+    if (c == '}') Fail("format: single } in the text");
+    if (c != '{') {
+      out += c;
+      continue;
+    }
+    const size_t end = format.find('}', i);
+    if (end == std::string::npos) Fail("format: { is not closed");
+    const std::string field = format.substr(i + 1, end - i - 1);
+    i = end;
+    const Value* value = nullptr;
+    if (field.find_first_not_of("0123456789") == std::string::npos && field.size() < 9) {
+      const size_t index = field.empty() ? next++ : static_cast<size_t>(std::stoul(field));
+      if (index < arguments.positional.size()) value = &arguments.positional[index];
+    }
+    for (const auto& [name, named] : arguments.named)
+      if (name == field) value = &named;
+    if (value == nullptr) Fail(StrCat("format: no argument for {", field.substr(0, 60), "}"));
+    const std::string text = evaluator.Str(*value);
+    evaluator.Work(text.size());
+    out += text;
+  }
+  return evaluator.Text(out);
 }
 
 struct NamedMethod {
   std::string_view name;
   Method method;
 };
-constexpr std::array<NamedMethod, 41> kStringMethods = {{{"strip", Strip<true, true>},
+constexpr std::array<NamedMethod, 40> kStringMethods = {{{"strip", Strip<true, true>},
                                                          {"lstrip", Strip<true, false>},
                                                          {"rstrip", Strip<false, true>},
                                                          {"upper", Changed<Upper>},
@@ -276,8 +308,7 @@ constexpr std::array<NamedMethod, 41> kStringMethods = {{{"strip", Strip<true, t
                                                          {"ljust", Pad<false, true>},
                                                          {"rjust", Pad<true, false>},
                                                          {"zfill", ZeroFill},
-                                                         {"format", Unsupported},
-                                                         {"format_map", Unsupported}}};
+                                                         {"format", FormatText}}};
 
 }  // namespace
 

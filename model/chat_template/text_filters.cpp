@@ -136,6 +136,7 @@ Value Round(Evaluator&, const Value& input, const Arguments& arguments) {
   const int64_t precision = bound[0] != nullptr ? std::clamp<int64_t>(WholeNumber("round", *bound[0]), -300, 300) : 0;
   const std::string method = bound[1] != nullptr ? StringOf("round", *bound[1]) : "common";
   const double value = input.number();
+  if (method == "common" && input.is_whole() && precision >= 0) return input.integer();
   if (method == "common") {
     if (precision >= 0 && std::isfinite(value))
       return std::strtod(StrFormat("%.*f", static_cast<int>(precision), value).c_str(), nullptr);

@@ -51,7 +51,6 @@ struct Namespace {
 struct Loop {
   std::shared_ptr<const List> items;
   size_t index = 0;
-  int level = 0;  // 0: the outermost loop
 };
 struct Callable {
   std::string name;
