@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "base/file.h"
 #include "base/random.h"
@@ -219,6 +220,31 @@ TEST(QuestionFile, GradersAgreeWithTheRuleOfGradeSchoolMath) {
           << before << other.answer;
     }
   }
+}
+
+// Solutions of four models to the test questions, flagged right or wrong (example_model_solutions.jsonl of the
+// repository openai/grade-school-math, MIT): {"ground_truth", MODEL: {"solution": "...\nA: 26", "is_correct"}}.
+TEST(QuestionFile, GradersAgreeWithFlagsOfModelSolutions) {
+  QUERN_NEED_SHARED_DATA("datasets/example_model_solutions.jsonl");
+  const std::string file = *ReadFile(SharedData("datasets/example_model_solutions.jsonl"));
+  const auto grader = *MakeGrader("number");
+  size_t flags = 0, agree = 0, right = 0;
+  for (const std::string& line : StrSplit(file, '\n')) {
+    if (line.empty()) continue;
+    const auto row = nlohmann::json::parse(line);
+    for (const char* model : {"6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"}) {
+      const bool flag = row.at(model).at("is_correct").get<bool>();
+      const std::string solution = row.at(model).at("solution").get<std::string>();
+      const bool ours = Grade(*grader, solution, row.at("ground_truth").get<std::string>());
+      ++flags;
+      right += flag ? 1 : 0;
+      agree += flag == ours ? 1 : 0;
+      if (flag != ours) std::printf("  flag %d: ...%s\n", flag, solution.substr(solution.rfind('\n') + 1).c_str());
+    }
+  }
+  std::printf("  %zu of %zu flags agree (%.3f %%), %zu of them right\n", agree, flags,
+              100.0 * static_cast<double>(agree) / static_cast<double>(flags), right);
+  EXPECT_GE(static_cast<double>(agree), 0.99 * static_cast<double>(flags));
 }
 
 // What people calculated on the way, as an oracle for the evaluation: <<48/2=24>> and the equations of SVAMP.
