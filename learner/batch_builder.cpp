@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/strings.h"
+#include "replay/filter.h"
 
 namespace quern {
 
@@ -73,6 +74,7 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
     const std::vector<ScaledReward> scaled = ScaleRewards(rewards, t.done(), options.rewards);
     const bool whole = turns == static_cast<size_t>(t.turns_size());
 
+    const auto data_class = static_cast<uint8_t>(ClassOf(t.source(), t.verdict()) - 1);
     const int64_t row0 = batch.tokens.rows();
     batch.tokens.Add(ids.data(), length, 0, nullptr);
     ++batch.episodes;
@@ -86,6 +88,7 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
         LossRow row;
         row.row = row0 + i - 1;
         row.target = ids[i];
+        row.data_class = data_class;
         row.closes_turn = i + 1 == turn.end();
         if (row.closes_turn) {
           row.reward = scaled[k].reward;

@@ -21,8 +21,8 @@ struct BatchOptions {
 // one message at a time, so that both kinds of data look alike to the model. Records with token ids are left alone.
 Status TokenizeTrajectory(const Tokenizer& tokenizer, const BatchOptions& options, v1::Trajectory& trajectory);
 
-// Packs trajectories and marks where their loss lies. A record that fails to parse or disagrees with itself is an error
-// that names its uid.
+// Packs trajectories and marks where their loss lies and which class of data (DataClassIndex) each token is of. A
+// record that fails to parse or disagrees with itself is an error that names its uid.
 Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, const BatchOptions& options);
 
 }  // namespace quern

@@ -1,7 +1,7 @@
 #include "learner/learner_role.h"
 
 #include <cstdio>
-#include <future>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -10,6 +10,10 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "compute/cpu/cpu_ops.h"
+#include "learner/batch_source.h"
+#include "learner/batch_statistics.h"
+#include "learner/heldout.h"
+#include "learner/probes.h"
 #include "learner/train_stage.h"
 #include "methods/sft.h"
 #include "model/hf/content_hash.h"
@@ -19,55 +23,7 @@ namespace quern {
 
 namespace {
 
-// Fetches the batch of step s + 1 while step s computes.
-class BatchSource {
- public:
-  BatchSource(const LearnerRoleOptions& options, const TrainStageOptions& stage, const BatchOptions& batch)
-      : options_(options), stage_(stage), batch_(batch) {}
-
-  Result<TrainingBatch> Next(int64_t step) {
-    if (!pending_.valid()) pending_ = Start(step);
-    Result<TrainingBatch> batch = pending_.get();
-    if (step + 1 < stage_.optimizer.max_steps) pending_ = Start(step + 1);
-    return batch;
-  }
-
- private:
-  std::future<Result<TrainingBatch>> Start(int64_t step) {
-    return std::async(std::launch::async, [this, step] { return Fetch(step); });
-  }
-
-  Result<TrainingBatch> Fetch(int64_t step) {
-    v1::SampleRequest request;
-    for (const std::string& tag : stage_.without_tags) request.mutable_filter()->add_without_tags(tag);
-    request.set_watermark(stage_.watermark);
-    request.set_seed(stage_.seed);
-    request.set_step(static_cast<uint64_t>(step));
-    request.set_count(static_cast<uint32_t>(stage_.batch_size));
-    request.set_top_fraction(static_cast<float>(stage_.top_fraction));
-    request.set_mix(stage_.mix);
-    request.set_generated_share(static_cast<float>(stage_.generated_share));
-    QUERN_ASSIGN_OR_RETURN(const v1::SampleReply reply,
-                           options_.replay->Sample(request, Deadline::After(options_.call_timeout)));
-    if (reply.trajectories().empty()) {
-      return FailedPrecondition(StrCat("the store has no record to train on up to number ", stage_.watermark));
-    }
-    std::vector<v1::Trajectory> trajectories(static_cast<size_t>(reply.trajectories_size()));
-    for (int i = 0; i < reply.trajectories_size(); ++i) {
-      v1::Trajectory& t = trajectories[static_cast<size_t>(i)];
-      if (!t.ParseFromString(reply.trajectories(i))) {
-        return DataLoss(StrCat("record ", reply.numbers(i), " does not parse"));
-      }
-      QUERN_RETURN_IF_ERROR(TokenizeTrajectory(*options_.tokenizer, batch_, t));
-    }
-    return BuildBatch(trajectories, batch_);
-  }
-
-  const LearnerRoleOptions& options_;
-  const TrainStageOptions& stage_;
-  const BatchOptions& batch_;
-  std::future<Result<TrainingBatch>> pending_;  // its destructor waits
-};
+constexpr int64_t kMostHeldoutRecords = 4096;
 
 class Learner {
  public:
@@ -127,15 +83,120 @@ class Learner {
     return parameters.CopyFrom(checkpoint->Source()).Annotate(dir);
   }
 
-  Status RunStage(const v1::TrainStage& stage, google::protobuf::Map<std::string, double>& metrics) {
+  using Metrics = google::protobuf::Map<std::string, double>;
+
+  DrawOptions Draw(const TrainStageOptions& o) const {
+    DrawOptions draw;
+    draw.replay = options_.replay;
+    draw.tokenizer = options_.tokenizer.get();
+    draw.batch = batch_options_;
+    draw.batch.rewards.kind = o.reward_scale;
+    draw.batch.rewards.temperature = o.reward_temperature;
+    draw.without_tags = o.without_tags;
+    draw.watermark = o.watermark;
+    draw.seed = o.seed;
+    draw.top_fraction = o.top_fraction;
+    draw.limits[kRealData] = static_cast<uint64_t>(o.mixture.real_records);
+    draw.timeout = options_.call_timeout;
+    return draw;
+  }
+
+  Result<HeldoutSet> Heldout(const TrainStageOptions& o) const {
+    DrawOptions draw = Draw(o);
+    draw.tags = {kHeldoutTag};
+    draw.without_tags.clear();
+    draw.top_fraction = 0;
+    draw.limits = {};
+    return HeldoutSet::Load(draw, kMostHeldoutRecords);
+  }
+
+  Status RunHeldoutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
+    if (stage.initial_size() != 1) {
+      return InvalidArgument(StrCat(stage.name(), ": ", stage.initial_size(), " weight versions to score"));
+    }
+    QUERN_ASSIGN_OR_RETURN(const HeldoutSet heldout, Heldout(o));
+    if (heldout.empty()) return FailedPrecondition(StrCat("no record is tagged ", kHeldoutTag));
+    QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(0), trainer_->parameters()));
+    trainer_->set_max_micro_batch_tokens(o.micro_batch_tokens);
+    QUERN_RETURN_IF_ERROR(trainer_->Begin(o.optimizer, std::nullopt));
+    const HeldoutLoss measured = heldout.Measure(*trainer_);
+    metrics["heldout_loss"] = measured.loss;
+    metrics["heldout_std_error"] = measured.std_error;
+    metrics["heldout_records"] = static_cast<double>(measured.records);
+    return {};
+  }
+
+  // Counts what there is, measures what the controller lacks, and says so in `metrics`.
+  Result<Mixture> PrepareMixture(const v1::TrainStage& stage, const TrainStageOptions& o, const HeldoutSet& heldout,
+                                 Metrics& metrics) {
+    using Policy = MixtureOptions::Policy;
+    const DrawOptions draw = Draw(o);
+    QUERN_ASSIGN_OR_RETURN(const DataSummary data, DescribeData(draw));
+    MixtureState state;
+    int64_t classes = 0;
+    std::map<uint32_t, uint64_t> depths;
+    for (size_t q = 0; q < kDataClasses; ++q) {
+      const v1::PartSummary& part = data[q];
+      if (part.records() == 0) continue;
+      ++classes;
+      state.n[q] = static_cast<double>(part.unique());
+      metrics[StrCat("unique_", kDataClassNames[q])] = state.n[q];
+      metrics[StrCat("duplicates_", kDataClassNames[q])] = 1 - state.n[q] / static_cast<double>(part.records());
+      for (const auto& [depth, records] : part.depths()) depths[depth] += records;
+    }
+    for (const auto& [depth, records] : depths) metrics[StrCat("depth_", depth)] = static_cast<double>(records);
+    if (classes == 0) return FailedPrecondition(StrCat("no record to train on up to number ", o.watermark));
+    if (o.mixture.policy == Policy::kRealOnly && state.n[kRealData] == 0) {
+      return FailedPrecondition("mixture.policy is real_only and there are no real records");
+    }
+    if (o.batch_size < classes) {
+      return InvalidArgument(StrCat("batch_size ", o.batch_size, " is less than the ", classes,
+                                    " classes of data (real, verified, hinted, unverified) that a batch is to mix"));
+    }
+    if (o.mixture.policy == Policy::kController && state.n[kRealData] > 0 && classes > 1) {
+      ProbeContext context;
+      context.trainer = trainer_.get();
+      context.optimizer = o.optimizer;
+      context.draw = draw;
+      context.batch_size = o.batch_size;
+      context.heldout = &heldout;
+      context.reset = [&] { return LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()); };
+      double steps = 0;
+      context.alive = [&](const std::string& activity) -> Status {
+        ++steps;
+        if (options_.stop->load()) return Cancelled("stopped");
+        if (Clock::now() - last_heartbeat_ < std::chrono::milliseconds(500)) return {};
+        // "turns" counts as progress for the job's deadline and not as the stage's steps.
+        QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat(StrCat(stage.name(), ", ", activity), {{"turns", steps}}));
+        return go_on ? Status() : Cancelled("the coordinator asked to stop");
+      };
+      std::map<std::string, double> measured;
+      QUERN_RETURN_IF_ERROR(MeasureMixture(context, o.mixture, data, state, measured));
+      metrics.insert(measured.begin(), measured.end());
+    }
+    return Mixture(o.mixture, state);
+  }
+
+  Status RunStage(const v1::TrainStage& stage, Metrics& metrics) {
     QUERN_ASSIGN_OR_RETURN(TrainStageOptions o, ParseTrainStage(stage));
+    if (o.method == kHeldoutMethod) return RunHeldoutStage(stage, o, metrics);
     const bool q_sft = o.method == "q_sft";
     if (stage.initial_size() != (q_sft ? 2 : 1)) {
       return InvalidArgument(StrCat(stage.name(), ": ", stage.initial_size(), " initial weight versions"));
     }
     o.q_sft.reserved_token = options_.reserved_token;
-    QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()));
     trainer_->set_max_micro_batch_tokens(o.micro_batch_tokens);
+    const auto begin = Clock::now();
+    const bool controlled = o.mixture.policy == MixtureOptions::Policy::kController;
+    HeldoutSet heldout;
+    if (controlled) {
+      QUERN_ASSIGN_OR_RETURN(heldout, Heldout(o));
+    }
+    QUERN_ASSIGN_OR_RETURN(Mixture mixture, PrepareMixture(stage, o, heldout, metrics));
+    PhaseHistory& history = history_[o.weights_name];
+    mixture.set_halvings(history.halvings);
+
+    QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()));
     QUERN_RETURN_IF_ERROR(trainer_->Begin(o.optimizer, q_sft ? std::optional<float>(o.q_sft.polyak) : std::nullopt));
 
     std::unique_ptr<Objective> objective = std::make_unique<SftObjective>();
@@ -150,40 +211,63 @@ class Learner {
       bootstrap.behaviour = behaviour.get();
     }
 
-    BatchOptions batch_options = batch_options_;
-    batch_options.rewards.kind = o.reward_scale;
-    batch_options.rewards.temperature = o.reward_temperature;
-    BatchSource source(options_, o, batch_options);
-    const auto begin = Clock::now();
+    const int64_t steps = o.optimizer.max_steps;
+    BatchSource source(Draw(o), DrawPlan(mixture, o.batch_size, steps), steps);
+    const double omega = GeneratedShare(mixture.Current(0, steps));
+    const int64_t check_every =
+        controlled && !heldout.empty() && o.mixture_checks > 0 ? std::max<int64_t>(1, steps / o.mixture_checks) : steps;
+    BatchStatistics statistics;
     int64_t tokens = 0;
     StepReport last;
-    for (int64_t step = 0; step < o.optimizer.max_steps; ++step) {
+    for (int64_t step = 0; step < steps; ++step) {
       if (options_.stop->load()) return Cancelled("stopped");
       const auto wait_begin = Clock::now();
-      QUERN_ASSIGN_OR_RETURN(const TrainingBatch batch, source.Next(step));
+      QUERN_ASSIGN_OR_RETURN(TrainingBatch batch, source.Next(step));
       const double wait = SecondsSince(wait_begin);
       const auto step_begin = Clock::now();
-      objective->SetProgress(static_cast<double>(step) / static_cast<double>(o.optimizer.max_steps));
+      const Shares shares = mixture.Current(step, steps);
+      statistics.Add(batch, WeightRows(shares, batch));
+      objective->SetProgress(static_cast<double>(step) / static_cast<double>(steps));
       QUERN_ASSIGN_OR_RETURN(last, trainer_->Step(batch, *objective, q_sft ? &bootstrap : nullptr));
       tokens += last.tokens;
-      const bool final_step = step + 1 == o.optimizer.max_steps;
-      if (final_step || step % options_.log_every_steps == 0) {
-        LogStep(stage.name(), step + 1, last, wait, SecondsSince(step_begin));
+      const bool final_step = step + 1 == steps;
+      std::map<std::string, double> numbers = {{"omega", GeneratedShare(shares)}};
+      const bool check = !final_step && (step + 1) % check_every == 0;
+      if (check) {
+        numbers["heldout_loss"] = heldout.Measure(*trainer_).loss;
+        if (mixture.ObserveCheck(numbers["heldout_loss"], numbers["omega"])) {
+          LogWarning(StrCat(stage.name(), ": the held-out loss rose; the generated share is halved"));
+        }
+      }
+      if (check || final_step || step % options_.log_every_steps == 0) {
+        numbers.merge(statistics.Report());
+        LogStep(stage.name(), step + 1, last, numbers, wait, SecondsSince(step_begin));
       }
       if (Clock::now() - last_heartbeat_ > std::chrono::milliseconds(500)) {
         QUERN_ASSIGN_OR_RETURN(
             const bool go_on,
             Heartbeat(stage.name(), {{"step", static_cast<double>(step + 1)},
-                                     {"max_steps", static_cast<double>(o.optimizer.max_steps)},
+                                     {"max_steps", static_cast<double>(steps)},
                                      {"loss", last.loss},
                                      {"tokens_per_second", static_cast<double>(tokens) / SecondsSince(begin)}}));
         if (!go_on) return Cancelled("the coordinator asked to stop");
       }
     }
+    metrics["omega"] = omega;
+    if (controlled) {
+      if (!heldout.empty() && mixture.state().n[kRealData] > 0) {
+        const double loss = heldout.Measure(*trainer_).loss;
+        metrics["heldout_loss"] = loss;
+        mixture.ObservePhase(history.ends, loss, omega);
+        history.ends.push_back({mixture.state().n[kRealData], loss});
+      }
+      history.halvings = mixture.halvings();
+      metrics["halvings"] = mixture.halvings();
+    }
     QUERN_RETURN_IF_ERROR(Publish(stage, o));
     const double seconds = SecondsSince(begin);
     metrics["loss"] = last.loss;
-    metrics["steps"] = static_cast<double>(o.optimizer.max_steps);
+    metrics["steps"] = static_cast<double>(steps);
     metrics["tokens"] = static_cast<double>(tokens);
     metrics["seconds"] = seconds;
     metrics["tokens_per_second"] = static_cast<double>(tokens) / seconds;
@@ -191,7 +275,8 @@ class Learner {
     return {};
   }
 
-  void LogStep(const std::string& stage, int64_t step, const StepReport& report, double wait, double seconds) {
+  void LogStep(const std::string& stage, int64_t step, const StepReport& report,
+               const std::map<std::string, double>& mixture, double wait, double seconds) {
     nlohmann::ordered_json line = {{"stage", stage},
                                    {"step", step},
                                    {"loss", report.loss},
@@ -204,6 +289,7 @@ class Learner {
                                    {"wait_seconds", wait},
                                    {"step_seconds", seconds}};
     for (const auto& [name, value] : report.method) line[name] = value;
+    for (const auto& [name, value] : mixture) line[name] = value;
     if (options_.metrics_path.empty()) return;
     std::FILE* file = std::fopen(options_.metrics_path.c_str(), "a");
     if (file == nullptr) return;
@@ -238,6 +324,12 @@ class Learner {
   ModelConfig config_;
   std::unique_ptr<Trainer> trainer_;
   Clock::time_point last_heartbeat_{};
+  // What the stages that publish under one name ended with: each is a phase to the next one's controller.
+  struct PhaseHistory {
+    std::vector<LossPoint> ends;
+    int halvings = 0;
+  };
+  std::map<std::string, PhaseHistory> history_;
   uint64_t published_ = 0;
   std::string last_hash_;
 };

@@ -38,6 +38,49 @@ class Fields {
   Status status_;
 };
 
+Status ReadMixture(const Json& object, const std::string& stage, TrainStageOptions& o) {
+  MixtureOptions& m = o.mixture;
+  if (!object.is_object()) return InvalidArgument(stage + ": option mixture is not an object");
+  Fields f(object, stage + ": mixture");
+  std::string policy = "fixed", over = "progress";
+  Json schedule = Json::array(), c2 = Json::object();
+  f.Read("policy", policy);
+  f.Read("share", m.share);
+  f.Read("schedule", schedule);
+  f.Read("schedule_over", over);
+  f.Read("rho", m.rho);
+  f.Read("omega_max", m.omega_max);
+  f.Read("final_phase", m.final_phase);
+  f.Read("sigma2d", m.sigma2d);
+  f.Read("c2", c2);
+  f.Read("probe_steps", m.probe_steps);
+  f.Read("probe_sizes", m.probe_sizes);
+  f.Read("checks", o.mixture_checks);
+  f.Read("follow_tolerance", m.follow_tolerance);
+  f.Read("hinted_max", m.hinted_max);
+  f.Read("real_records", m.real_records);
+  QUERN_RETURN_IF_ERROR(f.Finish());
+  Fields shifts(c2, stage + ": mixture.c2");
+  for (size_t q = kVerifiedData; q < kDataClasses; ++q) shifts.Read(kDataClassNames[q], m.c2[q]);
+  QUERN_RETURN_IF_ERROR(shifts.Finish());
+  for (const Json& point : schedule) {
+    Fields fields(point, stage + ": mixture.schedule");
+    SharePoint& out = m.schedule.emplace_back();
+    fields.Read("at", out.at);
+    fields.Read("share", out.share);
+    QUERN_RETURN_IF_ERROR(fields.Finish());
+  }
+  m.schedule_by_real = over == "real_records";
+  using Policy = MixtureOptions::Policy;
+  m.policy = policy == "controller"  ? Policy::kController
+             : policy == "scheduled" ? Policy::kScheduled
+             : policy == "real_only" ? Policy::kRealOnly
+                                     : Policy::kFixed;
+  if (m.policy == Policy::kScheduled && m.schedule.empty())
+    return InvalidArgument(stage + ": mixture.schedule is empty");
+  return {};
+}
+
 }  // namespace
 
 Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
@@ -45,7 +88,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   if (!object.is_object()) return InvalidArgument(stage.name() + ": options are not a JSON object");
   TrainStageOptions o;
   o.method = stage.method();
-  if (o.method != "sft" && o.method != "filtered_sft" && o.method != "q_sft") {
+  if (o.method != kHeldoutMethod && o.method != "sft" && o.method != "filtered_sft" && o.method != "q_sft") {
     return InvalidArgument(stage.name() + ": unknown method " + o.method);
   }
   Fields f(object, stage.name());
@@ -80,10 +123,11 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("seed", o.seed);
   f.Read("watermark", o.watermark);
   f.Read("without_tags", o.without_tags);
-  f.Read("mix", o.mix);
-  f.Read("generated_share", o.generated_share);
+  Json mixture = Json::object();
+  f.Read("mixture", mixture);
   f.Read("generation_depth", o.generation_depth);
   QUERN_RETURN_IF_ERROR(f.Finish());
+  QUERN_RETURN_IF_ERROR(ReadMixture(mixture, stage.name(), o));
   o.q_sft.remainder = remainder == "uniform" ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
   o.q_sft.rule = rule == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
   o.reward_scale = reward_scale == "exponential" ? RewardScale::Kind::kExponential : RewardScale::Kind::kLinear;

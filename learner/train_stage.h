@@ -5,14 +5,18 @@
 #include <vector>
 
 #include "base/status.h"
+#include "learner/mixture.h"
 #include "learner/trainer.h"
 #include "proto/coordinator.pb.h"
 
 namespace quern {
 
+inline constexpr char kHeldoutTag[] = "heldout";  // real records that are only ever scored
+inline constexpr char kHeldoutMethod[] = "heldout_loss";
+
 // A train stage as the learner runs it: TrainStage.options_json with its types.
 struct TrainStageOptions {
-  std::string method;  // sft | filtered_sft | q_sft
+  std::string method;  // sft | filtered_sft | q_sft; heldout_loss scores and trains nothing
   OptimizerOptions optimizer;
   int64_t batch_size = 64;  // trajectories a step
   int64_t micro_batch_tokens = 4096;
@@ -24,8 +28,8 @@ struct TrainStageOptions {
   uint64_t seed = 0;
   uint64_t watermark = 0;  // records up to this number are sampled
   std::vector<std::string> without_tags;
-  bool mix = false;
-  double generated_share = 0;
+  MixtureOptions mixture;
+  int64_t mixture_checks = 4;  // times in a stage that the controller looks at the held-out loss, where there is any
   uint32_t generation_depth = 1;
 };
 

@@ -17,6 +17,7 @@ struct LossRow {
   float discount = 1;        // of the value that follows, apart from gamma (RewardScale::kExponential)
   bool has_target = true;    // false: the episode was cut off here and nothing is known of what would have followed
   float weight = 1;          // weight of this token's loss
+  uint8_t data_class = 0;    // whose share of the loss it counts to, where a batch mixes classes of data
 };
 
 // Packed episodes and where their loss lies.

@@ -4,6 +4,13 @@
 
 namespace quern {
 
+v1::DataClass ClassOf(v1::Source source, v1::Verdict verdict) {
+  if (source == v1::SOURCE_REAL) return v1::DATA_CLASS_REAL;
+  if (verdict == v1::VERDICT_VERIFIED) return v1::DATA_CLASS_VERIFIED;
+  if (verdict == v1::VERDICT_HINTED) return v1::DATA_CLASS_HINTED;
+  return v1::DATA_CLASS_UNVERIFIED;
+}
+
 RowFilter::RowFilter(const v1::Filter& filter, const RecordTable& table)
     : filter_(filter), task_hash_(HashTask(filter.task())) {
   if (!filter.run().empty()) {
@@ -37,6 +44,8 @@ bool RowFilter::Matches(const RecordRow& row) const {
   if (filter_.has_guideline() && row.guideline != filter_.guideline()) return false;
   if (filter_.has_min_depth() && row.depth < filter_.min_depth()) return false;
   if (filter_.has_max_depth() && row.depth > filter_.max_depth()) return false;
+  if (filter_.data_class() != v1::DATA_CLASS_UNSPECIFIED && ClassOf(row.source, row.verdict) != filter_.data_class())
+    return false;
   return filter_.task().empty() || row.task_hash == task_hash_;
 }
 

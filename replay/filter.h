@@ -10,6 +10,8 @@
 
 namespace quern {
 
+v1::DataClass ClassOf(v1::Source source, v1::Verdict verdict);
+
 // A v1::Filter resolved against a table's names. Valid as long as nothing is appended to the table.
 class RowFilter {
  public:

@@ -10,7 +10,7 @@ namespace quern {
 
 namespace {
 
-constexpr char kRowFormat = 2;
+constexpr char kRowFormat = 3;
 
 // Little-endian, as all of Quern's platforms are.
 template <typename T>
@@ -58,6 +58,19 @@ class Reader {
 
 uint64_t HashTask(std::string_view task) { return task.empty() ? 0 : XXH3_64bits(task.data(), task.size()); }
 
+namespace {
+uint64_t HashText(const v1::Trajectory& trajectory) {
+  if (trajectory.messages().empty()) return XXH3_64bits(trajectory.token_ids().data(), trajectory.token_ids().size());
+  std::string text;
+  for (const v1::Message& message : trajectory.messages()) {
+    PutString(&text, message.role());
+    Put(&text, static_cast<uint64_t>(message.content().size()));
+    text += message.content();
+  }
+  return XXH3_64bits(text.data(), text.size());
+}
+}  // namespace
+
 StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
   StoredRow stored;
   const XXH128_hash_t uid = XXH3_128bits(trajectory.uid().data(), trajectory.uid().size());
@@ -67,6 +80,7 @@ StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
                 .uid_low = uid.low64,
                 .version = version,
                 .task_hash = HashTask(trajectory.task()),
+                .text_hash = HashText(trajectory),
                 .episode_return = trajectory.episode_return(),
                 .tokens = static_cast<uint32_t>(trajectory.token_ids().size() / 4),
                 .bytes = static_cast<uint32_t>(bytes),
@@ -91,6 +105,7 @@ std::string EncodeRow(const StoredRow& stored) {
   Put(&out, row.uid_low);
   Put(&out, row.version);
   Put(&out, row.task_hash);
+  Put(&out, row.text_hash);
   Put(&out, row.episode_return);
   Put(&out, row.tokens);
   Put(&out, row.bytes);
@@ -113,6 +128,7 @@ bool DecodeRow(std::string_view bytes, StoredRow* stored) {
   row.uid_low = in.Get<uint64_t>();
   row.version = in.Get<uint64_t>();
   row.task_hash = in.Get<uint64_t>();
+  row.text_hash = in.Get<uint64_t>();
   row.episode_return = in.Get<double>();
   row.tokens = in.Get<uint32_t>();
   row.bytes = in.Get<uint32_t>();

@@ -17,6 +17,7 @@ struct RecordRow {
   uint64_t uid_low = 0;
   uint64_t version = 0;    // of the newest policy; 0: none
   uint64_t task_hash = 0;  // XXH3-64
+  uint64_t text_hash = 0;  // XXH3-64 of the messages, or of the token ids of a record without
   double episode_return = 0;
   uint32_t tokens = 0;
   uint32_t bytes = 0;  // of the serialised record

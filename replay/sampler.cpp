@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <unordered_set>
 
 #include "base/check.h"
 #include "base/random.h"
@@ -16,10 +17,25 @@ constexpr size_t kEntries = 16;
 constexpr int kRounds = 8;
 // Small ranges use a larger domain: a Feistel network over a handful of values has few distinct orders.
 constexpr int kMinHalfBits = 3;
-constexpr uint64_t kRealStream = 1;
-constexpr uint64_t kGeneratedStream = 2;
 
 std::string FilterKey(const v1::Filter& filter) { return filter.SerializeAsString(); }
+
+Status NothingMatches(uint64_t watermark) {
+  return NotFound(StrCat("sample: no record up to number ", watermark, " matches the filter"));
+}
+
+v1::PartSummary Describe(const RecordTable& table, const std::vector<uint64_t>& numbers, size_t size) {
+  v1::PartSummary summary;
+  std::unordered_set<uint64_t> texts;
+  for (size_t i = 0; i < size; ++i) {
+    const RecordRow& row = table.row(numbers[i]);
+    texts.insert(row.text_hash);
+    ++(*summary.mutable_depths())[row.depth];
+  }
+  summary.set_records(size);
+  summary.set_unique(texts.size());
+  return summary;
+}
 
 }  // namespace
 
@@ -56,25 +72,6 @@ std::vector<uint64_t> SequenceIndices(uint64_t size, uint64_t seed, uint64_t fir
     for (uint64_t j = position % size; j < size && indices.size() < count; ++j) indices.push_back(permutation(j));
   }
   return indices;
-}
-
-MixPlan PlanMix(uint64_t step, uint32_t count, float generated_share, bool any_generated, bool any_real) {
-  const uint64_t first = step * count;
-  MixPlan plan;
-  if (!any_generated || !any_real) {
-    (any_real ? plan.real_first : plan.generated_first) = first;
-    (any_real ? plan.real_count : plan.generated_count) = count;
-    return plan;
-  }
-  const auto share = static_cast<uint64_t>(std::llround(static_cast<double>(generated_share) * (1 << 20)));
-  const auto generated_before = [&](uint64_t position) {
-    return static_cast<uint64_t>((static_cast<unsigned __int128>(position) * share) >> 20);
-  };
-  plan.generated_first = generated_before(first);
-  plan.generated_count = generated_before(first + count) - plan.generated_first;
-  plan.real_first = first - plan.generated_first;
-  plan.real_count = count - plan.generated_count;
-  return plan;
 }
 
 void Sampler::Clear() {
@@ -169,46 +166,52 @@ Result<Sampler::Choice> Sampler::Choose(const RecordTable& table, const v1::Samp
   if (watermark > table.newest())
     return FailedPrecondition(
         StrCat("sample: watermark ", watermark, ", but the newest record is number ", table.newest()));
-  if (request.count() == 0) return InvalidArgument("sample: count 0");
   if (!(request.top_fraction() >= 0 && request.top_fraction() <= 1))
     return InvalidArgument(StrCat("sample: top_fraction ", request.top_fraction(), " is not between 0 and 1"));
-  if (!(request.generated_share() >= 0 && request.generated_share() <= 1))
-    return InvalidArgument(StrCat("sample: generated_share ", request.generated_share(), " is not between 0 and 1"));
-  if (request.step() > ~uint64_t{0} / request.count() - 1)
-    return InvalidArgument(StrCat("sample: step ", request.step(), " is out of range"));
 
   std::lock_guard lock(mutex_);
   Choice choice;
-  const auto draw = [&](const Numbers& from, uint64_t seed, uint64_t first, uint64_t count) {
-    if (count == 0) return;
-    for (const uint64_t index : SequenceIndices(from->size(), seed, first, count))
-      choice.numbers.push_back((*from)[index]);
-  };
-  const auto none = [&] {
-    return NotFound(StrCat("sample: no record up to number ", watermark, " matches the filter"));
-  };
-  if (!request.mix()) {
-    QUERN_ASSIGN_OR_RETURN(const Numbers from, TopCandidates(table, request.filter(), request.top_fraction(), watermark,
-                                                             matches_text, &choice.candidates));
-    if (from->empty()) return none();
-    draw(from, request.seed(), request.step() * request.count(), request.count());
+  if (!request.parts().empty()) {
+    QUERN_RETURN_IF_ERROR(ChooseParts(table, request, matches_text, choice));
     return choice;
   }
-  if (request.filter().source() != v1::SOURCE_UNSPECIFIED)
-    return InvalidArgument("sample: a mix of real and generated records cannot be filtered by source");
-  v1::Filter part = request.filter();
-  part.set_source(v1::SOURCE_REAL);
-  QUERN_ASSIGN_OR_RETURN(const Numbers real, TopCandidates(table, part, request.top_fraction(), watermark, matches_text,
-                                                           &choice.candidates));
-  part.set_source(v1::SOURCE_GENERATED);
-  QUERN_ASSIGN_OR_RETURN(const Numbers generated, TopCandidates(table, part, request.top_fraction(), watermark,
-                                                                matches_text, &choice.candidates));
-  if (real->empty() && generated->empty()) return none();
-  const MixPlan plan =
-      PlanMix(request.step(), request.count(), request.generated_share(), !generated->empty(), !real->empty());
-  draw(real, MixSeed(request.seed(), kRealStream), plan.real_first, plan.real_count);
-  draw(generated, MixSeed(request.seed(), kGeneratedStream), plan.generated_first, plan.generated_count);
+  if (request.count() == 0) return InvalidArgument("sample: count 0");
+  if (request.step() > ~uint64_t{0} / request.count() - 1)
+    return InvalidArgument(StrCat("sample: step ", request.step(), " is out of range"));
+  QUERN_ASSIGN_OR_RETURN(const Numbers from, TopCandidates(table, request.filter(), request.top_fraction(), watermark,
+                                                           matches_text, &choice.candidates));
+  if (from->empty()) return NothingMatches(watermark);
+  const uint64_t first = request.step() * request.count();
+  for (const uint64_t index : SequenceIndices(from->size(), request.seed(), first, request.count()))
+    choice.numbers.push_back((*from)[index]);
   return choice;
+}
+
+Status Sampler::ChooseParts(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text,
+                            Choice& choice) {
+  if (request.filter().data_class() != v1::DATA_CLASS_UNSPECIFIED)
+    return InvalidArgument("sample: a request in parts cannot be filtered by class");
+  if (request.count() != 0 || request.step() != 0)
+    return InvalidArgument("sample: a request in parts has no step and count of its own");
+  v1::Filter filter = request.filter();
+  for (const v1::SamplePart& part : request.parts()) {
+    if (part.first() > ~uint64_t{0} - part.count())
+      return InvalidArgument(StrCat("sample: first ", part.first(), " is out of range"));
+    filter.set_data_class(part.data_class());
+    QUERN_ASSIGN_OR_RETURN(const Numbers from, TopCandidates(table, filter, request.top_fraction(), request.watermark(),
+                                                             matches_text, &choice.candidates));
+    const size_t size = part.limit() == 0 ? from->size() : std::min<size_t>(part.limit(), from->size());
+    if (request.describe()) choice.parts.push_back(Describe(table, *from, size));
+    if (part.count() == 0) continue;
+    if (size == 0) return NothingMatches(request.watermark());
+    // Real records are drawn as if there were nothing else, the classes independently of each other.
+    const uint64_t seed = part.data_class() <= v1::DATA_CLASS_REAL
+                              ? request.seed()
+                              : MixSeed(request.seed(), static_cast<uint64_t>(part.data_class()));
+    for (const uint64_t index : SequenceIndices(size, seed, part.first(), part.count()))
+      choice.numbers.push_back((*from)[index]);
+  }
+  return {};
 }
 
 }  // namespace quern

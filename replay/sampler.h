@@ -34,15 +34,6 @@ class Permutation {
 // another order: within a pass nothing repeats. size > 0.
 std::vector<uint64_t> SequenceIndices(uint64_t size, uint64_t seed, uint64_t first, uint64_t count);
 
-// How a batch is shared between generated and real records: the share is exact over steps, not rounded in each.
-struct MixPlan {
-  uint64_t generated_first = 0;
-  uint64_t generated_count = 0;
-  uint64_t real_first = 0;
-  uint64_t real_count = 0;
-};
-MixPlan PlanMix(uint64_t step, uint32_t count, float generated_share, bool any_generated, bool any_real);
-
 // Chooses records for sample requests; keeps the sorted candidate lists of recent (filter, watermark) pairs and extends
 // them as the store grows. Thread-safe; the table must not change during a call.
 class Sampler {
@@ -52,11 +43,14 @@ class Sampler {
   struct Choice {
     std::vector<uint64_t> numbers;
     uint64_t candidates = 0;
+    std::vector<v1::PartSummary> parts;  // of requests that ask for it
   };
   Result<Choice> Choose(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text);
   void Clear();
 
  private:
+  Status ChooseParts(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text,
+                     Choice& choice);
   using Numbers = std::shared_ptr<const std::vector<uint64_t>>;
   struct Entry {
     std::string key;  // the filter and top fraction

@@ -142,6 +142,7 @@ Result<v1::SampleReply> Store::Sample(const v1::SampleRequest& request) {
   const std::vector<rocksdb::Status> statuses = impl_->db->MultiGet(rocksdb::ReadOptions(), from, slices, &values);
   v1::SampleReply reply;
   reply.set_candidates(choice.candidates);
+  for (const v1::PartSummary& part : choice.parts) *reply.add_parts() = part;
   for (size_t i = 0; i < keys.size(); ++i) {
     if (statuses[i].IsNotFound())
       return DataLoss(StrCat(impl_->directory, ": record ", choice.numbers[i], " is missing"));

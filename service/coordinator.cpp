@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/random.h"
 #include "base/strings.h"
+#include "learner/train_stage.h"
 #include "replay/import.h"
 #include "service/chains.h"
 #include "service/policies.h"
@@ -24,6 +25,11 @@ constexpr auto kStoreDeadline = std::chrono::seconds(60);
 // Gauges that only move when work gets done.
 bool IsProgress(const std::string& gauge) {
   return gauge == "step" || gauge == "episodes" || gauge == "tokens" || gauge == "generated_tokens" || gauge == "turns";
+}
+
+// What NextStage hands out.
+bool ForLearner(const PlannedStage& stage) {
+  return stage.kind == PlannedStage::Kind::kTrain || stage.kind == PlannedStage::Kind::kScore;
 }
 
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
@@ -53,6 +59,7 @@ Coordinator::Coordinator(CoordinatorOptions options, Replay* store, Clock::time_
     stage.plan = planned;
     stage.total = planned.kind == PlannedStage::Kind::kTrain     ? planned.steps
                   : planned.kind == PlannedStage::Kind::kRollout ? planned.episodes
+                  : planned.kind == PlannedStage::Kind::kScore   ? 1
                                                                  : planned.files.size();
   }
 }
@@ -166,7 +173,7 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
   reply.set_stop(state_ != State::kRunning);
   if (state_ != State::kRunning) return reply;
   for (Stage& stage : stages_) {
-    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning) continue;
+    if (!ForLearner(stage.plan) || stage.state != StageState::kRunning) continue;
     if (!stage.asked_for) stage.begin = now;
     stage.asked_for = true;
     v1::TrainStage& out = *reply.mutable_stage();
@@ -192,7 +199,7 @@ v1::StageDoneReply Coordinator::StageDone(const v1::StageDoneRequest& request, C
     Fail("stage " + request.name() + ": " + request.error());
     return {};
   }
-  if (stage->published.path().empty()) {
+  if (stage->plan.kind == PlannedStage::Kind::kTrain && stage->published.path().empty()) {
     stage->state = StageState::kFailed;
     Fail("stage " + request.name() + ": the learner finished without publishing weights");
     return {};
@@ -247,7 +254,7 @@ v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_poi
     v1::StageStatus& out = *reply.add_stages();
     out.set_name(stage.plan.name);
     // A train stage that the learner has not come to yet waits.
-    const bool waits = stage.plan.kind == PlannedStage::Kind::kTrain && !stage.asked_for;
+    const bool waits = ForLearner(stage.plan) && !stage.asked_for;
     out.set_state(waits && stage.state == StageState::kRunning ? "pending" : names[static_cast<int>(stage.state)]);
     out.set_done(stage.done);
     out.set_total(stage.total);
@@ -280,7 +287,8 @@ void Coordinator::Tick(Clock::time_point now) {
     switch (stage.plan.kind) {
       case PlannedStage::Kind::kImport: RunImport(i, lock, now); break;
       case PlannedStage::Kind::kRollout: StartRollout(stage, now); break;
-      case PlannedStage::Kind::kTrain: StartTrain(i, lock, now); break;
+      case PlannedStage::Kind::kTrain:
+      case PlannedStage::Kind::kScore: StartTrain(i, lock, now); break;
     }
   }
   if (state_ != State::kRunning) return;
@@ -332,13 +340,16 @@ void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, C
   lock.unlock();
   v1::StatsRequest request;
   request.mutable_filter()->add_without_tags(kEvaluationTag);
+  request.mutable_filter()->add_without_tags(kHeldoutTag);
   const Result<v1::StatsReply> stats = store_->Stats(request, Deadline::After(kStoreDeadline));
   lock.lock();
   Stage& stage = stages_[index];
   if (!stats.ok()) return Fail("stage " + stage.plan.name + ": " + stats.status().message());
-  if (stats->records() == 0) return Fail("stage " + stage.plan.name + ": the store has no record to learn from");
-  LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " steps on ", stats->records(), " records, mean return ",
-                 stats->mean_return(), ", watermark ", stats->watermark()));
+  if (stage.plan.kind == PlannedStage::Kind::kTrain) {
+    if (stats->records() == 0) return Fail("stage " + stage.plan.name + ": the store has no record to learn from");
+    LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " steps on ", stats->records(),
+                   " records, mean return ", stats->mean_return(), ", watermark ", stats->watermark()));
+  }
   stage.watermark = stats->watermark();
   stage.state = StageState::kRunning;
   stage.begin = now;
@@ -373,7 +384,7 @@ void Coordinator::RunImport(size_t index, std::unique_lock<std::mutex>& lock, Cl
   stages_[index].state = StageState::kRunning;
   const std::vector<std::string> files = stages_[index].plan.files;
   ImportOptions options;
-  options.tags = {"offline"};
+  options.tags = stages_[index].plan.tags;
   options.run = options_.job.name;
   std::string problem;
   uint64_t rows = 0;
@@ -505,8 +516,11 @@ void Coordinator::SavePublished() const {
 }
 
 void Coordinator::Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  StageMetrics metrics_of_stages;
+  for (const Stage& stage : stages_) metrics_of_stages[stage.plan.name] = stage.metrics;
   lock.unlock();
-  const Result<JobResult> result = MeasureJob(*store_, options_.job, options_.plan, Deadline::After(kStoreDeadline));
+  const Result<JobResult> result =
+      MeasureJob(*store_, options_.job, options_.plan, metrics_of_stages, Deadline::After(kStoreDeadline));
   lock.lock();
   if (state_ != State::kRunning) return;
   if (!result.ok()) return Fail("result: " + result.status().message());

@@ -97,6 +97,17 @@ class SectionReader {
       values.push_back(item.Scalar());
     }
   }
+  void Field(const char* key, std::vector<int64_t>& values) {
+    const YAML::Node* node = Take(key);
+    if (node == nullptr) return;
+    values.clear();
+    if (node->IsNull()) return;
+    if (!node->IsSequence()) return origins_.Fail(Child(path_, key), Mismatch(key, "a list", *node));
+    for (const YAML::Node& item : *node) {
+      if (!item.IsScalar() || !YAML::convert<int64_t>::decode(item, values.emplace_back()))
+        return origins_.Fail(Child(path_, key), Mismatch(key, "a list of whole numbers", item));
+    }
+  }
   template <class Section>
   requires std::is_class_v<Section>
   void Field(const char* key, Section& section) {
@@ -180,7 +191,7 @@ class SectionWriter {
   template <class T>
   void Field(const char* key, T& value) {
     if constexpr (std::is_class_v<T> && !std::is_same_v<T, std::string> &&
-                  !std::is_same_v<T, std::vector<std::string>>) {
+                  !std::is_same_v<T, std::vector<std::string>> && !std::is_same_v<T, std::vector<int64_t>>) {
       SectionWriter writer;
       Fields(writer, value);
       json[key] = std::move(writer.json);
@@ -273,10 +284,12 @@ void AnchorPaths(Job& job, const Origins& origins) {
   if (job.regenesis.guidelines != "default" && job.regenesis.guidelines != "none")
     anchor("regenesis.guidelines", job.regenesis.guidelines);
   if (job.regenesis.templates != "default") anchor("regenesis.templates", job.regenesis.templates);
-  for (size_t i = 0; i < job.import_files.size(); ++i) {
-    const bool whole = origins.overrides.contains("data.import");
-    anchor(whole ? "data.import" : StrCat("data.import.", i), job.import_files[i]);
-  }
+  const auto anchor_all = [&](const std::string& key, std::vector<std::string>& files) {
+    const bool whole = origins.overrides.contains(key);
+    for (size_t i = 0; i < files.size(); ++i) anchor(whole ? key : StrCat(key, ".", i), files[i]);
+  };
+  anchor_all("data.import", job.import_files);
+  anchor_all("data.heldout_import", job.heldout_files);
   for (auto& [key, value] : job.environment_options) {
     if (!origins.overrides.contains("environment." + key) || value.find('/') == std::string::npos) continue;
     if (PathExists(value)) value = std::filesystem::absolute(value, ignored).lexically_normal();
@@ -284,6 +297,14 @@ void AnchorPaths(Job& job, const Origins& origins) {
 }
 
 }  // namespace
+
+std::string RuleName(const MixtureSection& rule) {
+  return rule.policy == "fixed" ? StrCat("fixed_", rule.share) : rule.policy;
+}
+
+std::string CollapseRow(const MixtureSection& rule, int64_t real_records) {
+  return StrCat(RuleName(rule), "@", real_records);
+}
 
 Result<Job> ParseJob(const std::string& text, const std::string& name, const std::string& base_dir,
                      const std::vector<std::string>& overrides) {

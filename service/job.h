@@ -82,6 +82,48 @@ struct RegenesisSection : TrainSection {
   ChainStageSection check;
 };
 
+// A point of a mixture's schedule: `at` is progress of the stage in [0, 1], or a number of real records.
+struct MixturePoint {
+  double at = 0;
+  double share = 0;
+};
+
+// c^2 of each class of generated data (learner/mixture.h); negative: measured by a probe.
+struct MixtureShifts {
+  double verified = -1;
+  double hinted = -1;
+  double unverified = -1;
+};
+
+// How much of every training batch's loss may come from generated data.
+struct MixtureSection {
+  std::string policy = "fixed";            // fixed | scheduled | controller | real_only
+  double share = 0.5;                      // fixed
+  std::vector<MixturePoint> schedule;      // scheduled: straight lines between these
+  std::string schedule_over = "progress";  // progress | real_records
+  double rho = 0.1;                        // controller: the floor under the loss, as a part of the excess of real data
+  double omega_max = 1;
+  double final_phase = 0.1;  // the last part of a stage that has real data only
+  double sigma2d = -1;       // negative: measured by probes
+  MixtureShifts c2;
+  int64_t probe_steps = 0;           // of the largest probe
+  std::vector<int64_t> probe_sizes;  // real records; empty: an eighth, a quarter and a half of them
+  int64_t checks = 4;                // of the held-out loss in a stage
+  double follow_tolerance = 0.02;    // nats
+  double hinted_max = 0.2;           // of the batch
+  int64_t real_records = 0;          // train on so many of the real records only; 0: all
+};
+
+// Shows model collapse: a first model, trained on a few real records, writes; then, for every number of real records,
+// each rule of mixing trains a model from the start, and all are scored on held-out real data.
+struct CollapseSection {
+  std::vector<int64_t> real_records;  // empty: no such study
+  std::vector<MixtureSection> rules;
+  int64_t first_records = 100;  // real records of the first model
+  int64_t generated = 1000;     // records that it writes
+  double passes = 10;           // over the real records, a training: steps = passes * records / sft.batch_size
+};
+
 struct SamplingSection {
   double temperature = 1.0;
   int64_t top_k = 0;
@@ -99,9 +141,8 @@ struct OnlineTrainSection {
 
 struct OnlineSection {
   int64_t rounds = 0;
-  int64_t episodes = 1000;       // a round
-  double generated_share = 0.5;  // of a batch, once there are generated records
-  int64_t max_staleness = 0;     // rounds the acting policy may be behind: 0 plays and trains in turn, 1 overlaps them
+  int64_t episodes = 1000;    // a round
+  int64_t max_staleness = 0;  // rounds the acting policy may be behind: 0 plays and trains in turn, 1 overlaps them
   OnlineTrainSection sft;
   OnlineTrainSection filtered_sft;
   OnlineTrainSection qsft;
@@ -185,12 +226,16 @@ struct Job {
   OptionMap environment_options;                // every other key of `environment`
   std::vector<CollectSection> collect;          // key data.collect
   std::vector<std::string> import_files;        // key data.import: JSON Lines
+  std::vector<CollectSection> heldout;          // key data.heldout: real records that are scored, never trained on
+  std::vector<std::string> heldout_files;       // key data.heldout_import: the same from JSON Lines
   std::string method = "q_sft";                 // q_sft | filtered_sft | sft | regenesis
   std::vector<std::string> compare;
   TrainSection sft;
   FilteredSftSection filtered_sft;
   QSftSection qsft;  // key qsft (q_sft is understood as well)
   RegenesisSection regenesis;
+  MixtureSection mixture;
+  CollapseSection collapse;
   SamplingSection sampling;
   int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
   OnlineSection online;
@@ -201,6 +246,11 @@ struct Job {
   double progress_timeout_s = 300;  // no progress of any stage for this long fails the job
   int64_t max_actor_restarts = 5;   // of all actors together
 };
+
+// What a rule of `collapse` is called in names of stages and rows: "controller", "fixed_0.5".
+std::string RuleName(const MixtureSection& rule);
+// The row of the final table of a rule and a number of real records: "fixed_0.5@1000".
+std::string CollapseRow(const MixtureSection& rule, int64_t real_records);
 
 // Reads YAML (JSON is YAML) and applies "key.path=value" overrides, in order. Every error is one line: the file and
 // line, or the override, and the nearest key when the key is unknown. Paths in overrides are relative to the working

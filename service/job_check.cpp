@@ -71,7 +71,57 @@ void CheckModel(Checker& check, const Job& job) {
     check.Fail("model.config.num_key_value_heads", StrCat("must divide num_attention_heads, ", m.num_attention_heads));
 }
 
+void CheckMixture(Checker& check, const std::string& section, const MixtureSection& m) {
+  check.OneOf(section + ".policy", m.policy, {"fixed", "scheduled", "controller", "real_only"});
+  check.Between(section + ".share", m.share, 0, 1);
+  check.OneOf(section + ".schedule_over", m.schedule_over, {"progress", "real_records"});
+  if (m.policy == "scheduled" && m.schedule.empty())
+    check.Fail(section + ".schedule", "is empty: give points {at, share}");
+  for (size_t i = 0; i < m.schedule.size(); ++i) {
+    const std::string key = StrCat(section, ".schedule.", i);
+    check.Between(key + ".share", m.schedule[i].share, 0, 1);
+    check.Between(key + ".at", m.schedule[i].at, 0, m.schedule_over == "progress" ? 1 : 1e15);
+    if (i > 0 && m.schedule[i].at <= m.schedule[i - 1].at) check.Fail(key + ".at", "must be more than the one before");
+  }
+  check.Between(section + ".rho", m.rho, 0, 100);
+  check.Between(section + ".omega_max", m.omega_max, 0, 1);
+  check.Between(section + ".final_phase", m.final_phase, 0, 1);
+  check.AtLeast(section + ".probe_steps", static_cast<double>(m.probe_steps), 0);
+  for (const int64_t size : m.probe_sizes) check.AtLeast(section + ".probe_sizes", static_cast<double>(size), 1);
+  check.Between(section + ".checks", static_cast<double>(m.checks), 0, 1e6);
+  check.AtLeast(section + ".follow_tolerance", m.follow_tolerance, 0);
+  check.Between(section + ".hinted_max", m.hinted_max, 0, 1);
+  check.AtLeast(section + ".real_records", static_cast<double>(m.real_records), 0);
+}
+
+void CheckCollapse(Checker& check, const Job& job) {
+  const CollapseSection& c = job.collapse;
+  if (c.real_records.empty()) return;
+  if (job.method != "sft" || !job.compare.empty() || job.online.rounds > 0)
+    check.Fail("collapse", "goes with method sft alone: no compare, no online rounds");
+  if ((job.collect.empty() && job.import_files.empty()) || (job.heldout.empty() && job.heldout_files.empty()))
+    check.Fail("collapse", "needs real records (data.collect, data.import) and others to score on (data.heldout)");
+  if (c.rules.empty()) check.Fail("collapse.rules", "is empty: give mixtures, e.g. [{policy: fixed}]");
+  std::vector<std::string> names;
+  for (size_t i = 0; i < c.rules.size(); ++i) {
+    const std::string key = StrCat("collapse.rules.", i);
+    CheckMixture(check, key, c.rules[i]);
+    if (std::find(names.begin(), names.end(), RuleName(c.rules[i])) != names.end())
+      check.Fail(key, "is there twice: " + RuleName(c.rules[i]));
+    names.push_back(RuleName(c.rules[i]));
+  }
+  for (const int64_t records : c.real_records) check.AtLeast("collapse.real_records", static_cast<double>(records), 1);
+  check.AtLeast("collapse.first_records", static_cast<double>(c.first_records), 1);
+  check.Between("collapse.generated", static_cast<double>(c.generated), 1, 1e9);
+  check.Between("collapse.passes", c.passes, 1e-3, 1e6);
+}
+
 void CheckData(Checker& check, const Job& job) {
+  for (size_t i = 0; i < job.heldout.size(); ++i) {
+    const std::string key = StrCat("data.heldout.", i);
+    if (job.heldout[i].player.empty()) check.Fail(key, "names no player");
+    check.Between(key + ".episodes", static_cast<double>(job.heldout[i].episodes), 1, 1e9);
+  }
   for (size_t i = 0; i < job.collect.size(); ++i) {
     const std::string key = StrCat("data.collect.", i);
     if (job.collect[i].player.empty()) check.Fail(key, "names no player");
@@ -139,6 +189,8 @@ void CheckRequirements(Checker& check, const Job& job) {
   names.push_back("sft");
   std::vector<std::string> sets;
   for (const EvaluationSet& set : job.evaluate.sets) sets.push_back(set.name);
+  for (const int64_t records : job.collapse.real_records)
+    for (const MixtureSection& rule : job.collapse.rules) names.push_back(CollapseRow(rule, records));
   for (size_t i = 0; i < job.require.size(); ++i) {
     const std::string key = StrCat("require.", i);
     check.OneOf(key + ".better", job.require[i].better, names);
@@ -200,7 +252,8 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("max_completion_length", static_cast<double>(job.max_completion_length), 0, 1 << 20);
   check.Between("online.rounds", static_cast<double>(job.online.rounds), 0, 10000);
   check.Between("online.episodes", static_cast<double>(job.online.episodes), 1, 1e9);
-  check.Between("online.generated_share", job.online.generated_share, 0, 1);
+  CheckMixture(check, "mixture", job.mixture);
+  CheckCollapse(check, job);
   check.AtLeast("online.max_staleness", static_cast<double>(job.online.max_staleness), 0);
   check.Between("evaluate.episodes", static_cast<double>(job.evaluate.episodes), 0, 1e9);
   CheckRequirements(check, job);

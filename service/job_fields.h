@@ -84,6 +84,47 @@ void Fields(V& v, RegenesisSection& o) {
 }
 
 template <class V>
+void Fields(V& v, MixturePoint& o) {
+  v.Field("at", o.at);
+  v.Field("share", o.share);
+}
+
+template <class V>
+void Fields(V& v, MixtureShifts& o) {
+  v.Field("verified", o.verified);
+  v.Field("hinted", o.hinted);
+  v.Field("unverified", o.unverified);
+}
+
+template <class V>
+void Fields(V& v, MixtureSection& o) {
+  v.Field("policy", o.policy);
+  v.Field("share", o.share);
+  v.List("schedule", o.schedule);
+  v.Field("schedule_over", o.schedule_over);
+  v.Field("rho", o.rho);
+  v.Field("omega_max", o.omega_max);
+  v.Field("final_phase", o.final_phase);
+  v.Field("sigma2d", o.sigma2d);
+  v.Field("c2", o.c2);
+  v.Field("probe_steps", o.probe_steps);
+  v.Field("probe_sizes", o.probe_sizes);
+  v.Field("checks", o.checks);
+  v.Field("follow_tolerance", o.follow_tolerance);
+  v.Field("hinted_max", o.hinted_max);
+  v.Field("real_records", o.real_records);
+}
+
+template <class V>
+void Fields(V& v, CollapseSection& o) {
+  v.Field("real_records", o.real_records);
+  v.List("rules", o.rules);
+  v.Field("first_records", o.first_records);
+  v.Field("generated", o.generated);
+  v.Field("passes", o.passes);
+}
+
+template <class V>
 void Fields(V& v, SamplingSection& o) {
   v.Field("temperature", o.temperature);
   v.Field("top_k", o.top_k);
@@ -103,7 +144,6 @@ template <class V>
 void Fields(V& v, OnlineSection& o) {
   v.Field("rounds", o.rounds);
   v.Field("episodes", o.episodes);
-  v.Field("generated_share", o.generated_share);
   v.Field("max_staleness", o.max_staleness);
   v.Field("sft", o.sft);
   v.Field("filtered_sft", o.filtered_sft);
@@ -199,18 +239,22 @@ void Fields(V& v, EnvironmentSection& o) {
 struct DataSection {
   std::vector<CollectSection>& collect;
   std::vector<std::string>& import_files;
+  std::vector<CollectSection>& heldout;
+  std::vector<std::string>& heldout_files;
 };
 template <class V>
 void Fields(V& v, DataSection& o) {
   v.List("collect", o.collect);
   v.Field("import", o.import_files);
+  v.List("heldout", o.heldout);
+  v.Field("heldout_import", o.heldout_files);
 }
 
 template <class V>
 void Fields(V& v, Job& o) {
   ModelSection model{o.model_config, o.model_tokenizer};
   EnvironmentSection environment{o.environment, o.environment_options};
-  DataSection data{o.collect, o.import_files};
+  DataSection data{o.collect, o.import_files, o.heldout, o.heldout_files};
   v.Field("name", o.name);
   v.Field("seed", o.seed);
   v.Field("output_dir", o.output_dir);
@@ -230,6 +274,8 @@ void Fields(V& v, Job& o) {
   v.Field("filtered_sft", o.filtered_sft);
   v.Field("qsft", o.qsft);
   v.Field("regenesis", o.regenesis);
+  v.Field("mixture", o.mixture);
+  v.Field("collapse", o.collapse);
   v.Field("sampling", o.sampling);
   v.Field("max_completion_length", o.max_completion_length);
   v.Field("online", o.online);

@@ -1,6 +1,7 @@
 #include "service/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -8,6 +9,7 @@
 #include "actors/chain_program.h"
 #include "base/random.h"
 #include "base/strings.h"
+#include "learner/train_stage.h"
 
 namespace quern {
 
@@ -40,6 +42,12 @@ class Planner {
   Plan Make() {
     for (const std::string& player : job_.evaluate.players) EvaluatePlayer(player);
     OfflineData();
+    HeldoutData();
+    if (!job_.collapse.real_records.empty()) {
+      CollapseStudy();
+      OrderRows();
+      return std::move(plan_);
+    }
     if (!data_stages_.empty()) OfflineTraining();
     if (job_.online.rounds > 0) OnlineRounds();
     if (job_.method == "regenesis") ChainRounds();
@@ -63,8 +71,10 @@ class Planner {
 
   void OfflineData() {
     if (!job_.import_files.empty()) {
-      Add(PlannedStage::Kind::kImport, "import", {}).files = job_.import_files;
-      data_stages_.push_back("import");
+      PlannedStage& stage = Add(PlannedStage::Kind::kImport, "import", {});
+      stage.files = job_.import_files;
+      stage.tags = {"offline"};
+      data_stages_.push_back(stage.name);
     }
     std::map<std::string, int> seen;
     for (const CollectSection& collect : job_.collect) {
@@ -80,6 +90,78 @@ class Planner {
       data_stages_.push_back(name);
     }
     if (!data_stages_.empty()) AddRow("data", "data mean", "offline");
+  }
+
+  // Everything that trains waits for these as well: probes and checks use them.
+  void HeldoutData() {
+    if (!job_.heldout_files.empty()) {
+      PlannedStage& stage = Add(PlannedStage::Kind::kImport, "heldout-import", {});
+      stage.files = job_.heldout_files;
+      stage.tags = {kHeldoutTag};
+      heldout_stages_.push_back(stage.name);
+    }
+    for (size_t i = 0; i < job_.heldout.size(); ++i) {
+      const CollectSection& collect = job_.heldout[i];
+      const std::string name = i == 0 ? "heldout" : StrCat("heldout-", i + 1);
+      PlannedStage& stage = Add(PlannedStage::Kind::kRollout, name, {});
+      stage.policy = "player:" + collect.player;
+      stage.player = collect.player;
+      stage.player_options = collect.options;
+      stage.episodes = static_cast<uint64_t>(collect.episodes);
+      stage.tags = {kHeldoutTag, stage.policy};
+      heldout_stages_.push_back(name);
+    }
+  }
+
+  // The row's loss on the held-out records, under one model's weights.
+  void Score(PlannedRow& row, const std::string& weights) {
+    if (heldout_stages_.empty()) return;
+    std::vector<std::string> after = Trained({weights});
+    after.insert(after.end(), heldout_stages_.begin(), heldout_stages_.end());
+    PlannedStage& stage = Add(PlannedStage::Kind::kScore, "score:" + row.policy, std::move(after));
+    stage.method = kHeldoutMethod;
+    stage.initial = {weights};
+    stage.options_json = Json{{"micro_batch_tokens", job_.sft.micro_batch_tokens}}.dump();
+    row.score = stage.name;
+  }
+
+  void CollapseStudy() {
+    const CollapseSection& study = job_.collapse;
+    const auto steps = [&](int64_t records) {
+      return std::max<int64_t>(
+          1, std::llround(study.passes * static_cast<double>(records) / static_cast<double>(job_.sft.batch_size)));
+    };
+    const auto train = [&](const std::string& name, const MixtureSection& mixture, int64_t records,
+                           std::vector<std::string> after) {
+      Job job = job_;
+      job.mixture = mixture;
+      job.mixture.real_records = records;
+      job.sft.max_steps = steps(records);
+      PlannedStage& stage = Train(job, name, "sft", {kBaseModel}, std::move(after), 0);
+      stage.weights_name = name;
+      Json options = Json::parse(stage.options_json);
+      options["weights_name"] = name;
+      stage.options_json = options.dump();
+      PlannedRow& row = plan_.rows.emplace_back();
+      row.policy = name;
+      row.rule = RuleName(mixture);
+      row.trained = name;
+      row.real_records = records;
+      row.label = StrCat(row.rule, ", ", records, " real records");
+      Score(row, name);
+    };
+    MixtureSection real_only;
+    real_only.policy = "real_only";
+    train("first", real_only, study.first_records, data_stages_);
+    plan_.rows.back().label = StrCat("first model, ", study.first_records, " real records");
+    PlannedStage& write = Add(PlannedStage::Kind::kRollout, "generated", {"first"});
+    write.policy = "first";
+    write.weights = {"first"};
+    write.episodes = static_cast<uint64_t>(study.generated);
+    write.tags = {"generated"};
+    for (const MixtureSection& rule : study.rules) {
+      for (const int64_t records : study.real_records) train(CollapseRow(rule, records), rule, records, {"generated"});
+    }
   }
 
   void OfflineTraining() {
@@ -211,6 +293,7 @@ class Planner {
   // The same with another job's settings.
   PlannedStage& Train(const Job& job, const std::string& name, const std::string& method,
                       std::vector<std::string> initial, std::vector<std::string> after, int64_t round) {
+    after.insert(after.end(), heldout_stages_.begin(), heldout_stages_.end());
     PlannedStage& stage = Add(PlannedStage::Kind::kTrain, name, std::move(after));
     stage.method = method;
     stage.weights_name = method == "q_sft" ? "value" : method;
@@ -227,9 +310,8 @@ class Planner {
     }
     options["weights_name"] = stage.weights_name;
     options["seed"] = stage.seed;
-    options["without_tags"] = {kEvaluationTag};
-    options["mix"] = round > 0;
-    options["generated_share"] = job.online.generated_share;
+    options["without_tags"] = {kEvaluationTag, kHeldoutTag};
+    options["mixture"] = resolved.at("mixture");
     options["generation_depth"] = round + 1;
     stage.steps = options["max_steps"];
     stage.options_json = options.dump();
@@ -269,8 +351,17 @@ class Planner {
   }
 
   void EvaluateWeights(const std::string& policy, const std::vector<std::string>& weights) {
-    if (job_.evaluate.episodes == 0) return;
-    for (const EvaluationSet* set : Sets()) Evaluate(policy, Trained(weights), set).weights = weights;
+    if (job_.evaluate.episodes == 0 && heldout_stages_.empty()) return;
+    const size_t first = plan_.rows.size();
+    if (job_.evaluate.episodes > 0) {
+      for (const EvaluationSet* set : Sets()) Evaluate(policy, Trained(weights), set).weights = weights;
+    } else {
+      AddRow(policy, Label(policy), "");
+    }
+    // A value model's probabilities are not those of a text.
+    if (weights.size() != 1) return;
+    Score(plan_.rows[first], weights[0]);
+    for (size_t i = first; i < plan_.rows.size(); ++i) plan_.rows[i].score = plan_.rows[first].score;
   }
 
   void EvaluatePlayer(const std::string& player) {
@@ -294,6 +385,7 @@ class Planner {
   const Job& job_;
   Plan plan_;
   std::vector<std::string> data_stages_;
+  std::vector<std::string> heldout_stages_;
 };
 
 }  // namespace

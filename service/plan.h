@@ -15,13 +15,13 @@ inline constexpr const char* kArms[] = {"star", "majority", "regenesis"};
 
 // One step of a job. Stages start when everything in `after` is done; independent stages run side by side.
 struct PlannedStage {
-  enum class Kind { kImport, kRollout, kTrain };
+  enum class Kind { kImport, kRollout, kTrain, kScore };
   Kind kind = Kind::kRollout;
   std::string name;  // unique: "collect:random", "sft", "eval:q_sft", "online-1"
   std::vector<std::string> after;
 
   // kImport
-  std::vector<std::string> files;
+  std::vector<std::string> files;  // their records carry `tags`
 
   // kRollout. Who plays: a scripted player, or the models that `weights` (train stages) published; with `newest` the
   // last entry of Plan.policy_line whose stages are done when a task is handed out.
@@ -38,7 +38,7 @@ struct PlannedStage {
   uint64_t first_question = 0;
   std::string set;  // of evaluate.sets; empty: the job's environment
 
-  // kTrain
+  // kTrain; kScore: the learner scores `initial` on the held-out records and publishes nothing
   std::string method;
   std::string weights_name;          // what the learner publishes under
   std::vector<std::string> initial;  // train stages (or kBaseModel), in the order of TrainStage.initial
@@ -46,14 +46,19 @@ struct PlannedStage {
   uint64_t steps = 0;
 };
 
-// A row of the final table: the records that carry `tag`.
+// A row of the final table: the records that carry `tag`, and what a kScore stage measured.
 struct PlannedRow {
   std::string policy;  // "data", "sft", "q_sft_online", "player:best"
   std::string label;   // "Q-SFT after the online phase"
-  std::string tag;
-  std::string set;    // of evaluate.sets
-  std::string arm;    // of rounds: the arm ...
-  int64_t round = 0;  // ... and how many rounds of it the policy has had
+  std::string tag;     // empty: only the loss
+  std::string set;     // of evaluate.sets
+  std::string arm;     // of rounds: the arm ...
+  int64_t round = 0;   // ... and how many rounds of it the policy has had
+  std::string score;   // the kScore stage; empty: none
+  // Of `collapse`: the rule, its train stage, and how many real records it trained on.
+  std::string rule;
+  std::string trained;
+  int64_t real_records = 0;
 };
 
 struct Plan {

@@ -141,6 +141,10 @@ Status CheckJob(Job& job) {
     const auto player = environment->NewPlayer(job.collect[i].player, job.collect[i].options);
     if (!player.ok()) return player.status().Annotate(StrCat("data.collect.", i));
   }
+  for (size_t i = 0; i < job.heldout.size(); ++i) {
+    const auto player = environment->NewPlayer(job.heldout[i].player, job.heldout[i].options);
+    if (!player.ok()) return player.status().Annotate(StrCat("data.heldout.", i));
+  }
   if (job.evaluate.episodes > 0) {
     for (const std::string& name : job.evaluate.players) {
       const auto player = environment->NewPlayer(name, {});
@@ -148,6 +152,7 @@ Status CheckJob(Job& job) {
     }
   }
   for (const std::string& file : job.import_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
+  for (const std::string& file : job.heldout_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
   if (!job.model_name_or_path.empty()) {
     if (!PathExists(job.model_name_or_path))
       return NotFound("model_name_or_path: " + job.model_name_or_path + ": no such directory");

@@ -48,17 +48,46 @@ Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline dead
   return out;
 }
 
-Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, Deadline deadline) {
+namespace {
+
+void AddHeldout(const PlannedRow& planned, const StageMetrics& stages, ResultRow& row) {
+  const auto metric = [&](const std::string& stage, const char* name) -> std::optional<double> {
+    const auto found = stages.find(stage);
+    if (found == stages.end()) return std::nullopt;
+    const auto value = found->second.find(name);
+    return value == found->second.end() ? std::nullopt : std::optional<double>(value->second);
+  };
+  row.heldout_loss = metric(planned.score, "heldout_loss");
+  row.heldout_std_error = metric(planned.score, "heldout_std_error").value_or(0);
+  row.rule = planned.rule;
+  row.real_records = planned.real_records;
+  row.omega = metric(planned.trained, "omega").value_or(0);
+}
+
+}  // namespace
+
+Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, const StageMetrics& stages,
+                             Deadline deadline) {
   JobResult result;
   for (const PlannedRow& planned : plan.rows) {
-    QUERN_ASSIGN_OR_RETURN(ResultRow row, MeasureTag(store, planned, deadline));
-    if (row.episodes > 0) result.rows.push_back(std::move(row));
+    ResultRow row;
+    row.policy = planned.policy;
+    row.label = planned.label;
+    if (!planned.tag.empty()) {
+      QUERN_ASSIGN_OR_RETURN(row, MeasureTag(store, planned, deadline));
+    }
+    AddHeldout(planned, stages, row);
+    if (row.episodes > 0 || row.heldout_loss) result.rows.push_back(std::move(row));
   }
   for (const Requirement& wanted : job.require) {
     RequirementOutcome outcome{.wanted = wanted};
     const ResultRow* better = result.Find(wanted.better, wanted.set);
     const ResultRow* than = result.Find(wanted.than, wanted.set);
-    if (better != nullptr && than != nullptr) {
+    if (better != nullptr && than != nullptr && better->episodes == 0 && than->episodes == 0) {
+      outcome.difference = than->heldout_loss.value_or(0) - better->heldout_loss.value_or(0);
+      outcome.std_error = std::hypot(better->heldout_std_error, than->heldout_std_error);
+      outcome.met = outcome.difference > wanted.by_standard_errors * outcome.std_error;
+    } else if (better != nullptr && than != nullptr) {
       outcome.difference = better->mean_return - than->mean_return;
       outcome.std_error = std::hypot(better->std_error, than->std_error);
       outcome.met = outcome.difference > wanted.by_standard_errors * outcome.std_error;
@@ -71,19 +100,28 @@ Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, De
 std::string ResultToJson(const JobResult& result) {
   Json json = {{"table", Json::array()}, {"requirements", Json::array()}};
   for (const ResultRow& row : result.rows) {
-    json["table"].push_back({{"policy", row.policy},
-                             {"label", row.label},
-                             {"episodes", row.episodes},
-                             {"mean_return", row.mean_return},
-                             {"std_error", row.std_error},
-                             {"success_rate", row.success_rate},
-                             {"success_std_error", row.success_std_error}});
-    Json& json_row = json["table"].back();
-    if (!row.set.empty()) json_row["set"] = row.set;
-    if (!row.arm.empty()) {
-      json_row["arm"] = row.arm;
-      json_row["round"] = row.round;
+    Json entry = {{"policy", row.policy}, {"label", row.label}, {"episodes", row.episodes}};
+    if (row.episodes > 0) {
+      entry["mean_return"] = row.mean_return;
+      entry["std_error"] = row.std_error;
+      entry["success_rate"] = row.success_rate;
+      entry["success_std_error"] = row.success_std_error;
     }
+    if (row.heldout_loss) {
+      entry["heldout_loss"] = *row.heldout_loss;
+      entry["heldout_std_error"] = row.heldout_std_error;
+    }
+    if (!row.set.empty()) entry["set"] = row.set;
+    if (!row.arm.empty()) {
+      entry["arm"] = row.arm;
+      entry["round"] = row.round;
+    }
+    if (!row.rule.empty()) {
+      entry["rule"] = row.rule;
+      entry["real_records"] = row.real_records;
+      entry["omega"] = row.omega;
+    }
+    json["table"].push_back(std::move(entry));
   }
   for (const RequirementOutcome& outcome : result.requirements) {
     json["requirements"].push_back({{"better", outcome.wanted.better},
@@ -102,16 +140,22 @@ Result<JobResult> ResultFromJson(const std::string& text) {
     const Json json = Json::parse(text);
     JobResult result;
     for (const Json& row : json.at("table")) {
-      result.rows.push_back({.policy = row.at("policy"),
-                             .label = row.at("label"),
-                             .episodes = row.at("episodes"),
-                             .mean_return = row.at("mean_return"),
-                             .std_error = row.at("std_error"),
-                             .success_rate = row.at("success_rate"),
-                             .success_std_error = row.at("success_std_error"),
-                             .set = row.value("set", ""),
-                             .arm = row.value("arm", ""),
-                             .round = row.value("round", int64_t{0})});
+      ResultRow& out = result.rows.emplace_back();
+      out.policy = row.at("policy");
+      out.label = row.at("label");
+      out.episodes = row.at("episodes");
+      out.mean_return = row.value("mean_return", 0.0);
+      out.std_error = row.value("std_error", 0.0);
+      out.success_rate = row.value("success_rate", 0.0);
+      out.success_std_error = row.value("success_std_error", 0.0);
+      out.set = row.value("set", "");
+      out.arm = row.value("arm", "");
+      out.round = row.value("round", int64_t{0});
+      if (row.contains("heldout_loss")) out.heldout_loss = row.at("heldout_loss").get<double>();
+      out.heldout_std_error = row.value("heldout_std_error", 0.0);
+      out.rule = row.value("rule", std::string());
+      out.real_records = row.value("real_records", int64_t{0});
+      out.omega = row.value("omega", 0.0);
     }
     for (const Json& row : json.at("requirements")) {
       RequirementOutcome outcome;
@@ -132,11 +176,30 @@ std::string FormatTable(const JobResult& result) {
   size_t width = 6;
   for (const ResultRow& row : result.rows) width = std::max(width, name(row).size());
   const int w = static_cast<int>(width);
-  std::string out = StrFormat("%-*s  %8s  %20s  %8s\n", w, "policy", "episodes", "mean return +- s.e.", "success");
+  const auto any = [&](auto has) { return std::any_of(result.rows.begin(), result.rows.end(), has); };
+  const bool episodes = any([](const ResultRow& row) { return row.episodes > 0; });
+  const bool losses = any([](const ResultRow& row) { return row.heldout_loss.has_value(); });
+  const bool shares = any([](const ResultRow& row) { return !row.rule.empty(); });
+  std::string out = StrFormat("%-*s", w, "policy");
+  if (episodes) out += StrFormat("  %8s  %20s  %8s", "episodes", "mean return +- s.e.", "success");
+  if (losses) out += StrFormat("  %18s", "held-out loss");
+  if (shares) out += StrFormat("  %6s", "omega");
+  out += "\n";
   for (const ResultRow& row : result.rows) {
-    out += StrFormat("%-*s  %8llu  %10.3f +- %6.3f  %7.1f%%\n", w, name(row).c_str(),
-                     static_cast<unsigned long long>(row.episodes), row.mean_return, row.std_error,
-                     100 * row.success_rate);
+    std::string line = StrFormat("%-*s", w, name(row).c_str());
+    if (row.episodes > 0) {
+      line += StrFormat("  %8llu  %10.3f +- %6.3f  %7.1f%%", static_cast<unsigned long long>(row.episodes),
+                        row.mean_return, row.std_error, 100 * row.success_rate);
+    } else if (episodes) {
+      line += StrFormat("  %8s  %20s  %8s", "", "", "");
+    }
+    if (row.heldout_loss) {
+      line += StrFormat("  %8.4f +- %6.4f", *row.heldout_loss, row.heldout_std_error);
+    } else if (losses && !row.rule.empty()) {
+      line += StrFormat("  %18s", "");
+    }
+    if (!row.rule.empty()) line += StrFormat("  %6.4f", row.omega);
+    out += line + "\n";
   }
   for (const RequirementOutcome& outcome : result.requirements) {
     const double errors = outcome.std_error > 0 ? outcome.difference / outcome.std_error : 0;

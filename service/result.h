@@ -1,5 +1,7 @@
 #pragma once
 
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,7 +11,7 @@
 
 namespace quern {
 
-// What the store knows of one policy's episodes.
+// What the store knows of one policy's episodes, and what the learner measured of its weights.
 struct ResultRow {
   std::string policy;
   std::string label;
@@ -21,11 +23,18 @@ struct ResultRow {
   std::string set;  // of evaluate.sets
   std::string arm;  // of rounds of chains
   int64_t round = 0;
+  std::optional<double> heldout_loss;  // nats a token on held-out real records
+  double heldout_std_error = 0;
+  // Of `collapse`.
+  std::string rule;
+  int64_t real_records = 0;
+  double omega = 0;  // the generated part of the loss that the rule came to
 };
 
+// Of rows without episodes the held-out loss counts, and lower is better.
 struct RequirementOutcome {
   Requirement wanted;
-  double difference = 0;  // better - than
+  double difference = 0;  // better - than, in the sense of better
   double std_error = 0;   // of the difference, the two samples independent
   bool met = false;
 };
@@ -39,7 +48,9 @@ struct JobResult {
 };
 
 Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline deadline);
-Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, Deadline deadline);
+using StageMetrics = std::map<std::string, std::map<std::string, double>>;  // by stage
+Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, const StageMetrics& stages,
+                             Deadline deadline);
 
 // The "table" and "requirements" of result.json; FormatTable is the same for people, several lines.
 std::string ResultToJson(const JobResult& result);

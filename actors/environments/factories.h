@@ -8,7 +8,7 @@
 namespace quern {
 
 // One line per environment; the registry (registry.cpp) names them. Options and players are documented in the headers
-// wordle.h, maze.h, questions.h, contains.h and reasoning.h.
+// wordle.h, maze.h, questions.h, contains.h, reasoning.h and sentences.h.
 using FactoryResult = Result<std::shared_ptr<const EnvironmentFactory>>;
 FactoryResult MakeWordleFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeMazeFactory(const Options& options, const std::string& base_dir);
@@ -16,5 +16,6 @@ FactoryResult MakeDatasetFactory(const Options& options, const std::string& base
 FactoryResult MakeDigitsFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeContainsFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeReasoningFactory(const Options& options, const std::string& base_dir);
+FactoryResult MakeSentencesFactory(const Options& options, const std::string& base_dir);
 
 }  // namespace quern

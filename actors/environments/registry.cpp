@@ -11,8 +11,9 @@ struct Entry {
 };
 
 constexpr Entry kEntries[] = {
-    {"wordle", MakeWordleFactory}, {"maze", MakeMazeFactory},         {"dataset", MakeDatasetFactory},
-    {"digits", MakeDigitsFactory}, {"contains", MakeContainsFactory}, {"reasoning", MakeReasoningFactory},
+    {"wordle", MakeWordleFactory},       {"maze", MakeMazeFactory},         {"dataset", MakeDatasetFactory},
+    {"digits", MakeDigitsFactory},       {"contains", MakeContainsFactory}, {"reasoning", MakeReasoningFactory},
+    {"sentences", MakeSentencesFactory},
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "actors/environments/maze_map.h"
 #include "actors/environments/options.h"
 #include "actors/environments/questions.h"
+#include "actors/environments/sentences.h"
 #include "actors/environments/wordle.h"
 #include "base/file.h"
 #include "base/strings.h"
@@ -664,6 +665,42 @@ TEST(Contains, FindsWholeWords) {
   const StepOutcome outcome = environment->Step(" was Happy.");
   EXPECT_TRUE(outcome.done && outcome.success);
   EXPECT_EQ(outcome.reward, 1);
+}
+
+TEST(Sentences, TheWriterWritesTheLanguage) {
+  const Factory factory = Make("sentences", {{"words", "5"}, {"length", "8"}});
+  const Language language(5, 1.5, 0);
+  double entropy = 0;
+  for (int from = 0; from <= 5; ++from) {
+    double sum = 0;
+    for (int to = 0; to < 5; ++to) sum += language.Probability(from, to);
+    EXPECT_NEAR(sum, 1, 1e-12);
+  }
+  // The chain's distribution after each word, and with it what a sentence's mean log-probability should be.
+  std::vector<double> state(6, 0.0);
+  state[5] = 1;
+  for (int i = 0; i < 8; ++i) {
+    std::vector<double> next(6, 0.0);
+    for (int from = 0; from <= 5; ++from) {
+      for (int to = 0; to < 5; ++to) {
+        const double p = language.Probability(from, to);
+        const double mass = state[static_cast<size_t>(from)] * p;
+        next[static_cast<size_t>(to)] += mass;
+        entropy -= mass * std::log(p) / 8;
+      }
+    }
+    state = next;
+  }
+  const Stats written = Measure(*factory, "writer", 4000);
+  EXPECT_NEAR(written.mean, -entropy, 5 * written.error);
+  EXPECT_EQ(written.success, 1);
+  EXPECT_EQ(Play(*factory, "writer", 3).text, Play(*factory, "writer", 3).text);
+  EXPECT_NE(Play(*factory, "writer", 3).text, Play(*factory, "writer", 4).text);
+  EXPECT_EQ(Play(*factory, "writer", 3).text.size(), 10u) << "the start, eight words, a newline";
+  auto environment = factory->NewEnvironment();
+  environment->Reset(0);
+  EXPECT_EQ(environment->Step("zz\n").reward, -10) << "no words of the language";
+  EXPECT_NE(ErrorOf("sentences", {{"lenght", "3"}}), "");
 }
 
 }  // namespace

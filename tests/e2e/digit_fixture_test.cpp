@@ -23,7 +23,6 @@ TEST(DigitFixture, AnOnlineRunPassesThePeersOwnRule) {
                           "online:\n"
                           "  rounds: 22\n"
                           "  episodes: 1600\n"
-                          "  generated_share: 1\n"
                           "  filtered_sft: {max_steps: 70, warmup_steps: 5}\n"
                           "evaluate: {episodes: 800, players: []}\n";
   ASSERT_TRUE(WriteFileAtomic(folder.File("fixture.yaml"), job).ok());

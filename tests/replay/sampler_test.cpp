@@ -53,22 +53,6 @@ TEST(Sequence, PassesOverEverythingBeforeRepeating) {
   EXPECT_EQ(pieces, all);
 }
 
-TEST(Mix, TheShareIsExactOverSteps) {
-  uint64_t generated = 0;
-  uint64_t real = 0;
-  for (uint64_t step = 0; step < 1000; ++step) {
-    const MixPlan plan = PlanMix(step, 4, 0.1f, true, true);
-    EXPECT_EQ(plan.generated_count + plan.real_count, 4u);
-    EXPECT_EQ(plan.generated_first, generated);
-    EXPECT_EQ(plan.real_first, real);
-    generated += plan.generated_count;
-    real += plan.real_count;
-  }
-  EXPECT_NEAR(static_cast<double>(generated), 400, 1);
-  EXPECT_EQ(PlanMix(3, 8, 0.5f, false, true).real_count, 8u);
-  EXPECT_EQ(PlanMix(3, 8, 0.5f, true, false).generated_count, 8u);
-}
-
 class SamplerTest : public ::testing::Test {
  protected:
   void Add(const v1::Trajectory& t) { table_.Append(MakeRow(t, t.ByteSizeLong())); }
@@ -132,6 +116,81 @@ TEST_F(SamplerTest, TopFractionBreaksTiesByUidWhateverTheOrderOfArrival) {
   EXPECT_EQ(chosen[0], chosen[1]);
 }
 
+TEST_F(SamplerTest, PartsAreDrawnByClassAndDescribed) {
+  const std::vector<v1::Verdict> verdicts = {v1::VERDICT_UNSPECIFIED, v1::VERDICT_VERIFIED, v1::VERDICT_HINTED,
+                                             v1::VERDICT_UNVERIFIED, v1::VERDICT_FAILED};
+  for (int i = 1; i <= 60; ++i) {
+    v1::Trajectory t = MakeTrajectory(StrCat("u", i), 0, i <= 30 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED);
+    if (i <= 20) t.set_token_ids(std::string(32, '\1'));  // twenty times the same text
+    if (i > 20) t.mutable_token_ids()->back() = static_cast<char>(i);
+    if (i > 30) t.set_verdict(verdicts[static_cast<size_t>(i) % verdicts.size()]);
+    if (i > 30) t.set_generation_depth(i > 40 ? 2 : 1);
+    Add(t);
+  }
+  v1::SampleRequest request;
+  request.set_watermark(60);
+  request.set_seed(4);
+  request.set_describe(true);
+  for (int c = v1::DATA_CLASS_REAL; c <= v1::DATA_CLASS_UNVERIFIED; ++c) {
+    v1::SamplePart& part = *request.add_parts();
+    part.set_data_class(static_cast<v1::DataClass>(c));
+    part.set_first(3);
+    part.set_count(c == v1::DATA_CLASS_REAL ? 30 : 6);
+  }
+  const auto choice = *Choose(request);
+  ASSERT_EQ(choice.numbers.size(), 48u);
+  for (size_t i = 0; i < choice.numbers.size(); ++i) {
+    const RecordRow& row = table_.row(choice.numbers[i]);
+    const int expected = i < 30 ? 1 : 2 + static_cast<int>(i - 30) / 6;
+    EXPECT_EQ(ClassOf(row.source, row.verdict), expected) << i;
+  }
+  ASSERT_EQ(choice.parts.size(), 4u);
+  EXPECT_EQ(choice.parts[0].records(), 30u);
+  EXPECT_EQ(choice.parts[0].unique(), 11u);
+  EXPECT_EQ(choice.parts[0].depths().at(0), 30u);
+  EXPECT_EQ(choice.parts[1].records(), 6u);
+  EXPECT_EQ(choice.parts[3].records(), 18u) << "not judged, chosen by majority, failed";
+  EXPECT_EQ(choice.parts[3].depths().at(1) + choice.parts[3].depths().at(2), 18u);
+  // The real part is what a request for real records alone gives; cut in two it is the same.
+  v1::SampleRequest real;
+  real.set_watermark(60);
+  real.set_seed(4);
+  for (const uint64_t first : {3, 18}) {
+    v1::SamplePart& part = *real.add_parts();
+    part.set_data_class(v1::DATA_CLASS_REAL);
+    part.set_first(first);
+    part.set_count(15);
+  }
+  EXPECT_EQ(Choose(real)->numbers, std::vector<uint64_t>(choice.numbers.begin(), choice.numbers.begin() + 30));
+}
+
+TEST_F(SamplerTest, ALimitIsNestedAndDoesNotDependOnTheOrderOfArrival) {
+  std::vector<std::string> uids;
+  for (int i = 0; i < 50; ++i) uids.push_back(StrCat("uid-", i));
+  std::set<std::string> chosen[2], fewer;
+  for (int order = 0; order < 2; ++order) {
+    RecordTable table;
+    for (const std::string& uid : uids) table.Append(MakeRow(MakeTrajectory(uid, 1, v1::SOURCE_REAL), 100));
+    Sampler sampler;
+    for (const uint64_t limit : {10, 20}) {
+      v1::SampleRequest request;
+      request.set_watermark(50);
+      v1::SamplePart& part = *request.add_parts();
+      part.set_data_class(v1::DATA_CLASS_REAL);
+      part.set_limit(limit);
+      part.set_count(60);
+      std::set<std::string>& out = limit == 10 ? fewer : chosen[order];
+      const Sampler::Choice choice = *sampler.Choose(table, request, {});
+      for (const uint64_t number : choice.numbers) out.insert(uids[number - 1]);
+    }
+    std::reverse(uids.begin(), uids.end());
+  }
+  EXPECT_EQ(chosen[0].size(), 20u);
+  EXPECT_EQ(chosen[0], chosen[1]);
+  EXPECT_EQ(fewer.size(), 10u);
+  for (const std::string& uid : fewer) EXPECT_TRUE(chosen[0].contains(uid));
+}
+
 TEST_F(SamplerTest, BadRequests) {
   Add(MakeTrajectory("a"));
   const auto code = [&](const std::function<void(v1::SampleRequest*)>& spoil) {
@@ -149,11 +208,19 @@ TEST_F(SamplerTest, BadRequests) {
   EXPECT_EQ(code([](auto* r) { r->set_top_fraction(NAN); }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code([](auto* r) { r->set_step(~uint64_t{0}); }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code([](auto* r) { r->mutable_filter()->set_run("other"); }), StatusCode::kNotFound);
+  EXPECT_EQ(code([](auto* r) { r->add_parts()->set_count(1); }), StatusCode::kInvalidArgument) << "and a count";
   EXPECT_EQ(code([](auto* r) {
-              r->set_mix(true);
-              r->mutable_filter()->set_source(v1::SOURCE_REAL);
+              r->clear_count();
+              r->add_parts()->set_count(1);
+              r->mutable_filter()->set_data_class(v1::DATA_CLASS_REAL);
             }),
             StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](auto* r) {
+              r->clear_count();
+              r->add_parts()->set_count(1);
+              r->mutable_parts(0)->set_data_class(v1::DATA_CLASS_HINTED);
+            }),
+            StatusCode::kNotFound);
 }
 
 }  // namespace

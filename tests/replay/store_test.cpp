@@ -204,8 +204,16 @@ TEST_F(StoreTest, SamplingIsPure) {
   std::vector<v1::SampleRequest> requests;
   for (uint64_t step = 0; step < 6; ++step) {
     v1::SampleRequest request = MakeSample(40, 10, 7, step);
-    request.set_mix(step % 2 == 1);
-    request.set_generated_share(0.25f);
+    if (step % 2 == 1) {
+      request.clear_step();
+      request.clear_count();
+      for (const v1::DataClass data_class : {v1::DATA_CLASS_REAL, v1::DATA_CLASS_UNVERIFIED}) {
+        v1::SamplePart& part = *request.add_parts();
+        part.set_data_class(data_class);
+        part.set_first(5 * step);
+        part.set_count(5);
+      }
+    }
     requests.push_back(request);
     before.push_back(store_->Sample(request)->SerializeAsString());
   }
@@ -227,26 +235,6 @@ TEST_F(StoreTest, EpochsPassOverEveryRecord) {
   for (uint64_t step = 0; step < 6; ++step)
     for (const std::string& uid : Uids(*store_->Sample(MakeSample(24, 8, 3, step)))) seen.insert(uid);
   for (const v1::Trajectory& t : all) EXPECT_EQ(seen.count(t.uid()), 2u) << t.uid();
-}
-
-TEST_F(StoreTest, AMixHasItsShare) {
-  std::vector<v1::Trajectory> all;
-  for (int i = 0; i < 60; ++i)
-    all.push_back(MakeTrajectory(StrCat("u", i), 0, i < 50 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED));
-  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
-  int generated = 0;
-  for (uint64_t step = 0; step < 20; ++step) {
-    v1::SampleRequest request = MakeSample(60, 10, 3, step);
-    request.set_mix(true);
-    request.set_generated_share(0.3f);
-    const v1::SampleReply reply = *store_->Sample(request);
-    for (const std::string& bytes : reply.trajectories()) {
-      v1::Trajectory t;
-      ASSERT_TRUE(t.ParseFromString(bytes));
-      generated += t.source() == v1::SOURCE_GENERATED ? 1 : 0;
-    }
-  }
-  EXPECT_NEAR(generated, 60, 1);
 }
 
 TEST_F(StoreTest, OneProcessAtATimeAndOnlyStoreDirectories) {

@@ -101,6 +101,32 @@ TEST(Job, ImpossibleValuesAreRefused) {
   EXPECT_NE(ErrorOf("").find("'model_name_or_path' is missing"), std::string::npos);
 }
 
+TEST(Job, MixturesAreReadAndCheckedWhereverTheyStand) {
+  const Result<Job> job = Parse(
+      kMinimal, {"mixture={policy: controller, c2: {unverified: 0.4}, probe_sizes: [64, 128]}", "mixture.sigma2d=30"});
+  ASSERT_TRUE(job.ok()) << job.status().ToString();
+  EXPECT_EQ(job->mixture.c2.unverified, 0.4);
+  EXPECT_LT(job->mixture.c2.hinted, 0);
+  EXPECT_EQ(job->mixture.probe_sizes, (std::vector<int64_t>{64, 128}));
+  const Result<Job> again = ParseJob(JobToJson(*job), "again.json", "/jobs", {});
+  ASSERT_TRUE(again.ok()) << again.status().ToString();
+  EXPECT_EQ(JobToJson(*again).substr(50), JobToJson(*job).substr(50));
+  EXPECT_EQ(ErrorOf(kMinimal, {"mixture.share=2"}),
+            "'mixture.share=2': 'mixture.share' must be between 0 and 1, not 2");
+  EXPECT_EQ(ErrorOf(kMinimal, {"mixture.probe_sizes=[some]"}),
+            "'mixture.probe_sizes=[some]': 'mixture.probe_sizes' must be a list of whole numbers, not 'some'");
+  EXPECT_NE(ErrorOf(kMinimal, {"mixture.policy=scheduled"}).find("'mixture.schedule' is empty"), std::string::npos);
+  EXPECT_NE(ErrorOf(kMinimal, {"mixture={policy: scheduled, schedule: [{at: 0.5, share: 0}, {at: 0.2, share: 1}]}"})
+                .find("'mixture.schedule.1.at' must be more than the one before"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf(kMinimal, {"collapse={real_records: [10], rules: [{policy: fixed}]}"}).find("goes with method sft"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf(kMinimal, {"method=sft", "compare=[]", "require=[]", "data.heldout=[{player: random, episodes: 9}]",
+                               "collapse={real_records: [10], rules: [{policy: fixed}, {policy: fixed}]}"})
+                .find("is there twice: fixed_0.5"),
+            std::string::npos);
+}
+
 TEST(Job, BrokenTextIsOneLine) {
   for (const char* text :
        {"a: [1\n", "- 1\n- 2\n", "just words", "seed: 1\nseed: 2\n", "\t\tx", "a: &x [*x]", "{", "%"}) {

@@ -45,8 +45,8 @@ TEST(Plan, TrainingNeverSeesEvaluation) {
     EXPECT_EQ(tagged, stage.evaluation) << stage.name;
     if (stage.kind != PlannedStage::Kind::kTrain) continue;
     const auto options = nlohmann::json::parse(stage.options_json);
-    EXPECT_EQ(options["without_tags"], nlohmann::json::array({kEvaluationTag})) << stage.name;
-    EXPECT_EQ(options["mix"], stage.name.starts_with("online")) << stage.name;
+    EXPECT_EQ(options["without_tags"], nlohmann::json::array({kEvaluationTag, "heldout"})) << stage.name;
+    EXPECT_EQ(options["mixture"]["policy"], "fixed") << stage.name;
   }
 }
 
@@ -87,6 +87,48 @@ TEST(Plan, OptionsCarryTheMethodsFieldsAndOnlineChanges) {
   EXPECT_EQ(online["learning_rate"], 0.5);
   EXPECT_EQ(online["generation_depth"], 2);
   EXPECT_EQ(Find(plan, "online-1:q_sft").steps, 4u);
+}
+
+TEST(Plan, HeldOutRecordsAreScoredForModelsThatAreOne) {
+  const Plan plan = MakePlan(SmallJob({"data.heldout=[{player: random, episodes: 50}]", "mixture.policy=controller"}));
+  const PlannedStage& heldout = Find(plan, "heldout");
+  EXPECT_EQ(heldout.tags, (std::vector<std::string>{"heldout", "player:random"}));
+  EXPECT_EQ(Find(plan, "sft").after, (std::vector<std::string>{"collect:random", "heldout"}));
+  EXPECT_EQ(nlohmann::json::parse(Find(plan, "sft").options_json)["mixture"]["policy"], "controller");
+  const Plan imported = MakePlan(SmallJob({"data.import=[a.jsonl]", "data.heldout_import=[b.jsonl]"}));
+  EXPECT_EQ(Find(imported, "import").tags, std::vector<std::string>{"offline"});
+  EXPECT_EQ(Find(imported, "heldout-import").tags, std::vector<std::string>{"heldout"});
+  const PlannedStage& score = Find(plan, "score:sft");
+  EXPECT_EQ(score.kind, PlannedStage::Kind::kScore);
+  EXPECT_EQ(score.initial, std::vector<std::string>{"sft"});
+  EXPECT_EQ(score.after, (std::vector<std::string>{"sft", "heldout"}));
+  for (const PlannedRow& row : plan.rows) {
+    const bool one_model = row.policy == "sft" || row.policy == "filtered_sft";
+    EXPECT_EQ(row.score, one_model ? "score:" + row.policy : "") << row.policy;
+  }
+}
+
+TEST(Plan, CollapseTrainsEveryRuleOnEveryNumberOfRealRecords) {
+  const Plan plan = MakePlan(SmallJob(
+      {"method=sft", "compare=[]", "data.heldout=[{player: random, episodes: 50}]", "sft.batch_size=10",
+       "collapse={real_records: [40, 80], first_records: 20, generated: 60, passes: 5, rules: [{policy: real_only}, "
+       "{policy: fixed, share: 0.25}]}",
+       "evaluate.episodes=0"}));
+  EXPECT_EQ(Names(plan),
+            (std::vector<std::string>{"collect:random", "heldout", "first", "score:first", "generated", "real_only@40",
+                                      "score:real_only@40", "real_only@80", "score:real_only@80", "fixed_0.25@40",
+                                      "score:fixed_0.25@40", "fixed_0.25@80", "score:fixed_0.25@80"}));
+  EXPECT_EQ(Find(plan, "first").steps, 10u);
+  EXPECT_EQ(Find(plan, "generated").weights, std::vector<std::string>{"first"});
+  const PlannedStage& fixed = Find(plan, "fixed_0.25@80");
+  EXPECT_EQ(fixed.steps, 40u);
+  EXPECT_EQ(fixed.initial, std::vector<std::string>{kBaseModel});
+  EXPECT_EQ(fixed.after, (std::vector<std::string>{"generated", "heldout"}));
+  const auto mixture = nlohmann::json::parse(fixed.options_json)["mixture"];
+  EXPECT_EQ(mixture["share"], 0.25);
+  EXPECT_EQ(mixture["real_records"], 80);
+  EXPECT_EQ(plan.rows.back().rule, "fixed_0.25");
+  EXPECT_EQ(plan.rows.back().real_records, 80);
 }
 
 TEST(Plan, NamesAndSeedsAreDistinctAndOrderRespectsAfter) {
