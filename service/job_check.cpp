@@ -71,7 +71,13 @@ void CheckModel(Checker& check, const Job& job) {
     check.Fail("model.config.num_key_value_heads", StrCat("must divide num_attention_heads, ", m.num_attention_heads));
 }
 
-void CheckMixture(Checker& check, const std::string& section, const MixtureSection& m) {
+void CheckMixture(Checker& check, const Job& job, const std::string& section, const MixtureSection& m) {
+  const bool probes = m.probe_steps > 0 && !(job.heldout.empty() && job.heldout_files.empty());
+  const bool shifts = m.c2.verified >= 0 || m.c2.hinted >= 0 || m.c2.unverified >= 0;
+  const bool real_data = !job.collect.empty() || !job.import_files.empty();
+  if (m.policy == "controller" && real_data && !probes && (m.sigma2d < 0 || !shifts))
+    check.Fail(section + ".policy",
+               "controller needs probes (probe_steps, and data.heldout to score them on), or sigma2d and c2");
   check.OneOf(section + ".policy", m.policy, {"fixed", "scheduled", "controller", "real_only"});
   check.Between(section + ".share", m.share, 0, 1);
   check.OneOf(section + ".schedule_over", m.schedule_over, {"progress", "real_records"});
@@ -105,7 +111,7 @@ void CheckCollapse(Checker& check, const Job& job) {
   std::vector<std::string> names;
   for (size_t i = 0; i < c.rules.size(); ++i) {
     const std::string key = StrCat("collapse.rules.", i);
-    CheckMixture(check, key, c.rules[i]);
+    CheckMixture(check, job, key, c.rules[i]);
     if (std::find(names.begin(), names.end(), RuleName(c.rules[i])) != names.end())
       check.Fail(key, "is there twice: " + RuleName(c.rules[i]));
     names.push_back(RuleName(c.rules[i]));
@@ -252,7 +258,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("max_completion_length", static_cast<double>(job.max_completion_length), 0, 1 << 20);
   check.Between("online.rounds", static_cast<double>(job.online.rounds), 0, 10000);
   check.Between("online.episodes", static_cast<double>(job.online.episodes), 1, 1e9);
-  CheckMixture(check, "mixture", job.mixture);
+  CheckMixture(check, job, "mixture", job.mixture);
   CheckCollapse(check, job);
   check.AtLeast("online.max_staleness", static_cast<double>(job.online.max_staleness), 0);
   check.Between("evaluate.episodes", static_cast<double>(job.evaluate.episodes), 0, 1e9);

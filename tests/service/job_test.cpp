@@ -102,8 +102,9 @@ TEST(Job, ImpossibleValuesAreRefused) {
 }
 
 TEST(Job, MixturesAreReadAndCheckedWhereverTheyStand) {
-  const Result<Job> job = Parse(
-      kMinimal, {"mixture={policy: controller, c2: {unverified: 0.4}, probe_sizes: [64, 128]}", "mixture.sigma2d=30"});
+  const Result<Job> job =
+      Parse(kMinimal, {"mixture={policy: controller, c2: {unverified: 0.4}, probe_sizes: [64, 128], sigma2d: 3}",
+                       "mixture.sigma2d=30"});
   ASSERT_TRUE(job.ok()) << job.status().ToString();
   EXPECT_EQ(job->mixture.c2.unverified, 0.4);
   EXPECT_LT(job->mixture.c2.hinted, 0);

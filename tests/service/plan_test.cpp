@@ -90,7 +90,8 @@ TEST(Plan, OptionsCarryTheMethodsFieldsAndOnlineChanges) {
 }
 
 TEST(Plan, HeldOutRecordsAreScoredForModelsThatAreOne) {
-  const Plan plan = MakePlan(SmallJob({"data.heldout=[{player: random, episodes: 50}]", "mixture.policy=controller"}));
+  const Plan plan = MakePlan(SmallJob(
+      {"data.heldout=[{player: random, episodes: 50}]", "mixture.policy=controller", "mixture.probe_steps=5"}));
   const PlannedStage& heldout = Find(plan, "heldout");
   EXPECT_EQ(heldout.tags, (std::vector<std::string>{"heldout", "player:random"}));
   EXPECT_EQ(Find(plan, "sft").after, (std::vector<std::string>{"collect:random", "heldout"}));
