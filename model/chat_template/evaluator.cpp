@@ -70,6 +70,7 @@ void Evaluator::Print(std::string_view text) {
   if (out_->size() + text.size() > options_.limits.output_bytes)
     FailLimit(StrCat("the template prints more than ", options_.limits.output_bytes, " bytes"));
   Step(text.size() / 256);
+  if (out_ != &result_.text) Work(text.size());  // captured text is live beside what it goes into
   out_->append(text);
 }
 

@@ -14,7 +14,8 @@
 
 // The template language of chat templates: Jinja2 as the transformers library sets it up (immutable sandbox,
 // trim_blocks, lstrip_blocks, break and continue, {% generation %}, raise_exception, strftime_now, its tojson), with
-// limits, so that a hostile template ends with one error. Left out: include, import, extends, block, recursive loops.
+// limits, so that a hostile template ends with one error. Left out: include, import, extends, block, recursive loops,
+// loop.changed, joiner, cycler, varargs, whole numbers beyond 64 bits.
 namespace quern::jinja {
 
 // How values behave where engines differ.

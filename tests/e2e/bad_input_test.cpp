@@ -56,6 +56,36 @@ TEST_F(BadInput, TheCommandLine) {
   ExpectOneLine(Quern({"eval", "--run", "nowhere"}), 102, "nowhere: no such run directory");
 }
 
+TEST_F(BadInput, Conversations) {
+  Write("m/chat_template.jinja",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% if m.role == 'judge' %}\n"
+        "{{ raise_exception('no judges') }}{% endif %}{% endfor %}{{ tools|tojson }}");
+  Write("rows.jsonl", R"({"messages": [{"role": "user", "content": "Hi"}], "tools": [{"b": 1, "a": 2}]})");
+  const QuernProcess::Ended tools = Quern({"chat", "--model", "m", "--input", "rows.jsonl", "--tools"});
+  EXPECT_EQ(tools.code, 0) << tools.err;
+  EXPECT_EQ(tools.out, R"({"text":"user: Hi\n[{\"b\": 1, \"a\": 2}]","token_ids":null})"
+                       "\n");
+  EXPECT_NE(tools.err.find("token_ids will be null"), std::string::npos) << tools.err;
+  const QuernProcess::Ended plain = Quern({"chat", "--model", "m", "--input", "rows.jsonl"});
+  EXPECT_EQ(plain.out, R"({"text":"user: Hi\nnull","token_ids":null})"
+                       "\n");
+  EXPECT_NE(plain.err.find("left out without --tools"), std::string::npos) << plain.err;
+
+  Write("m/tokenizer_config.json", R"({"char_ords": [72, 105], "model_max_length": 16})");
+  Write("rows.jsonl",
+        "\n"
+        R"({"messages": [{"role": "judge", "content": "Hi"}]})");
+  ExpectOneLine(Quern({"chat", "--model", "m", "--input", "rows.jsonl"}), 1,
+                "rows.jsonl:2: m/chat_template.jinja:3: the template refuses: no judges");
+  Write("rows.jsonl", R"({"prompt": "Hi"})");
+  ExpectOneLine(Quern({"chat", "--model", "m", "--input", "rows.jsonl"}), 1, "rows.jsonl:1: no list \"messages\"");
+  Write("m/chat_template.jinja", "a\n{{ b");
+  ExpectOneLine(Quern({"chat", "--model", "m", "--input", "rows.jsonl"}), 1,
+                "m/chat_template.jinja:2: a tag is not closed with }}");
+  ASSERT_TRUE(RemoveTree(folder_.File("m/chat_template.jinja")).ok());
+  ExpectOneLine(Quern({"chat", "--model", "m", "--input", "rows.jsonl"}), 1, "m: no chat template");
+}
+
 TEST_F(BadInput, TheJobFile) {
   ExpectOneLine(Quern({"run", "missing.yaml"}), 1, "missing.yaml: No such file");
   Write("typo.yaml", "name: x\nsft:\n  learning_rat: 1\n");
