@@ -152,7 +152,8 @@ Value NewNamespace(Evaluator& evaluator, const Arguments& arguments) {
       items.emplace_back(StringOf("namespace", key), value);
   }
   for (const auto& [key, value] : arguments.named) {
-    const auto same = std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == key; });
+    const auto same =
+        std::find_if(items.begin(), items.end(), [&wanted = key](const auto& item) { return item.first == wanted; });
     if (same == items.end()) {
       items.emplace_back(key, value);
     } else {
@@ -171,8 +172,8 @@ Value NewDict(Evaluator& evaluator, const Arguments& arguments) {
   }
   for (const auto& [key, value] : arguments.named) {
     evaluator.Step(items.size() / 8);
-    const auto same = std::find_if(items.begin(), items.end(), [&](const auto& item) {
-      return item.first.is(Kind::kString) && item.first.string() == key;
+    const auto same = std::find_if(items.begin(), items.end(), [&wanted = key](const auto& item) {
+      return item.first.is(Kind::kString) && item.first.string() == wanted;
     });
     if (same == items.end()) {
       items.emplace_back(Value(key), value);
