@@ -160,7 +160,8 @@ class Learner {
       context.draw = draw;
       context.batch_size = o.batch_size;
       context.heldout = &heldout;
-      context.reset = [&] { return LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()); };
+      // The untrained model (version 0): a stage's own first weights may have seen the real data already.
+      context.reset = [&] { return LoadInto(v1::WeightVersion(), trainer_->parameters()); };
       double steps = 0;
       context.alive = [&](const std::string& activity) -> Status {
         ++steps;

@@ -17,7 +17,7 @@ struct ProbeContext {
   DrawOptions draw;            // of the stage
   int64_t batch_size = 0;
   const HeldoutSet* heldout = nullptr;
-  std::function<Status()> reset;                             // the stage's first weights into the trainer
+  std::function<Status()> reset;                             // the untrained model's weights into the trainer
   std::function<Status(const std::string& activity)> alive;  // called every step
 };
 

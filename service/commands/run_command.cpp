@@ -40,10 +40,14 @@ void PrintEnd(const Run& run, const JobOutcome& outcome) {
   }
   std::printf("run directory: %s\n", directory.c_str());
   if (outcome.state != "succeeded") return;
+  const CollapseSection& study = run.job.collapse;
+  const std::string policy = study.real_records.empty() || study.rules.empty()
+                                 ? run.job.method
+                                 : CollapseRow(study.rules.back(), study.real_records.back());
   std::printf(
       "next: quern eval --run %s --policy %s     quern export --run %s --to DIR     quern replay stats --store "
       "%s/replay\n",
-      directory.c_str(), run.job.method.c_str(), directory.c_str(), directory.c_str());
+      directory.c_str(), policy.c_str(), directory.c_str(), directory.c_str());
 }
 
 Result<int> RunJob(const RunOptions& options) {

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "learner/batch_statistics.h"
 #include "learner/train_stage.h"
+#include "methods/sft.h"
 #include "model/tokenizer/char_tokenizer.h"
 #include "replay/replay.h"
 #include "tests/replay/trajectories.h"
@@ -110,6 +111,15 @@ TEST_F(BatchSourceTest, TheShareOfTheLossIsExactWhateverTheLengths) {
         if (row.data_class != kRealData) generated += static_cast<double>(row.weight);
       }
       EXPECT_NEAR(generated / total, omega, 1e-5);
+      // And so in the gradient: a is the loss's derivative by each token's log-probability.
+      RowCoefficients coefficients;
+      MethodMetrics metrics;
+      SftObjective().Coefficients(batch.rows, {}, static_cast<double>(batch.rows.size()), coefficients, metrics);
+      double of_generated = 0;
+      for (size_t i = 0; i < batch.rows.size(); ++i) {
+        if (batch.rows[i].data_class != kRealData) of_generated -= static_cast<double>(coefficients.a[i]);
+      }
+      EXPECT_NEAR(of_generated, omega, 1e-5);
       EXPECT_NEAR(total, static_cast<double>(batch.rows.size()), 1e-3) << "the learning rate keeps its meaning";
     }
     const auto report = statistics.Report();
