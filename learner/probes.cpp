@@ -63,7 +63,8 @@ Status MeasureMixture(const ProbeContext& context, const MixtureOptions& options
   // Sizes count records, the controller's n unique ones.
   const double unique_share =
       records(kRealData) > 0 ? state.n[kRealData] / static_cast<double>(records(kRealData)) : 1.0;
-  const auto [sizes, reference] = SizesOf(options, records(kRealData));
+  const ProbeSizes probe_sizes = SizesOf(options, records(kRealData));
+  const std::vector<int64_t>& sizes = probe_sizes.sizes;
   bool shift_wanted = false;
   for (size_t q = kVerifiedData; q < kDataClasses; ++q) shift_wanted |= records(q) > 0 && options.c2[q] < 0;
   const bool probes_wanted = options.sigma2d < 0 || shift_wanted;
@@ -82,7 +83,7 @@ Status MeasureMixture(const ProbeContext& context, const MixtureOptions& options
   std::map<int64_t, double> real_loss;
   const auto probe = [&](size_t q, int64_t size) -> Result<double> {
     if (q == kRealData && real_loss.contains(size)) return real_loss[size];
-    const int64_t steps = std::max<int64_t>(1, options.probe_steps * size / reference);
+    const int64_t steps = std::max<int64_t>(1, options.probe_steps * size / probe_sizes.reference);
     QUERN_ASSIGN_OR_RETURN(const double loss, RunProbe(context, q, size, steps));
     metrics[StrCat("probe_", kDataClassNames[q], "_", size)] = loss;
     if (q == kRealData) real_loss[size] = loss;
