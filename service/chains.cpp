@@ -100,12 +100,12 @@ Result<v1::ChainProgram> MakeChainProgram(const Job& job, const std::string& arm
   return program;
 }
 
-v1::EnvironmentSpec EnvironmentOfSet(const Job& job, const EvaluationSet& set) {
+v1::EnvironmentSpec EnvironmentWith(const Job& job, const QuestionsSection& from) {
   v1::EnvironmentSpec spec;
-  spec.set_name(set.environment.empty() ? job.environment : set.environment);
-  if (set.environment.empty())
+  spec.set_name(from.name.empty() ? job.environment : from.name);
+  if (from.name.empty())
     for (const auto& [key, value] : job.environment_options) (*spec.mutable_options())[key] = value;
-  for (const auto& [key, value] : set.options) (*spec.mutable_options())[key] = value;
+  for (const auto& [key, value] : from.options) (*spec.mutable_options())[key] = value;
   return spec;
 }
 

@@ -16,8 +16,8 @@ Result<v1::ChainProgram> MakeChainProgram(const Job& job, const std::string& arm
 // The arms that the job has rounds of, in order.
 std::vector<std::string> ArmsOf(const Job& job);
 
-// The environment of one of evaluate.sets.
-v1::EnvironmentSpec EnvironmentOfSet(const Job& job, const EvaluationSet& set);
+// The job's environment with what `from` changes.
+v1::EnvironmentSpec EnvironmentWith(const Job& job, const QuestionsSection& from);
 
 // What a stage of chains came to, from the records that carry its tag: chains, pass_rate, unsolved_share (of the
 // questions), hinted_chains, hinted_pass_rate, kept, kept_hinted_share, kept_tokens (mean, prompt and path), and

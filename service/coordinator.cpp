@@ -139,9 +139,10 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
   if (!stage.plan.arm.empty()) {
     *out.mutable_program() = options_.programs.at(stage.plan.arm);
     out.mutable_program()->set_first_question(stage.plan.first_question);
+    *out.mutable_environment() = EnvironmentWith(options_.job, options_.job.regenesis.environment);
   }
   for (const EvaluationSet& set : options_.job.evaluate.sets)
-    if (set.name == stage.plan.set) *out.mutable_environment() = EnvironmentOfSet(options_.job, set);
+    if (set.name == stage.plan.set) *out.mutable_environment() = EnvironmentWith(options_.job, set.from);
   return reply;
 }
 

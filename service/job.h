@@ -57,10 +57,17 @@ struct ChainStageSection {
   std::string stop;  // text that ends the stage; empty: what ends an utterance of the environment
 };
 
+// Where questions come from, if not from the job's environment as it is.
+struct QuestionsSection {
+  std::string name;   // of an environment; empty: the job's, with `options` over its own
+  OptionMap options;  // every other key
+};
+
 // Self-made reasoning (ReGenesis): rounds of chains and of fine-tuning on those that were kept.
 struct RegenesisSection : TrainSection {
   int64_t rounds = 1;
-  int64_t questions = 0;               // a round; 0: all of the environment's
+  QuestionsSection environment;
+  int64_t questions = 0;               // a round; 0: all of them
   std::string guidelines = "default";  // default | none | a file, one a line
   std::string templates = "default";   // default | a file of [stage] sections
   std::vector<std::string> stages = {"adapt", "plan", "solve"};
@@ -151,9 +158,8 @@ struct OnlineSection {
 // Questions that every policy is measured on: the job's environment with other options, or another one.
 struct EvaluationSet {
   std::string name;
-  std::string environment;  // empty: the job's, with `options` over its own
-  int64_t episodes = 0;     // 0: evaluate.episodes
-  OptionMap options;        // every other key
+  QuestionsSection from;  // keys `environment` (its name) and every other key
+  int64_t episodes = 0;   // 0: evaluate.episodes
 };
 
 struct EvaluateSection {

@@ -58,8 +58,15 @@ void Fields(V& v, ChainStageSection& o) {
 }
 
 template <class V>
+void Fields(V& v, QuestionsSection& o) {
+  v.Field("name", o.name);
+  v.Rest(o.options);
+}
+
+template <class V>
 void Fields(V& v, RegenesisSection& o) {
   v.Field("rounds", o.rounds);
+  v.Field("environment", o.environment);
   v.Field("questions", o.questions);
   v.Field("guidelines", o.guidelines);
   v.Field("templates", o.templates);
@@ -153,9 +160,9 @@ void Fields(V& v, OnlineSection& o) {
 template <class V>
 void Fields(V& v, EvaluationSet& o) {
   v.Field("name", o.name);
-  v.Field("environment", o.environment);
+  v.Field("environment", o.from.name);
   v.Field("episodes", o.episodes);
-  v.Rest(o.options);
+  v.Rest(o.from.options);
 }
 
 template <class V>

@@ -48,8 +48,11 @@ Result<std::vector<std::string>> VocabularyOf(const Job& job) {
     for (const std::string& piece : pieces)
       if (std::find(vocabulary.begin(), vocabulary.end(), piece) == vocabulary.end()) vocabulary.push_back(piece);
   };
-  for (const EvaluationSet& set : job.evaluate.sets) {
-    QUERN_ASSIGN_OR_RETURN(const auto other, EnvironmentOf(job, set.name));
+  std::vector<QuestionsSection> others;
+  for (const EvaluationSet& set : job.evaluate.sets) others.push_back(set.from);
+  if (job.method == "regenesis") others.push_back(job.regenesis.environment);
+  for (const QuestionsSection& from : others) {
+    QUERN_ASSIGN_OR_RETURN(const auto other, EnvironmentOf(job, from));
     add(other->vocabulary());
   }
   for (const std::string& arm : ArmsOf(job)) {
@@ -94,35 +97,36 @@ Result<BaseModel> MakeModel(const Run& run) {
 
 }  // namespace
 
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const QuestionsSection& from) {
+  const v1::EnvironmentSpec spec = EnvironmentWith(job, from);
+  return MakeEnvironmentFactory(spec.name(), {spec.options().begin(), spec.options().end()}, job.base_dir);
+}
+
 Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const std::string& set) {
-  v1::EnvironmentSpec spec = EnvironmentOfSet(job, {});
-  if (!set.empty()) {
-    const EvaluationSet* found = nullptr;
-    std::vector<std::string> names;
-    for (const EvaluationSet& known : job.evaluate.sets) {
-      names.push_back(known.name);
-      if (known.name == set) found = &known;
-    }
-    if (found == nullptr)
-      return NotFound(
-          StrCat("set '", set, "': the job's evaluate.sets are ", names.empty() ? "empty" : StrJoin(names, ", ")));
-    spec = EnvironmentOfSet(job, *found);
+  Result<std::shared_ptr<const EnvironmentFactory>> made = EnvironmentOf(job, QuestionsSection());
+  if (set.empty()) return made.ok() ? made : made.status().Annotate("environment");
+  std::vector<std::string> names;
+  for (const EvaluationSet& known : job.evaluate.sets) {
+    names.push_back(known.name);
+    if (known.name != set) continue;
+    made = EnvironmentOf(job, known.from);
+    return made.ok() ? made : made.status().Annotate("evaluate.sets: " + set);
   }
-  const OptionMap options(spec.options().begin(), spec.options().end());
-  Result<std::shared_ptr<const EnvironmentFactory>> made = MakeEnvironmentFactory(spec.name(), options, job.base_dir);
-  if (!made.ok()) return made.status().Annotate(set.empty() ? "environment" : StrCat("evaluate.sets: ", set));
-  return made;
+  return NotFound(
+      StrCat("set '", set, "': the job's evaluate.sets are ", names.empty() ? "empty" : StrJoin(names, ", ")));
 }
 
 namespace {
 
-Status CheckChains(Job& job, const EnvironmentFactory& environment) {
+Status CheckChains(Job& job) {
   for (const EvaluationSet& set : job.evaluate.sets) QUERN_RETURN_IF_ERROR(EnvironmentOf(job, set.name).status());
   if (job.method != "regenesis") return {};
-  const QuestionSource* questions = environment.questions();
+  const auto environment = EnvironmentOf(job, job.regenesis.environment);
+  if (!environment.ok()) return environment.status().Annotate("regenesis.environment");
+  const QuestionSource* questions = (*environment)->questions();
   if (questions == nullptr)
     return FailedPrecondition(
-        StrCat("environment ", job.environment, ": has no questions with known answers, which method regenesis needs"));
+        "regenesis.environment: this environment has no questions with known answers, which method regenesis needs");
   if (job.regenesis.questions == 0) job.regenesis.questions = static_cast<int64_t>(questions->size());
   for (const std::string& arm : ArmsOf(job)) QUERN_RETURN_IF_ERROR(MakeChainProgram(job, arm).status());
   return {};
@@ -132,7 +136,7 @@ Status CheckChains(Job& job, const EnvironmentFactory& environment) {
 
 Status CheckJob(Job& job) {
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
-  QUERN_RETURN_IF_ERROR(CheckChains(job, *environment));
+  QUERN_RETURN_IF_ERROR(CheckChains(job));
   const std::vector<std::string> players = environment->player_names();
   if (job.evaluate.players == EvaluateSection().players &&
       std::find(players.begin(), players.end(), job.evaluate.players[0]) == players.end())

@@ -13,6 +13,7 @@ namespace quern {
 
 // The job's environment, or that of one of evaluate.sets.
 Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const std::string& set = {});
+Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, const QuestionsSection& from);
 
 // Everything that can be wrong with a job before any process starts: the environment and its options, the players,
 // files to import, the model directory and its tokenizer. Writes nothing. An environment without any player gets none

@@ -132,12 +132,73 @@ TEST(Plan, CollapseTrainsEveryRuleOnEveryNumberOfRealRecords) {
   EXPECT_EQ(plan.rows.back().real_records, 80);
 }
 
+TEST(Plan, RoundsOfChainsGoOnFromTheNewestWeightsInEveryArm) {
+  const Plan plan = MakePlan(SmallJob({"method=regenesis", "compare=[star]", "regenesis.rounds=2",
+                                       "regenesis.questions=10", "regenesis.max_steps=7", "regenesis.warmup_steps=3",
+                                       "evaluate.players=[]", "evaluate.sets=[{name: in}, {name: out, episodes: 5}]"}));
+  EXPECT_EQ(Names(plan), (std::vector<std::string>{"collect:random",
+                                                   "sft",
+                                                   "eval:sft@in",
+                                                   "eval:sft@out",
+                                                   "star-1",
+                                                   "star-1:sft",
+                                                   "eval:star-1@in",
+                                                   "eval:star-1@out",
+                                                   "star-2",
+                                                   "star-2:sft",
+                                                   "eval:star-2@in",
+                                                   "eval:star-2@out",
+                                                   "regenesis-1",
+                                                   "regenesis-1:sft",
+                                                   "eval:regenesis-1@in",
+                                                   "eval:regenesis-1@out",
+                                                   "regenesis-2",
+                                                   "regenesis-2:sft",
+                                                   "eval:regenesis-2@in",
+                                                   "eval:regenesis-2@out"}));
+  for (const std::string arm : {"star", "regenesis"}) {
+    const std::string other = arm == "star" ? "regenesis" : "star";
+    const PlannedStage &first = Find(plan, arm + "-1"), &second = Find(plan, arm + "-2");
+    EXPECT_EQ(first.weights, std::vector<std::string>{"sft"});
+    EXPECT_EQ(second.weights, std::vector<std::string>{arm + "-1:sft"});
+    EXPECT_EQ(second.after, second.weights);
+    EXPECT_EQ(second.tags, (std::vector<std::string>{arm, arm + "-2", "round-2"}));
+    EXPECT_EQ(second.first_question, 10u);
+    const PlannedStage& train = Find(plan, arm + "-2:sft");
+    EXPECT_EQ(train.initial, second.weights);
+    EXPECT_EQ(train.steps, 7u);
+    const auto options = nlohmann::json::parse(train.options_json);
+    EXPECT_EQ(options["generation_depth"], 3);
+    EXPECT_EQ(options["warmup_steps"], 3);
+    // Neither what was not kept nor the other arm's paths nor, by default, the round before.
+    std::set<std::string> without = options["without_tags"];
+    for (const std::string& tag : {std::string(kEvaluationTag), std::string("not_kept"), other, arm + "-1"})
+      EXPECT_TRUE(without.contains(tag)) << tag;
+    EXPECT_FALSE(without.contains(arm) || without.contains(arm + "-2") || without.contains("kept"));
+  }
+  EXPECT_EQ(Find(plan, "eval:star-2@out").episodes, 5u);
+  EXPECT_EQ(Find(plan, "eval:star-2@in").episodes, 30u);
+  EXPECT_EQ(Find(plan, "eval:star-2@in").seed, Find(plan, "eval:sft@in").seed);
+  const PlannedRow& row = plan.rows.back();
+  EXPECT_EQ(row.set + " " + row.arm + " " + row.label, "out regenesis ReGenesis, round 2");
+  EXPECT_EQ(row.round, 2);
+  const Plan all =
+      MakePlan(SmallJob({"method=regenesis", "compare=[]", "regenesis.rounds=2", "regenesis.train_on=all"}));
+  const auto options = nlohmann::json::parse(Find(all, "regenesis-2:sft").options_json);
+  EXPECT_EQ(std::set<std::string>(options["without_tags"]).contains("regenesis-1"), false);
+  // Without data the rounds start from the model as it is.
+  const Plan bare = MakePlan(SmallJob({"method=regenesis", "compare=[]", "data.collect=[]"}));
+  EXPECT_EQ(Find(bare, "regenesis-1").weights, std::vector<std::string>{kBaseModel});
+  EXPECT_EQ(Find(bare, "eval:base").after, std::vector<std::string>{});
+}
+
 TEST(Plan, NamesAndSeedsAreDistinctAndOrderRespectsAfter) {
   for (const auto& overrides : std::vector<std::vector<std::string>>{
            {},
            {"online.rounds=2"},
            {"online.rounds=3", "online.max_staleness=2"},
            {"method=sft", "compare=[]", "online.rounds=2"},
+           {"method=regenesis", "compare=[majority, star]", "regenesis.rounds=3"},
            {"data.collect=[{player: random, episodes: 5}, {player: random, episodes: 6}]", "data.import=[/x.jsonl]"}}) {
     const Plan plan = MakePlan(SmallJob(overrides));
     std::set<std::string> names;
