@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <deque>
 
-#include "actors/prompt_ids.h"
 #include "actors/records.h"
 #include "base/random.h"
 #include "base/strings.h"
@@ -50,11 +49,12 @@ std::string WithoutClosing(const std::string& text, const std::string& closing) 
 class ChainPlayer {
  public:
   ChainPlayer(const v1::RolloutTask& task, const EnvironmentFactory& factory, const Tokenizer& tokenizer,
-              const RolloutOptions& options, Engine& engine, const TrajectorySink& sink)
+              const Dialogue& dialogue, const RolloutOptions& options, Engine& engine, const TrajectorySink& sink)
       : task_(task),
         program_(task.program()),
         factory_(factory),
         tokenizer_(tokenizer),
+        dialogue_(dialogue),
         options_(options),
         engine_(engine),
         sink_(sink) {
@@ -160,7 +160,8 @@ class ChainPlayer {
   Status StartStage(const Place& place) {
     ChainRun& run = *place.chain;
     const v1::ChainStageSpec& spec = program_.stages(run.stage);
-    const std::vector<int32_t> ids = PromptIds(tokenizer_, options_, ExpandTemplate(spec.prompt(), run.values));
+    QUERN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                           dialogue_.Opening(ExpandTemplate(spec.prompt(), run.values)));
     v1::ChainStage& stage = *run.chain.add_stages();
     stage.set_name(spec.name());
     SetInt32s(ids, stage.mutable_prompt_token_ids());
@@ -181,7 +182,7 @@ class ChainPlayer {
         std::min(spec.max_tokens() > 0 ? int64_t{spec.max_tokens()} : utterance_tokens_, limit_ - length);
     generate.sampling = SamplingOf(spec.sampling());
     generate.seed = seed;
-    generate.stop_ids = options_.end_ids;
+    generate.stop_ids = dialogue_.end_ids();
     generate.stop = StopAt(tokenizer_, spec.stop().empty() ? closing_ : spec.stop());
     const int64_t sequence = engine_.Open();
     engine_.Extend(sequence, ids);
@@ -277,7 +278,7 @@ class ChainPlayer {
         of_passed[i]->chain.set_rejected(
             StrCat("passed, not among the paths kept (", program_.max_kept(), " at most, equal ones once)"));
     for (ChainRun& run : question.chains) {
-      v1::Trajectory record = Record(question, run);
+      QUERN_ASSIGN_OR_RETURN(v1::Trajectory record, Record(question, run));
       record.add_tags(run.chain.rejected().empty() ? kKeptTag : kNotKeptTag);
       if (run.hinted) record.add_tags(kHintedTag);
       if (!solved && !run.hinted && run.number == 0) record.add_tags(kUnsolvedTag);
@@ -291,12 +292,13 @@ class ChainPlayer {
   }
 
   // Everything but the chain itself and the tags it earns.
-  v1::Trajectory Record(const QuestionRun& question, const ChainRun& run) {
+  Result<v1::Trajectory> Record(const QuestionRun& question, const ChainRun& run) {
     v1::Trajectory record = NewRecord(task_, options_);
     record.set_uid(StrCat(record.uid(), question.episode, run.hinted ? "/h" : "/", run.number));
     record.set_task(question.question->id);
     record.set_episode_seed(question.index);
-    AppendTokens(PromptIds(tokenizer_, options_, question.prompt), {}, false, record);
+    QUERN_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, dialogue_.Opening(question.prompt));
+    AppendTokens(prompt, {}, false, record);
     AddMessage("user", question.prompt, record);
     record.set_success(run.facts.matches);
     record.set_verdict(!run.facts.matches    ? v1::VERDICT_FAILED
@@ -311,7 +313,7 @@ class ChainPlayer {
     const bool closed = !closing_.empty() && path.ends_with(closing_);
     const auto begin = static_cast<uint32_t>(record.loss_mask().size());
     // What was cut off has no end that could be learnt.
-    AppendTokens(UtteranceIds(tokenizer_, options_, path, closed || !run.facts.finished), {}, true, record);
+    AppendTokens(dialogue_.Utterance(path, closed || !run.facts.finished), {}, true, record);
     AddMessage("assistant", path, record);
     const auto end = static_cast<uint32_t>(record.loss_mask().size());
     if (end == begin) return record;
@@ -328,6 +330,7 @@ class ChainPlayer {
   const v1::ChainProgram& program_;
   const EnvironmentFactory& factory_;
   const Tokenizer& tokenizer_;
+  const Dialogue& dialogue_;
   const RolloutOptions& options_;
   Engine& engine_;
   const TrajectorySink& sink_;
@@ -350,9 +353,9 @@ size_t QuestionOf(const v1::ChainProgram& program, uint64_t episode, size_t coun
 }
 
 Result<RolloutCounters> PlayChains(const v1::RolloutTask& task, const EnvironmentFactory& factory,
-                                   const Tokenizer& tokenizer, const RolloutOptions& options, Engine& engine,
-                                   const TrajectorySink& sink, const std::atomic<bool>& stop) {
-  return ChainPlayer(task, factory, tokenizer, options, engine, sink).Play(stop);
+                                   const Tokenizer& tokenizer, const Dialogue& dialogue, const RolloutOptions& options,
+                                   Engine& engine, const TrajectorySink& sink, const std::atomic<bool>& stop) {
+  return ChainPlayer(task, factory, tokenizer, dialogue, options, engine, sink).Play(stop);
 }
 
 }  // namespace quern

@@ -23,8 +23,8 @@ inline constexpr char kUnsolvedTag[] = "unsolved";
 // A chain is a pure function of (task.seed, question, number of the chain, policy): played again it has the same uid
 // and the same tokens.
 Result<RolloutCounters> PlayChains(const v1::RolloutTask& task, const EnvironmentFactory& factory,
-                                   const Tokenizer& tokenizer, const RolloutOptions& options, Engine& engine,
-                                   const TrajectorySink& sink, const std::atomic<bool>& stop);
+                                   const Tokenizer& tokenizer, const Dialogue& dialogue, const RolloutOptions& options,
+                                   Engine& engine, const TrajectorySink& sink, const std::atomic<bool>& stop);
 
 // Which question of `count` the stage's `episode` asks.
 size_t QuestionOf(const v1::ChainProgram& program, uint64_t episode, size_t count);

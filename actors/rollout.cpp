@@ -1,9 +1,9 @@
 #include "actors/rollout.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "actors/chain_program.h"
-#include "actors/prompt_ids.h"
 #include "actors/records.h"
 #include "base/random.h"
 #include "base/strings.h"
@@ -15,20 +15,14 @@ namespace {
 // One episode under way: the environment, who plays, and the record so far.
 class Episode {
  public:
-  Episode(const v1::RolloutTask& task, uint64_t index, const EnvironmentFactory& factory, const Tokenizer& tokenizer,
-          const RolloutOptions& options)
-      : tokenizer_(tokenizer),
-        environment_(factory.NewEnvironment()),
-        seed_(task.seed() + index),
-        record_(NewRecord(task, options)) {
-    record_.set_uid(StrCat(record_.uid(), index));
-    record_.set_episode_seed(seed_);
-    record_.mutable_sampling()->set_seed(seed_);
-    first_ = environment_->Reset(seed_);
-    record_.set_task(environment_->task_id());
-    new_tokens_ = PromptIds(tokenizer_, options, first_.text);
-    AppendTokens(new_tokens_, {}, false, record_);
-    AddMessage("user", first_.text, record_);
+  static Result<std::unique_ptr<Episode>> Begin(const v1::RolloutTask& task, uint64_t index,
+                                                const EnvironmentFactory& factory, const Dialogue& dialogue,
+                                                const RolloutOptions& options) {
+    std::unique_ptr<Episode> episode(new Episode(task, index, factory, dialogue, options));
+    QUERN_ASSIGN_OR_RETURN(episode->new_tokens_, dialogue.Opening(episode->first_.text));
+    AppendTokens(episode->new_tokens_, {}, false, episode->record_);
+    AddMessage("user", episode->first_.text, episode->record_);
+    return episode;
   }
 
   const Observation& first() const { return first_; }
@@ -40,7 +34,8 @@ class Episode {
   const std::vector<int32_t>& new_tokens() const { return new_tokens_; }
 
   // The agent's utterance; `log_probs` is empty for scripted players. `text` is what the environment is given.
-  StepOutcome Act(const std::vector<int32_t>& ids, const std::vector<float>& log_probs, const std::string& text) {
+  Result<StepOutcome> Act(const std::vector<int32_t>& ids, const std::vector<float>& log_probs,
+                          const std::string& text) {
     const auto begin = static_cast<uint32_t>(length());
     AppendTokens(ids, log_probs, true, record_);
     AddMessage("assistant", text, record_);
@@ -51,9 +46,9 @@ class Episode {
     turn.set_reward(static_cast<float>(outcome.reward));
     return_ += outcome.reward;
     if (!outcome.text.empty() && !outcome.done) {
-      new_tokens_ = tokenizer_.Encode(outcome.text, false);
-      AppendTokens(new_tokens_, {}, false, record_);
       AddMessage("user", outcome.text, record_);
+      QUERN_ASSIGN_OR_RETURN(new_tokens_, NextIds());
+      AppendTokens(new_tokens_, {}, false, record_);
     } else {
       new_tokens_.clear();
     }
@@ -68,7 +63,29 @@ class Episode {
   }
 
  private:
-  const Tokenizer& tokenizer_;
+  Episode(const v1::RolloutTask& task, uint64_t index, const EnvironmentFactory& factory, const Dialogue& dialogue,
+          const RolloutOptions& options)
+      : dialogue_(dialogue),
+        environment_(factory.NewEnvironment()),
+        seed_(task.seed() + index),
+        record_(NewRecord(task, options)) {
+    record_.set_uid(StrCat(record_.uid(), index));
+    record_.set_episode_seed(seed_);
+    record_.mutable_sampling()->set_seed(seed_);
+    first_ = environment_->Reset(seed_);
+    record_.set_task(environment_->task_id());
+  }
+
+  // Of the record's last message, the environment's answer.
+  Result<std::vector<int32_t>> NextIds() const {
+    std::vector<ChatMessage> messages;
+    for (const v1::Message& message : record_.messages()) messages.push_back({message.role(), message.content()});
+    std::vector<int32_t> ids(record_.loss_mask().size());
+    std::memcpy(ids.data(), record_.token_ids().data(), 4 * ids.size());
+    return dialogue_.Next(messages, messages.size() - 1, ids);
+  }
+
+  const Dialogue& dialogue_;
   std::unique_ptr<Environment> environment_;
   uint64_t seed_;
   v1::Trajectory record_;
@@ -85,7 +102,7 @@ Status Deliver(Episode& episode, const TrajectorySink& sink, RolloutCounters& co
 }
 
 Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const EnvironmentFactory& factory,
-                                     const Tokenizer& tokenizer, const RolloutOptions& options,
+                                     const Dialogue& dialogue, const RolloutOptions& options,
                                      const TrajectorySink& sink, const std::atomic<bool>& stop) {
   RolloutCounters counters;
   Options player_options(task.policy().player_options().begin(), task.policy().player_options().end());
@@ -93,15 +110,16 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
   for (uint64_t i = 0; i < task.episodes(); ++i) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
-    Episode episode(task, task.first_episode() + i, factory, tokenizer, options);
+    QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Episode> begun,
+                           Episode::Begin(task, task.first_episode() + i, factory, dialogue, options));
+    Episode& episode = *begun;
     // The player's randomness is apart from the environment's: equal tasks, independent choices.
     player->Reset(MixSeed(episode.seed(), 0x9A4E), episode.first());
     while (episode.turns() < episode.environment().max_turns()) {
       const std::string action = player->Act();
       // Where nothing in the text closes an utterance, end of text does.
-      const std::vector<int32_t> ids =
-          UtteranceIds(tokenizer, options, action, !episode.environment().action_end().empty());
-      const StepOutcome outcome = episode.Act(ids, {}, action);
+      const std::vector<int32_t> ids = dialogue.Utterance(action, !episode.environment().action_end().empty());
+      QUERN_ASSIGN_OR_RETURN(const StepOutcome outcome, episode.Act(ids, {}, action));
       if (outcome.done) break;
       player->Observe(outcome);
     }
@@ -115,9 +133,10 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
 Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentFactory& factory,
                                  const Tokenizer& tokenizer, const RolloutOptions& options, Engine* engine,
                                  const TrajectorySink& sink, const std::atomic<bool>& stop) {
-  if (!task.policy().player().empty()) return PlayScripted(task, factory, tokenizer, options, sink, stop);
+  QUERN_ASSIGN_OR_RETURN(const Dialogue dialogue, Dialogue::Make(tokenizer, options.chat_template, options.end_ids));
+  if (!task.policy().player().empty()) return PlayScripted(task, factory, dialogue, options, sink, stop);
   QUERN_CHECK(engine != nullptr);
-  if (task.has_program()) return PlayChains(task, factory, tokenizer, options, *engine, sink, stop);
+  if (task.has_program()) return PlayChains(task, factory, tokenizer, dialogue, options, *engine, sink, stop);
   RolloutCounters counters;
   const int64_t tokens_before = engine->generated_tokens();
   const int64_t limit =
@@ -141,7 +160,7 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
     generate.max_new_tokens = std::min(length, limit - static_cast<int64_t>(engine->tokens(id).size()));
     generate.sampling = sampling;
     generate.seed = MixSeed(episode.seed(), 0x7012 + static_cast<uint64_t>(episode.turns()));
-    generate.stop_ids = options.end_ids;
+    generate.stop_ids = dialogue.end_ids();
     generate.stop = StopAt(tokenizer, environment.action_end());
     engine->Generate(id, std::move(generate));
   };
@@ -151,7 +170,8 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
     while (started < task.episodes() && static_cast<int64_t>(open.size()) < options.concurrent_episodes) {
-      auto episode = std::make_unique<Episode>(task, task.first_episode() + started++, factory, tokenizer, options);
+      QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Episode> episode,
+                             Episode::Begin(task, task.first_episode() + started++, factory, dialogue, options));
       const int64_t id = engine->Open();
       engine->Extend(id, episode->new_tokens());
       Episode& entered = *open.emplace(id, std::move(episode)).first->second;
@@ -164,8 +184,8 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
     QUERN_ASSIGN_OR_RETURN(std::vector<Completion> completions, engine->Step());
     for (Completion& completion : completions) {
       Episode& episode = *open.at(completion.sequence);
-      const StepOutcome outcome =
-          episode.Act(completion.tokens, completion.log_probs, tokenizer.Decode(completion.tokens, true));
+      QUERN_ASSIGN_OR_RETURN(const StepOutcome outcome, episode.Act(completion.tokens, completion.log_probs,
+                                                                    tokenizer.Decode(completion.tokens, true)));
       engine->Extend(completion.sequence, episode.new_tokens());
       const bool room = static_cast<int64_t>(engine->tokens(completion.sequence).size()) < limit;
       if (!outcome.done && room && episode.turns() < episode.environment().max_turns()) {

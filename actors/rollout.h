@@ -8,6 +8,7 @@
 
 #include "actors/engine.h"
 #include "actors/environment.h"
+#include "model/chat_template/dialogue.h"
 #include "model/tokenizer/tokenizer.h"
 #include "proto/coordinator.pb.h"
 
@@ -16,10 +17,11 @@ namespace quern {
 struct RolloutOptions {
   std::string run;  // name of the run, into every record
   int64_t concurrent_episodes = 64;
-  int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
-  int64_t max_positions = 0;          // length limit of an episode in tokens; 0: the model's
-  std::vector<int32_t> end_ids;       // end-of-text ids that also end an utterance
-  std::function<Status()> tick;       // called between the engine's steps; an error ends the rollout
+  int64_t max_completion_length = 0;                  // tokens an utterance; 0: what the environment allows
+  int64_t max_positions = 0;                          // length limit of an episode in tokens; 0: the model's
+  std::vector<int32_t> end_ids;                       // end-of-text ids that also end an utterance
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: texts are put one after the other as they are
+  std::function<Status()> tick;                       // called between the engine's steps; an error ends the rollout
 };
 
 struct RolloutCounters {

@@ -28,27 +28,37 @@ Status TokenizeTrajectory(const Tokenizer& tokenizer, const BatchOptions& option
   std::vector<float> rewards;
   for (const v1::Turn& turn : trajectory.turns()) rewards.push_back(turn.reward());
   trajectory.clear_turns();
+  QUERN_ASSIGN_OR_RETURN(const Dialogue dialogue, Dialogue::Make(tokenizer, options.chat_template, options.end_ids));
+  std::vector<ChatMessage> messages;
+  std::vector<int32_t> record;
+  size_t known = 0;  // messages up to the agent's last turn, which is in the record
   size_t turn_index = 0;
-  bool first = true;
-  for (const v1::Message& message : trajectory.messages()) {
-    const bool agent = message.role() == "assistant";
-    std::vector<int32_t> ids = tokenizer.Encode(message.content(), first);
-    first = false;
-    const auto begin = static_cast<uint32_t>(trajectory.loss_mask().size());
-    if (agent) {
-      const bool closed = !options.action_end.empty() && message.content().ends_with(options.action_end);
-      if (!closed && !options.end_ids.empty()) ids.push_back(options.end_ids[0]);
-    }
+  const auto append = [&](const std::vector<int32_t>& ids, bool agent) {
+    record.insert(record.end(), ids.begin(), ids.end());
     AppendTokens(trajectory, ids, agent);
-    if (agent) {
+  };
+  const auto others = [&]() -> Status {
+    Result<std::vector<int32_t>> ids = known == 0 ? dialogue.Opening(messages) : dialogue.Next(messages, known, record);
+    if (!ids.ok()) return ids.status().Annotate(trajectory.uid());
+    append(*ids, false);
+    return {};
+  };
+  for (const v1::Message& message : trajectory.messages()) {
+    if (message.role() == "assistant") {
+      QUERN_RETURN_IF_ERROR(others());
+      const auto begin = static_cast<uint32_t>(record.size());
+      const bool closed = !options.action_end.empty() && message.content().ends_with(options.action_end);
+      append(dialogue.Utterance(message.content(), closed), true);
       v1::Turn& turn = *trajectory.add_turns();
       turn.set_begin(begin);
-      turn.set_end(static_cast<uint32_t>(trajectory.loss_mask().size()));
+      turn.set_end(static_cast<uint32_t>(record.size()));
       turn.set_reward(turn_index < rewards.size() ? rewards[turn_index] : 0.0f);
       ++turn_index;
     }
+    messages.push_back({message.role(), message.content()});
+    if (message.role() == "assistant") known = messages.size();
   }
-  return {};
+  return messages.size() > known ? others() : Status();
 }
 
 Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, const BatchOptions& options) {

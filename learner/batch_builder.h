@@ -5,6 +5,7 @@
 #include <string>
 
 #include "methods/training_batch.h"
+#include "model/chat_template/dialogue.h"
 #include "model/tokenizer/tokenizer.h"
 #include "proto/record.pb.h"
 
@@ -13,8 +14,9 @@ namespace quern {
 struct BatchOptions {
   int64_t max_positions = 512;  // longer episodes are cut at the end: whole turns that do not fit are left out
   RewardScale rewards;
-  std::vector<int32_t> end_ids;  // appended to an assistant message without a closing text when text is tokenised
-  std::string action_end;        // the environment's closing text of an utterance
+  std::vector<int32_t> end_ids;  // as RolloutOptions has them, for text that is tokenised here
+  std::shared_ptr<const ChatTemplate> chat_template;
+  std::string action_end;  // the environment's closing text of an utterance
 };
 
 // Gives a record that has only messages (imported text) its token ids, loss mask and turns: the same rules as rollouts,

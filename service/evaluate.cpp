@@ -60,6 +60,7 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   options.concurrent_episodes = job.rollout.concurrent_episodes;
   options.max_completion_length = job.max_completion_length;
   if (const auto config = LoadGenerationConfig(model); config.ok()) options.end_ids = config->eos_token_ids;
+  QUERN_ASSIGN_OR_RETURN(options.chat_template, ChatTemplateOf(job, model));
 
   Evaluation out;
   double sum = 0, squares = 0;

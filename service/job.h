@@ -226,6 +226,7 @@ struct Job {
   int64_t actor_threads = 0;       // of one actor; 0: cores / actors, at least 1
   int64_t actors = 2;
   std::string model_name_or_path;               // a Hugging Face directory, or `model` below
+  std::string chat_template = "auto";           // auto: the model directory's, where it has one | none
   SelfMadeModel model_config;                   // key model.config
   std::string model_tokenizer = "environment";  // key model.tokenizer: environment, or a directory with tokenizer.json
   std::string environment;                      // key environment.name

@@ -217,6 +217,7 @@ std::string FindProblem(const Job& job, std::string& key) {
     check.Fail("name", "must be 1 to 64 letters, digits, '-', '_' or '.', not '" + job.name + "'");
   check.OneOf("precision", job.precision, {"bf16", "fp32"});
   check.OneOf("device", job.device, {"auto", "cpu"});
+  check.OneOf("chat_template", job.chat_template, {"auto", "none"});
   check.Between("threads", static_cast<double>(job.threads), 0, 1024);
   check.Between("actor_threads", static_cast<double>(job.actor_threads), 0, 1024);
   check.Between("actors", static_cast<double>(job.actors), 1, 256);

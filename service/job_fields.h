@@ -272,6 +272,7 @@ void Fields(V& v, Job& o) {
   v.Field("actor_threads", o.actor_threads);
   v.Field("actors", o.actors);
   v.Field("model_name_or_path", o.model_name_or_path);
+  v.Field("chat_template", o.chat_template);
   v.Field("model", model);
   v.Field("environment", environment);
   v.Field("data", data);

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/strings.h"
 #include "methods/regenesis/templates.h"
+#include "model/chat_template/dialogue.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
 #include "model/parameters.h"
@@ -161,11 +162,20 @@ Status CheckJob(Job& job) {
     if (!PathExists(job.model_name_or_path))
       return NotFound("model_name_or_path: " + job.model_name_or_path + ": no such directory");
     QUERN_RETURN_IF_ERROR(CheckSupported(job.model_name_or_path));
-    QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_name_or_path).status());
+    QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(job.model_name_or_path));
+    QUERN_ASSIGN_OR_RETURN(const auto chat_template, ChatTemplateOf(job, job.model_name_or_path));
+    QUERN_RETURN_IF_ERROR(Dialogue::Make(*tokenizer, chat_template, {}).status());
   } else if (job.model_tokenizer != "environment") {
     QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_tokenizer).status());
   }
   return {};
+}
+
+Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const std::string& model_directory) {
+  if (job.chat_template == "none") return std::shared_ptr<const ChatTemplate>();
+  Result<std::shared_ptr<const ChatTemplate>> loaded = ChatTemplate::Load(model_directory);
+  if (loaded.status().code() == StatusCode::kNotFound) return std::shared_ptr<const ChatTemplate>();
+  return loaded.ok() ? loaded : loaded.status().Annotate("chat_template=none goes without it");
 }
 
 Result<BaseModel> PrepareModel(const Run& run) {

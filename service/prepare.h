@@ -4,6 +4,7 @@
 
 #include "actors/environment.h"
 #include "base/status.h"
+#include "model/chat_template/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer/tokenizer.h"
 #include "service/job.h"
@@ -19,6 +20,9 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, 
 // files to import, the model directory and its tokenizer. Writes nothing. An environment without any player gets none
 // to evaluate; regenesis.questions becomes the number of questions where it is 0.
 Status CheckJob(Job& job);
+
+// What a run's texts go through on their way to the model: its chat template, or null.
+Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const std::string& model_directory);
 
 // The model that training starts from: job.model_name_or_path, or a self-made one written to RUN/model.
 Result<BaseModel> PrepareModel(const Run& run);

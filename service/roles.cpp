@@ -108,6 +108,7 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.batch.rewards.max_return = sample->max_return();
   options.batch.action_end = sample->action_end();
   options.batch.end_ids = EndIds(run.model.directory);
+  QUERN_ASSIGN_OR_RETURN(options.batch.chat_template, ChatTemplateOf(job, run.model.directory));
   options.reserved_token = run.model.reserved_token;
   options.precision = PrecisionOf(job);
   options.threads = job.threads > 0 ? static_cast<int>(job.threads) : Cores();
@@ -131,6 +132,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.rollout.concurrent_episodes = job.rollout.concurrent_episodes;
   options.rollout.max_completion_length = job.max_completion_length;
   options.rollout.end_ids = EndIds(run.model.directory);
+  QUERN_ASSIGN_OR_RETURN(options.rollout.chat_template, ChatTemplateOf(job, run.model.directory));
   options.precision = PrecisionOf(job);
   const int share = std::max(1, Cores() / static_cast<int>(job.actors));
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/strings.h"
@@ -317,6 +318,31 @@ TEST_F(ChainProgramTest, OneStageWithoutGuidelinesIsPlainSelfTraining) {
   std::set<size_t> all;
   for (uint64_t episode = 0; episode < 6; ++episode) all.insert(QuestionOf(program, episode + 5, 6));
   EXPECT_EQ(all.size(), 6u);
+}
+
+TEST_F(ChainProgramTest, PromptsAndTrainingTextGoThroughTheChatTemplate) {
+  options_.chat_template = *ChatTemplate::Parse(
+      "{% for m in messages %}{{ '!' if m.role == 'user' else 'h' }}{{ m.content }}</s>{% endfor %}"
+      "{% if add_generation_prompt %}h{% endif %}",
+      "t", nullptr);
+  options_.end_ids.clear();  // the template says what closes a turn
+  const auto raw = [&](const std::string& ids) {
+    std::vector<int32_t> values(ids.size() / 4);
+    std::memcpy(values.data(), ids.data(), ids.size());
+    return tokenizer_->Decode(values, false);
+  };
+  int ended = 0;
+  for (const auto& [uid, t] : Play(Task())) {
+    const v1::Chain& chain = t.chain();
+    const std::string hint = chain.hinted() ? "!" + chain.answer() : "";
+    EXPECT_EQ(raw(chain.stages(0).prompt_token_ids()),
+              "!" + chain.guideline_text() + ":" + chain.question() + hint + "</s>h");
+    const std::string path = chain.stages(2).text();
+    const bool closed = t.done() && !path.ends_with(";");
+    EXPECT_EQ(raw(t.token_ids()), "!" + chain.question() + "?</s>h" + path + (closed ? "</s>" : ""));
+    ended += closed ? 1 : 0;
+  }
+  EXPECT_GT(ended, 0);
 }
 
 TEST_F(ChainProgramTest, ASelfCheckRejectsAndAPromptThatDoesNotFitIsSaid) {

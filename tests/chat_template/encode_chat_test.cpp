@@ -1,8 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "model/chat_template/chat_template.h"
+#include "model/chat_template/dialogue.h"
 #include "tests/shared_data.h"
 
 namespace quern {
@@ -140,6 +141,51 @@ TEST_F(EncodeChatTest, TemplateThatHidesTheTurnIsAnError) {
   const auto next = EncodeNextTurn(*tokenizer_, hides->get(), messages, 1, {}, true);
   ASSERT_FALSE(next.ok());
   EXPECT_EQ(next.status().code(), StatusCode::kFailedPrecondition);
+}
+
+// Opening, utterances and what comes between them are what the template prints for the whole conversation.
+void ExpectPiecesAreTheConversation(const Dialogue& dialogue, const Tokenizer& tokenizer,
+                                    const ChatTemplate& chat_template) {
+  std::vector<ChatMessage> messages = {{"user", "one"}};
+  std::vector<int32_t> record = *dialogue.Opening("one");
+  for (const char* said : {"ok", "fine"}) {
+    const std::vector<int32_t> utterance = dialogue.Utterance(said, false);
+    EXPECT_NE(std::find(dialogue.end_ids().begin(), dialogue.end_ids().end(), utterance.back()),
+              dialogue.end_ids().end());
+    record.insert(record.end(), utterance.begin(), utterance.end());
+    messages.push_back({"assistant", said});
+    messages.push_back({"user", "more"});
+    const auto next = dialogue.Next(messages, messages.size() - 1, record);
+    ASSERT_TRUE(next.ok()) << next.status().ToString();
+    record.insert(record.end(), next->begin(), next->end());
+    EXPECT_EQ(record, *EncodeChat(tokenizer, &chat_template, messages, true));
+  }
+}
+
+TEST_F(EncodeChatTest, ADialogueIsWhatTheTemplatePrints) {
+  const auto dialogue = Dialogue::Make(*tokenizer_, template_, {});
+  ASSERT_TRUE(dialogue.ok()) << dialogue.status().ToString();
+  EXPECT_EQ(Pieces(dialogue->end_ids()), "</s> ");
+  ExpectPiecesAreTheConversation(*dialogue, *tokenizer_, *template_);
+}
+
+TEST_F(EncodeChatTest, ADialogueWithoutTemplateIsTheTexts) {
+  const Dialogue dialogue = *Dialogue::Make(*tokenizer_, nullptr, {1});
+  const std::vector<ChatMessage> messages = {{"user", "a"}, {"assistant", "b!"}, {"user", "c"}, {"user", "d"}};
+  EXPECT_EQ(Pieces(*dialogue.Opening("a")), "<s> a ");
+  EXPECT_EQ(Pieces(dialogue.Utterance("b", false)), "b </s> ");
+  EXPECT_EQ(Pieces(dialogue.Utterance("b!", true)), "b ! ");
+  EXPECT_EQ(Pieces(*dialogue.Next(messages, 2, {})), "c d ");
+}
+
+TEST(EncodeChatQwen3, ADialogueIsWhatTheTemplatePrints) {
+  QUERN_NEED_SHARED_DATA("tokenizers/qwen3/tokenizer.json");
+  const auto tokenizer = *Tokenizer::Load(SharedData("tokenizers/qwen3"));
+  const auto chat_template = *ChatTemplate::Load(SharedData("tokenizers/qwen3"));
+  const auto dialogue = Dialogue::Make(*tokenizer, chat_template, {*tokenizer->TokenId("<|endoftext|>")});
+  ASSERT_TRUE(dialogue.ok()) << dialogue.status().ToString();
+  EXPECT_EQ(dialogue->end_ids().back(), *tokenizer->TokenId("<|im_end|>"));
+  ExpectPiecesAreTheConversation(*dialogue, *tokenizer, *chat_template);
 }
 
 TEST(EncodeChatQwen3, RealTemplateAndTokenizer) {
