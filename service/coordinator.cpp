@@ -95,7 +95,10 @@ v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, C
   for (const auto& [name, value] : request.gauges()) {
     const auto& before = member.member.gauges();
     const auto it = before.find(name);
-    if (IsProgress(name) && (it == before.end() || it->second != value)) RecordProgress(now);
+    if (!IsProgress(name) || (it != before.end() && it->second == value)) continue;
+    RecordProgress(now);
+    // Long chains of a large model: whoever still writes tokens keeps what it holds.
+    if (request.role() == "actor" && name == "generated_tokens") tasks_.Renew(request.index(), now);
   }
   *member.member.mutable_gauges() = request.gauges();
   if (request.role() == "learner") {

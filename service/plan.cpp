@@ -233,7 +233,9 @@ class Planner {
   // Method regenesis: every arm starts from the same weights and goes its own way.
   void ChainRounds() {
     if (plan_.policy_line.empty()) {
+      const size_t rows = plan_.rows.size();
       EvaluateWeights(kBaseModel, {kBaseModel});
+      for (size_t i = rows; i < plan_.rows.size(); ++i) plan_.rows[i].label = "base model";
       plan_.policy_line.push_back({kBaseModel});
     }
     for (const char* arm : kArms)

@@ -60,6 +60,11 @@ std::optional<TaskTable::Failure> TaskTable::Fail(uint64_t id, uint32_t actor, c
   return Release(entry, reason, now);
 }
 
+void TaskTable::Renew(uint32_t actor, Clock::time_point now) {
+  for (size_t i = first_open_; i < entries_.size(); ++i)
+    if (entries_[i].state == State::kLeased && entries_[i].actor == actor) entries_[i].until = now + lease_;
+}
+
 std::vector<TaskTable::Failure> TaskTable::FailAll(uint32_t actor, const std::string& reason, Clock::time_point now) {
   std::vector<Failure> out;
   for (Entry& entry : entries_)

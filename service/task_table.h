@@ -37,6 +37,8 @@ class TaskTable {
   bool Complete(uint64_t id);
   // Nothing when the task is done or no longer this actor's.
   std::optional<Failure> Fail(uint64_t id, uint32_t actor, const std::string& reason, Clock::time_point now);
+  // The actor is at work on what it holds: its lease begins anew.
+  void Renew(uint32_t actor, Clock::time_point now);
   std::vector<Failure> FailAll(uint32_t actor, const std::string& reason, Clock::time_point now);
   std::vector<Failure> Expire(Clock::time_point now);
   const Task* Find(uint64_t id) const;

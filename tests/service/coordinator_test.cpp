@@ -197,6 +197,28 @@ TEST_F(CoordinatorTest, ASilentActorsTasksAreGivenOutAgain) {
   EXPECT_EQ(Lease(2).task().id(), id);
 }
 
+TEST_F(CoordinatorTest, AnActorThatWritesKeepsItsLease) {
+  Make(SmallJob({"rollout.lease_s=10"}));
+  const auto heartbeat = [&](double tokens) {
+    v1::HeartbeatRequest request;
+    request.set_role("actor");
+    request.set_index(0);
+    (*request.mutable_gauges())["generated_tokens"] = tokens;
+    coordinator_->Heartbeat(request, now_);
+  };
+  const uint64_t id = Lease(0).task().id();
+  for (int i = 1; i <= 5; ++i) {
+    Pass(seconds(8));
+    heartbeat(100 * i);
+  }
+  EXPECT_NE(Lease(1).task().id(), id);
+  for (int i = 0; i < 2; ++i) {
+    Pass(seconds(8));
+    heartbeat(500);  // nothing new
+  }
+  EXPECT_EQ(Lease(2).task().id(), id);
+}
+
 TEST_F(CoordinatorTest, ATaskThatFailsThreeTimesFailsTheJob) {
   Make(SmallJob());
   for (int i = 0; i < 3; ++i) {
