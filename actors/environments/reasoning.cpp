@@ -213,7 +213,8 @@ FactoryResult MakeReasoningFactory(const Options& options, const std::string& ba
     const std::string text = QuestionText(task);
     if ((split != "all" && InTestPart(text) != (split == "test")) || !seen.insert(text).second) {
       if (++failed > 100 * questions + 10000)
-        return InvalidArgument(StrCat("environment reasoning: family ", FamilyName(family), " has no ", questions,
+        return InvalidArgument(StrCat("environment reasoning: family ", FamilyName(family), " has no ",
+                                      questions / static_cast<int>(corpus->families.size()),
                                       " different questions in split ", split, "; ask for fewer"));
       continue;
     }
