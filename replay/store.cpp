@@ -3,6 +3,7 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
+#include <thread>
 #include <unordered_set>
 
 #include "base/strings.h"
@@ -14,16 +15,6 @@ namespace {
 
 constexpr uint32_t kDefaultPage = 1000;
 constexpr size_t kPageBytes = size_t{16} << 20;
-
-struct NewRecord {
-  const std::string* bytes;
-  std::string uid;
-  StoredRow row;
-};
-struct CheckedRequest {
-  Status status;
-  std::vector<NewRecord> records;
-};
 
 CheckedRequest CheckRequest(const v1::InsertRequest& request, const RecordLimits& limits) {
   CheckedRequest checked;
@@ -41,6 +32,12 @@ CheckedRequest CheckRequest(const v1::InsertRequest& request, const RecordLimits
   return checked;
 }
 
+std::vector<Result<v1::InsertReply>> FailAll(const std::vector<CheckedRequest>& checked, const Status& status) {
+  std::vector<Result<v1::InsertReply>> replies;
+  for (const CheckedRequest& request : checked) replies.push_back(request.status.ok() ? status : request.status);
+  return replies;
+}
+
 }  // namespace
 
 Result<v1::InsertReply> Store::Insert(const v1::InsertRequest& request) {
@@ -54,21 +51,28 @@ std::vector<Result<v1::InsertReply>> Store::InsertGroup(const std::vector<const 
 
   Impl& store = *impl_;
   std::lock_guard write_lock(store.write_mutex);
-  std::vector<Result<v1::InsertReply>> replies(requests.size(), v1::InsertReply());
-  const auto fail_all = [&](const Status& status) {
-    for (size_t r = 0; r < requests.size(); ++r) replies[r] = checked[r].status.ok() ? status : checked[r].status;
-    return replies;
-  };
-  if (!store.read_only.empty()) {
-    if (Status status = store.Recover(); !status.ok()) return fail_all(status);
+  const bool recovering = !store.read_only.empty();
+  for (int attempt = 1;; ++attempt) {
+    if (!store.read_only.empty()) {
+      if (const Status status = store.Recover(); !status.ok()) return FailAll(checked, status);
+    }
+    std::vector<Result<v1::InsertReply>> replies = store.Write(checked);
+    // A flush of the time when the disk had no room may still report it after the store has recovered.
+    if (store.read_only.empty() || !recovering || attempt == 3) return replies;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
+}
+
+// With write_mutex held. Every request that was found sound, in one synced batch.
+std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<CheckedRequest>& checked) {
+  std::vector<Result<v1::InsertReply>> replies(checked.size(), v1::InsertReply());
   rocksdb::WriteBatch batch;
   std::unordered_set<std::string> uids;
   std::vector<const StoredRow*> rows;
-  uint64_t newest = store.table.newest();
-  uint64_t duplicates = store.duplicates;
+  uint64_t newest = table.newest();
+  uint64_t repeated = duplicates;
   std::string found;
-  for (size_t r = 0; r < requests.size(); ++r) {
+  for (size_t r = 0; r < checked.size(); ++r) {
     if (!checked[r].status.ok()) {
       replies[r] = checked[r].status;
       continue;
@@ -76,34 +80,34 @@ std::vector<Result<v1::InsertReply>> Store::InsertGroup(const std::vector<const 
     for (const NewRecord& record : checked[r].records) {
       bool stored = !uids.insert(record.uid).second;
       if (!stored) {
-        const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kUids], record.uid, &found);
-        if (!status.ok() && !status.IsNotFound()) return fail_all(store.FromRocks(status));
+        const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kUids], record.uid, &found);
+        if (!status.ok() && !status.IsNotFound()) return FailAll(checked, FromRocks(status));
         stored = status.ok();
       }
       if (stored) {
-        ++duplicates;
+        ++repeated;
         replies[r]->set_duplicates(replies[r]->duplicates() + 1);
         continue;
       }
       const std::string key = NumberKey(++newest);
-      (void)batch.Put(store.families[kRecords], key, *record.bytes);
-      (void)batch.Put(store.families[kUids], record.uid, key);
-      (void)batch.Put(store.families[kRows], key, EncodeRow(record.row));
+      (void)batch.Put(families[kRecords], key, *record.bytes);
+      (void)batch.Put(families[kUids], record.uid, key);
+      (void)batch.Put(families[kRows], key, EncodeRow(record.row));
       rows.push_back(&record.row);
       replies[r]->set_inserted(replies[r]->inserted() + 1);
     }
   }
-  if (duplicates != store.duplicates) (void)batch.Put(store.families[kState], "duplicates", NumberKey(duplicates));
+  if (repeated != duplicates) (void)batch.Put(families[kState], "duplicates", NumberKey(repeated));
   if (batch.Count() > 0) {
     rocksdb::WriteOptions write;
     write.sync = !rows.empty();
-    if (const rocksdb::Status status = store.db->Write(write, &batch); !status.ok())
-      return fail_all(store.WriteFailed(status));
+    if (const rocksdb::Status status = db->Write(write, &batch); !status.ok())
+      return FailAll(checked, WriteFailed(status));
   }
-  store.duplicates = duplicates;
+  duplicates = repeated;
   {
-    std::unique_lock lock(store.state_mutex);
-    for (const StoredRow* row : rows) store.table.Append(*row);
+    std::unique_lock lock(state_mutex);
+    for (const StoredRow* row : rows) table.Append(*row);
   }
   for (Result<v1::InsertReply>& reply : replies)
     if (reply.ok()) reply->set_watermark(newest);

@@ -27,6 +27,17 @@ enum ColumnFamily : size_t {
 std::string NumberKey(uint64_t number);
 uint64_t ParseNumber(const rocksdb::Slice& key);  // 0 when it is not a number key
 
+// A request that was parsed and checked; `bytes` are the request's.
+struct NewRecord {
+  const std::string* bytes;
+  std::string uid;
+  StoredRow row;
+};
+struct CheckedRequest {
+  Status status;
+  std::vector<NewRecord> records;
+};
+
 struct Store::Impl {
   std::string directory;
   StoreOptions options;
@@ -51,6 +62,7 @@ struct Store::Impl {
   Status Recover();
   // Fails while an attempt to open the database again has failed.
   Status CheckOpen() const;
+  std::vector<Result<v1::InsertReply>> Write(const std::vector<CheckedRequest>& checked);
   Status WriteFailed(const rocksdb::Status& status);
   Status FromRocks(const rocksdb::Status& status) const;
   Result<std::string> ReadRecord(uint64_t number) const;

@@ -144,9 +144,6 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
     out.mutable_program()->set_first_question(stage.plan.first_question);
     *out.mutable_environment() = EnvironmentWith(options_.job, options_.job.regenesis.environment);
   }
-  if (!stage.plan.environment_options.empty())
-    *out.mutable_environment() = EnvironmentOfSet(
-        options_.job, {.name = {}, .environment = {}, .episodes = 0, .options = stage.plan.environment_options});
   for (const EvaluationSet& set : options_.job.evaluate.sets)
     if (set.name == stage.plan.set) *out.mutable_environment() = EnvironmentWith(options_.job, set.from);
   return reply;

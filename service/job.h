@@ -181,8 +181,7 @@ struct Requirement {
 struct CollectSection {
   std::string player;
   int64_t episodes = 0;
-  OptionMap environment;  // options of the job's environment that are other ones here
-  OptionMap options;      // every other key: the player's own
+  OptionMap options;  // every other key: the player's own
 };
 
 // A self-made model: random weights, tokenizer made of the environment's vocabulary (or taken from a directory).

@@ -183,21 +183,10 @@ void Fields(V& v, Requirement& o) {
   v.Field("set", o.set);
 }
 
-// Any keys.
-struct OptionsSection {
-  OptionMap& options;
-};
-template <class V>
-void Fields(V& v, OptionsSection& o) {
-  v.Rest(o.options);
-}
-
 template <class V>
 void Fields(V& v, CollectSection& o) {
-  OptionsSection environment{o.environment};
   v.Field("player", o.player);
   v.Field("episodes", o.episodes);
-  v.Field("environment", environment);
   v.Rest(o.options);
 }
 

@@ -85,7 +85,6 @@ class Planner {
       stage.policy = "player:" + collect.player;
       stage.player = collect.player;
       stage.player_options = collect.options;
-      stage.environment_options = collect.environment;
       stage.episodes = static_cast<uint64_t>(collect.episodes);
       stage.tags = {"offline", stage.policy};
       data_stages_.push_back(name);

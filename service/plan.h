@@ -28,7 +28,6 @@ struct PlannedStage {
   std::string policy;
   std::string player;
   OptionMap player_options;
-  OptionMap environment_options;  // over the job's own
   std::vector<std::string> weights;
   bool newest = false;
   bool evaluation = false;

@@ -41,13 +41,6 @@ ModelConfig SelfMadeConfig(const SelfMadeModel& m) {
   return config;
 }
 
-// The job's environment with some options changed.
-Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentWith(const Job& job, const OptionMap& changed) {
-  OptionMap options = job.environment_options;
-  for (const auto& [key, value] : changed) options[key] = value;
-  return MakeEnvironmentFactory(job.environment, options, job.base_dir);
-}
-
 // What the job's texts are made of: its environments and what chains say.
 Result<std::vector<std::string>> VocabularyOf(const Job& job) {
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
@@ -61,10 +54,6 @@ Result<std::vector<std::string>> VocabularyOf(const Job& job) {
   if (job.method == "regenesis") others.push_back(job.regenesis.environment);
   for (const QuestionsSection& from : others) {
     QUERN_ASSIGN_OR_RETURN(const auto other, EnvironmentOf(job, from));
-    add(other->vocabulary());
-  }
-  for (const CollectSection& collect : job.collect) {
-    QUERN_ASSIGN_OR_RETURN(const auto other, EnvironmentWith(job, collect.environment));
     add(other->vocabulary());
   }
   for (const std::string& arm : ArmsOf(job)) {
@@ -154,11 +143,8 @@ Status CheckJob(Job& job) {
       std::find(players.begin(), players.end(), job.evaluate.players[0]) == players.end())
     job.evaluate.players.clear();  // the default, and this environment has no such player
   for (size_t i = 0; i < job.collect.size(); ++i) {
-    const std::string where = StrCat("data.collect.", i);
-    const auto played = EnvironmentWith(job, job.collect[i].environment);
-    if (!played.ok()) return played.status().Annotate(where);
-    const auto player = (*played)->NewPlayer(job.collect[i].player, job.collect[i].options);
-    if (!player.ok()) return player.status().Annotate(where);
+    const auto player = environment->NewPlayer(job.collect[i].player, job.collect[i].options);
+    if (!player.ok()) return player.status().Annotate(StrCat("data.collect.", i));
   }
   for (size_t i = 0; i < job.heldout.size(); ++i) {
     const auto player = environment->NewPlayer(job.heldout[i].player, job.heldout[i].options);
