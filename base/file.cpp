@@ -42,14 +42,6 @@ Status WriteAll(int fd, const void* data, size_t size, const std::string& path) 
   return {};
 }
 
-Status SyncFolderOf(const std::string& path) {
-  std::string folder = std::filesystem::path(path).parent_path();
-  if (folder.empty()) folder = ".";
-  FileDescriptor fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (fd.get() < 0 || fsync(fd.get()) != 0) return FromErrno(errno, folder);
-  return {};
-}
-
 }  // namespace
 
 Result<MappedFile> MappedFile::Open(const std::string& path) {
@@ -116,6 +108,19 @@ Status WriteFileAtomic(const std::string& path, const std::function<Status(const
     return status;
   }
   return SyncFolderOf(path);
+}
+
+Status SyncFolderOf(const std::string& path) {
+  std::string folder = std::filesystem::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  FileDescriptor fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.get() < 0 || fsync(fd.get()) != 0) return FromErrno(errno, folder);
+  return {};
+}
+
+Status RenamePath(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) return FromErrno(errno, from + " to " + to);
+  return SyncFolderOf(to);
 }
 
 Status MakeDirectories(const std::string& path) {

@@ -31,6 +31,10 @@ Status WriteFileAtomic(const std::string& path, std::string_view contents);
 // The same for writers that stream: `write` gets a sink to call any number of times.
 using WriteSink = std::function<Status(const void* data, size_t size)>;
 Status WriteFileAtomic(const std::string& path, const std::function<Status(const WriteSink&)>& write);
+// Makes a rename or a new name in the folder of `path` durable.
+Status SyncFolderOf(const std::string& path);
+// Replaces nothing that is not a file; durable when it returns.
+Status RenamePath(const std::string& from, const std::string& to);
 Status MakeDirectories(const std::string& path);
 bool PathExists(const std::string& path);
 Result<std::vector<std::string>> ListDirectory(const std::string& path);  // names, sorted

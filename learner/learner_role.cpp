@@ -300,18 +300,29 @@ class Learner {
 
   Status Publish(const v1::TrainStage& stage, const TrainStageOptions& o) {
     v1::PublishRequest request;
+    request.set_stage(stage.name());
     v1::WeightVersion& weights = *request.mutable_weights();
     weights.set_name(o.weights_name);
-    weights.set_version(++published_);
+    weights.set_version(stage.version());
     weights.set_step(static_cast<uint64_t>(trainer_->step()));
     weights.set_generation_depth(o.generation_depth);
     const std::string dir = JoinPath(options_.weights_directory, StrCat(o.weights_name, "-", weights.version()));
     weights.set_path(dir);
-    // fp32: what the learner goes on from is what it had.
+    // Seen whole or not at all. fp32: what the learner goes on from is what it had.
+    const std::string unfinished = dir + ".unfinished";
+    QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
     QUERN_RETURN_IF_ERROR(
-        SaveModelDirectory(dir, config_, trainer_->parameters().Source(),
+        SaveModelDirectory(unfinished, config_, trainer_->parameters().Source(),
                            {.dtype = DType::kF32, .source_dir = options_.model_directory, .generation = std::nullopt}));
-    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(dir));
+    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(unfinished));
+    // A learner that died after it had published comes here again, and has the same to say.
+    const Result<std::string> there = DirectoryContentHash(dir);
+    if (!there.ok() || *there != hash) {
+      QUERN_RETURN_IF_ERROR(RemoveTree(dir));
+      QUERN_RETURN_IF_ERROR(RenamePath(unfinished, dir));
+    } else {
+      QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
+    }
     weights.set_content_hash(hash);
     if (hash == last_hash_) LogWarning(stage.name() + ": published weights equal the previous version's, " + hash);
     last_hash_ = hash;
@@ -331,7 +342,6 @@ class Learner {
     int halvings = 0;
   };
   std::map<std::string, PhaseHistory> history_;
-  uint64_t published_ = 0;
   std::string last_hash_;
 };
 

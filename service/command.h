@@ -54,6 +54,7 @@ class CommandSet {
 int UsageError(const std::string& message);
 
 void AddRunCommand(CommandSet& commands);      // run
+void AddResumeCommand(CommandSet& commands);   // resume
 void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
 void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
 void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init

@@ -62,6 +62,72 @@ Coordinator::Coordinator(CoordinatorOptions options, Replay* store, Clock::time_
                   : planned.kind == PlannedStage::Kind::kScore   ? 1
                                                                  : planned.files.size();
   }
+  if (options_.journal != nullptr) Restore(options_.journal->state(), now);
+}
+
+void Coordinator::Restore(const JournalState& state, Clock::time_point now) {
+  const auto before_now = [&](double seconds) {
+    return now - std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  };
+  begin_ = before_now(state.elapsed_seconds);
+  bool any_trained = false;
+  for (Stage& stage : stages_) {
+    const auto found = state.stages.find(stage.plan.name);
+    if (found == state.stages.end()) continue;
+    const JournalState::Stage& before = found->second;
+    newest_version_ = std::max(newest_version_, before.version);
+    if (!before.started) continue;
+    stage.begin = before_now(before.elapsed_seconds);
+    stage.watermark = before.watermark;
+    stage.version = before.version;
+    stage.asked_for = before.version > 0;
+    stage.published = before.published;
+    stage.metrics = before.metrics;
+    stage.seconds = before.task_seconds;
+    stage.detail = before.detail;
+    if (!before.published.path().empty() && newest_[before.published.name()].version() < before.published.version())
+      newest_[before.published.name()] = before.published;
+    if (before.done) {
+      stage.state = StageState::kDone;
+      stage.done = stage.total;
+      any_trained = any_trained || stage.plan.kind == PlannedStage::Kind::kTrain;
+    } else if (stage.plan.kind == PlannedStage::Kind::kRollout) {
+      stage.state = StageState::kRunning;
+      RestoreTasks(stage, before, now);
+    } else if (stage.plan.kind != PlannedStage::Kind::kImport) {  // rows that were imported are known by their uids
+      stage.state = StageState::kRunning;
+    }
+  }
+  if (any_trained) SavePublished();
+  if (state.attempts > 0)
+    LogInfo(StrFormat("going on after attempt %llu, %.1f s into the job",
+                      static_cast<unsigned long long>(state.attempts), state.elapsed_seconds));
+}
+
+void Coordinator::RestoreTasks(Stage& stage, const JournalState::Stage& before, Clock::time_point now) {
+  const auto index = static_cast<size_t>(&stage - stages_.data());
+  uint64_t next = 0;
+  for (const auto& [first, task] : before.tasks) {
+    tasks_.Add(index, next, first, ChunkOf(stage));
+    next = first + task.episodes;
+    stage.task_weights[first] = task.weights;
+    if (task.done) {
+      stage.done += task.episodes;
+    } else if (task.actor < static_cast<uint64_t>(options_.job.actors)) {
+      // Its actor may be at it still.
+      tasks_.AddLeased(index, first, task.episodes, task.actor, now);
+    } else {
+      tasks_.Add(index, first, next, task.episodes);
+    }
+  }
+  tasks_.Add(index, next, stage.total, ChunkOf(stage));
+  if (stage.done >= stage.total && stage.plan.arm.empty()) FinishStage(stage, now);
+}
+
+bool Coordinator::JournalWritten() {
+  if (options_.journal == nullptr || options_.journal->status().ok()) return true;
+  Fail(options_.journal->status().message());
+  return false;
 }
 
 v1::HelloReply Coordinator::Hello(const v1::HelloRequest& request, Clock::time_point now) {
@@ -103,7 +169,8 @@ v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, C
   *member.member.mutable_gauges() = request.gauges();
   if (request.role() == "learner") {
     for (Stage& stage : stages_) {
-      if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning || !stage.asked_for)
+      if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning ||
+          stage.plan.name != request.activity())
         continue;
       const auto step = request.gauges().find("step");
       if (step != request.gauges().end() && step->second >= 0)
@@ -124,11 +191,20 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
   if (state_ != State::kRunning) return reply;
   const std::optional<TaskTable::Task> task = tasks_.Lease(request.actor(), now);
   if (!task) return reply;
-  const Stage& stage = stages_[task->stage];
+  Stage& stage = stages_[task->stage];
+  // A task that is given out again is played with the policy it was first given with.
+  const auto [playing, first_time] = stage.task_weights.try_emplace(task->first_episode);
+  if (first_time) playing->second = WeightsToPlay(stage);
+  if (options_.journal != nullptr) {
+    options_.journal->TaskGiven(
+        stage.plan.name, task->first_episode,
+        {.episodes = task->episodes, .actor = request.actor(), .weights = playing->second, .done = false});
+    if (!JournalWritten()) return reply;
+  }
   v1::RolloutTask& out = *reply.mutable_task();
   out.set_id(task->id);
   out.set_stage(stage.plan.name);
-  *out.mutable_policy() = PolicyOf(stage);
+  *out.mutable_policy() = PolicyOf(stage, playing->second);
   out.set_first_episode(task->first_episode);
   out.set_episodes(task->episodes);
   out.set_seed(stage.plan.seed);
@@ -161,6 +237,10 @@ v1::CompleteTaskReply Coordinator::CompleteTask(const v1::CompleteTaskRequest& r
   if (!tasks_.Complete(request.id())) return {};
   RecordProgress(now);
   Stage& stage = stages_[task->stage];
+  if (options_.journal != nullptr) {
+    options_.journal->TaskDone(stage.plan.name, task->first_episode, request.generated_tokens(), request.seconds());
+    if (!JournalWritten()) return {};
+  }
   stage.done += task->episodes;
   stage.seconds += request.seconds();
   stage.metrics["generated_tokens"] += static_cast<double>(request.generated_tokens());
@@ -176,19 +256,28 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
   reply.set_retry_ms(kRetryMs);
   reply.set_stop(state_ != State::kRunning);
   if (state_ != State::kRunning) return reply;
+  // What was begun goes first, so that a learner that was started again ends it.
+  Stage* next = nullptr;
   for (Stage& stage : stages_) {
     if (!ForLearner(stage.plan) || stage.state != StageState::kRunning) continue;
-    if (!stage.asked_for) stage.begin = now;
-    stage.asked_for = true;
-    v1::TrainStage& out = *reply.mutable_stage();
-    out.set_name(stage.plan.name);
-    out.set_method(stage.plan.method);
-    Json options = Json::parse(stage.plan.options_json);
-    options["watermark"] = stage.watermark;
-    out.set_options_json(options.dump());
-    for (const std::string& initial : stage.plan.initial) *out.add_initial() = *WeightsOf(initial);
-    break;
+    if (next == nullptr || (stage.asked_for && !next->asked_for)) next = &stage;
   }
+  if (next == nullptr) return reply;
+  if (!next->asked_for) {
+    next->begin = now;
+    next->asked_for = true;
+    if (next->plan.kind == PlannedStage::Kind::kTrain) next->version = ++newest_version_;
+    if (options_.journal != nullptr) options_.journal->StageGiven(next->plan.name, next->version);
+    if (!JournalWritten()) return reply;
+  }
+  v1::TrainStage& out = *reply.mutable_stage();
+  out.set_name(next->plan.name);
+  out.set_method(next->plan.method);
+  out.set_version(next->version);
+  Json options = Json::parse(next->plan.options_json);
+  options["watermark"] = next->watermark;
+  out.set_options_json(options.dump());
+  for (const std::string& initial : next->plan.initial) *out.add_initial() = *WeightsOf(initial);
   return reply;
 }
 
@@ -220,24 +309,25 @@ Result<v1::PublishReply> Coordinator::Publish(const v1::PublishRequest& request,
   const v1::WeightVersion& weights = request.weights();
   if (weights.path().empty() || weights.content_hash().empty())
     return InvalidArgument("published weights need a path and a content hash");
+  Stage* stage = FindStage(request.stage());
+  if (stage == nullptr || stage->plan.kind != PlannedStage::Kind::kTrain || stage->plan.weights_name != weights.name())
+    return FailedPrecondition("no stage '" + request.stage() + "' publishes weights named '" + weights.name() + "'");
+  if (stage->published.version() == weights.version() && stage->published.content_hash() == weights.content_hash())
+    return v1::PublishReply();  // a request that was sent again, or a stage that was trained to its end again
+  if (stage->state != StageState::kRunning)
+    return FailedPrecondition("stage " + stage->plan.name + " is not running: it publishes nothing");
   v1::WeightVersion& newest = newest_[weights.name()];
-  if (newest.version() == weights.version() && newest.content_hash() == weights.content_hash())
-    return v1::PublishReply();
   if (!newest.path().empty() && newest.content_hash() == weights.content_hash())
     LogWarning(StrCat("weights ", weights.name(), " version ", weights.version(), " are equal to version ",
                       newest.version(), " (hash ", weights.content_hash(), "): training changed nothing"));
   newest = weights;
   RecordProgress(now);
-  for (Stage& stage : stages_) {
-    if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning || !stage.asked_for)
-      continue;
-    if (stage.plan.weights_name != weights.name()) continue;
-    stage.published = weights;
-    LogInfo(StrCat("stage ", stage.plan.name, ": weights ", weights.name(), " version ", weights.version(), ", hash ",
-                   weights.content_hash()));
-    return v1::PublishReply();
-  }
-  return FailedPrecondition("no running stage publishes weights named '" + weights.name() + "'");
+  if (options_.journal != nullptr) options_.journal->Published(stage->plan.name, weights);
+  if (!JournalWritten()) return options_.journal->status();
+  stage->published = weights;
+  LogInfo(StrCat("stage ", stage->plan.name, ": weights ", weights.name(), " version ", weights.version(), ", hash ",
+                 weights.content_hash()));
+  return v1::PublishReply();
 }
 
 v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_point now) {
@@ -273,6 +363,7 @@ void Coordinator::Stop(const std::string& reason) {
   LogInfo("stopping: " + reason);
   state_ = State::kStopping;
   error_ = reason;
+  if (options_.journal != nullptr) options_.journal->Ended("stopping", reason);
 }
 
 void Coordinator::Tick(Clock::time_point now) {
@@ -313,6 +404,8 @@ void Coordinator::FinishStage(Stage& stage, Clock::time_point now) {
   const double elapsed = Seconds(now - stage.begin);
   stage.metrics["elapsed_seconds"] = elapsed;
   if (stage.detail.empty()) stage.detail = StrFormat("%.1f s", elapsed);
+  if (options_.journal != nullptr) options_.journal->StageDone(stage.plan.name, stage.metrics, stage.detail);
+  (void)JournalWritten();
   LogInfo(StrFormat("stage %s done in %.1f s", stage.plan.name.c_str(), elapsed));
 }
 
@@ -321,22 +414,27 @@ void Coordinator::Fail(const std::string& message) {
   state_ = State::kFailed;
   error_ = message;
   LogError(message);
+  if (options_.journal != nullptr) options_.journal->Ended("failed", message);
+}
+
+// Small enough that every actor gets a share, large enough to fill a batch.
+uint32_t Coordinator::ChunkOf(const Stage& stage) const {
+  const uint64_t actors = static_cast<uint64_t>(options_.job.actors);
+  const uint64_t share = std::max<uint64_t>(1, (stage.total + actors - 1) / actors);
+  const uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
+  if (stage.plan.arm.empty()) return static_cast<uint32_t>(chunk);
+  // A question is many chains; a task should still keep an actor's batch full for a while.
+  const uint64_t chains = options_.programs.at(stage.plan.arm).chains();
+  const uint64_t most = 16 * static_cast<uint64_t>(options_.job.rollout.concurrent_episodes) / chains;
+  return static_cast<uint32_t>(std::min(chunk, std::max<uint64_t>(1, most)));
 }
 
 void Coordinator::StartRollout(Stage& stage, Clock::time_point now) {
   LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " episodes"));
+  if (options_.journal != nullptr) options_.journal->StageStarted(stage.plan.name, 0);
+  if (!JournalWritten()) return;
   stage.state = StageState::kRunning;
-  const size_t index = static_cast<size_t>(&stage - stages_.data());
-  // Small enough that every actor gets a share, large enough to fill a batch.
-  const uint64_t actors = static_cast<uint64_t>(options_.job.actors);
-  const uint64_t share = std::max<uint64_t>(1, (stage.total + actors - 1) / actors);
-  uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
-  // A question is many chains; a task should still keep an actor's batch full for a while.
-  if (!stage.plan.arm.empty()) {
-    const uint64_t chains = options_.programs.at(stage.plan.arm).chains();
-    chunk = std::min(chunk, std::max<uint64_t>(1, 16 * options_.job.rollout.concurrent_episodes / chains));
-  }
-  tasks_.Add(index, stage.total, static_cast<uint32_t>(chunk));
+  tasks_.Add(static_cast<size_t>(&stage - stages_.data()), 0, stage.total, ChunkOf(stage));
   if (stage.total == 0) FinishStage(stage, now);
 }
 
@@ -354,6 +452,8 @@ void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, C
     LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " steps on ", stats->records(),
                    " records, mean return ", stats->mean_return(), ", watermark ", stats->watermark()));
   }
+  if (options_.journal != nullptr) options_.journal->StageStarted(stage.plan.name, stats->watermark());
+  if (!JournalWritten()) return;
   stage.watermark = stats->watermark();
   stage.state = StageState::kRunning;
   stage.begin = now;
@@ -385,6 +485,8 @@ void Coordinator::EndChains(size_t index, std::unique_lock<std::mutex>& lock) {
 }
 
 void Coordinator::RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  if (options_.journal != nullptr) options_.journal->StageStarted(stages_[index].plan.name, 0);
+  if (!JournalWritten()) return;
   stages_[index].state = StageState::kRunning;
   const std::vector<std::string> files = stages_[index].plan.files;
   ImportOptions options;
@@ -481,8 +583,20 @@ Coordinator::Stage* Coordinator::FindStage(const std::string& name) {
   return nullptr;
 }
 
-v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
-  const Job& job = options_.job;
+std::vector<std::string> Coordinator::WeightsToPlay(const Stage& stage) const {
+  std::vector<std::string> weights = stage.plan.weights;
+  if (!stage.plan.newest) return weights;
+  const auto finished = [&](const std::string& name) {
+    return std::none_of(stages_.begin(), stages_.end(), [&](const Stage& other) {
+      return other.plan.name == name && other.state != StageState::kDone;
+    });
+  };
+  for (const std::vector<std::string>& candidate : options_.plan.policy_line)
+    if (std::all_of(candidate.begin(), candidate.end(), finished)) weights = candidate;
+  return weights;
+}
+
+v1::PolicySpec Coordinator::PolicyOf(const Stage& stage, const std::vector<std::string>& weights) const {
   v1::PolicySpec policy;
   policy.set_name(stage.plan.policy);
   if (!stage.plan.player.empty()) {
@@ -490,22 +604,8 @@ v1::PolicySpec Coordinator::PolicyOf(const Stage& stage) const {
     for (const auto& [key, value] : stage.plan.player_options) (*policy.mutable_player_options())[key] = value;
     return policy;
   }
-  std::vector<std::string> weights = stage.plan.weights;
-  if (stage.plan.newest) {
-    for (const std::vector<std::string>& candidate : options_.plan.policy_line) {
-      const bool done = std::all_of(candidate.begin(), candidate.end(), [&](const std::string& name) {
-        return name == kBaseModel || !WeightsOf(name)->path().empty();
-      });
-      const bool finished = std::all_of(candidate.begin(), candidate.end(), [&](const std::string& name) {
-        return std::none_of(stages_.begin(), stages_.end(), [&](const Stage& other) {
-          return other.plan.name == name && other.state != StageState::kDone;
-        });
-      });
-      if (done && finished) weights = candidate;
-    }
-  }
   for (const std::string& name : weights) *policy.add_weights() = *WeightsOf(name);
-  SetSampling(job, options_.reserved_token, stage.plan.evaluation, policy);
+  SetSampling(options_.job, options_.reserved_token, stage.plan.evaluation, policy);
   return policy;
 }
 
@@ -557,6 +657,7 @@ void Coordinator::Finish(std::unique_lock<std::mutex>& lock, Clock::time_point n
   if (state_ == State::kRunning) {
     state_ = State::kSucceeded;
     LogInfo("job succeeded");
+    if (options_.journal != nullptr) options_.journal->Ended("succeeded", {});
   }
 }
 

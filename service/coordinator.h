@@ -11,6 +11,7 @@
 #include "proto/coordinator.pb.h"
 #include "replay/replay.h"
 #include "service/job.h"
+#include "service/journal.h"
 #include "service/metrics_log.h"
 #include "service/plan.h"
 #include "service/task_table.h"
@@ -27,6 +28,7 @@ struct CoordinatorOptions {
   int32_t reserved_token = -1;                       // Q-SFT's dummy action
   double heartbeat_timeout_s = 60;                   // an actor unheard of for this long has lost its leases
   std::unique_ptr<MetricsLog> metrics;               // may be null
+  std::unique_ptr<Journal> journal;                  // may be null; what is in it is gone on with
 };
 
 // Drives a job's plan: hands out leases and train stages, knows members and weights, notices when nothing moves. Logic
@@ -63,6 +65,7 @@ class Coordinator {
     PlannedStage plan;
     StageState state = StageState::kPending;
     bool asked_for = false;  // train: the learner has it
+    uint64_t version = 0;    // train: of what it publishes; given when it is first asked for
     uint64_t watermark = 0;  // train: the newest record it may use
     uint64_t done = 0;
     uint64_t total = 0;
@@ -71,6 +74,8 @@ class Coordinator {
     std::string detail;
     v1::WeightVersion published;  // train: the newest of the stage
     std::map<std::string, double> metrics;
+    // Rollout with `newest`: the policy that each task was first given with, by first episode.
+    std::map<uint64_t, std::vector<std::string>> task_weights;
   };
   struct MemberState {
     v1::Member member;
@@ -78,6 +83,8 @@ class Coordinator {
     bool gone = false;
   };
 
+  void Restore(const JournalState& state, Clock::time_point now);
+  void RestoreTasks(Stage& stage, const JournalState::Stage& before, Clock::time_point now);
   bool DependenciesDone(const Stage& stage) const;
   void FinishStage(Stage& stage, Clock::time_point now);
   void Fail(const std::string& message);
@@ -90,10 +97,14 @@ class Coordinator {
   void CheckProgress(Clock::time_point now);
   void Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now);
   void HandleTaskFailure(const TaskTable::Failure& failure);
-  v1::PolicySpec PolicyOf(const Stage& stage) const;
+  uint32_t ChunkOf(const Stage& stage) const;
+  // The train stages whose weights play: those of the newest finished policy where the stage asks for that.
+  std::vector<std::string> WeightsToPlay(const Stage& stage) const;
+  v1::PolicySpec PolicyOf(const Stage& stage, const std::vector<std::string>& weights) const;
   const v1::WeightVersion* WeightsOf(const std::string& stage) const;
   Stage* FindStage(const std::string& name);
   void SavePublished() const;
+  bool JournalWritten();  // false, and the job has failed, when it could not be
   void RecordProgress(Clock::time_point now) { last_progress_ = now; }
 
   mutable std::mutex mutex_;
@@ -104,6 +115,7 @@ class Coordinator {
   TaskTable tasks_;
   std::map<std::pair<std::string, uint32_t>, MemberState> members_;
   std::map<std::string, v1::WeightVersion> newest_;  // by weights' name
+  uint64_t newest_version_ = 0;                      // given to a train stage
   Clock::time_point begin_;
   Clock::time_point last_progress_;
   State state_ = State::kRunning;

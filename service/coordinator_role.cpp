@@ -72,6 +72,7 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
     QUERN_ASSIGN_OR_RETURN(options.programs[arm], MakeChainProgram(run.job, arm));
   }
   QUERN_ASSIGN_OR_RETURN(options.metrics, MetricsLog::Open(run.Path("metrics.jsonl")));
+  QUERN_ASSIGN_OR_RETURN(options.journal, Journal::Open(run.Path("journal.jsonl")));
   v1::WeightVersion& base = options.weights[kBaseModel];
   base.set_name(kBaseModel);
   base.set_path(run.model.directory);

@@ -8,6 +8,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   quern::CommandSet commands(app);
   quern::AddRunCommand(commands);
+  quern::AddResumeCommand(commands);
   quern::AddPolicyCommands(commands);
   quern::AddModelCommands(commands);
   quern::AddChatCommand(commands);

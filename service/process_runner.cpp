@@ -49,12 +49,11 @@ class ProcessRunner : public RoleRunner {
   }
 
   Status Start(const std::string& role, uint32_t index) override {
-    const int attempt = attempts_[{role, index}]++;
-    Child child{.role = role,
-                .index = index,
-                .pid = 0,
-                .log = run_.Path(StrCat("logs/", role, "-", index, ".", attempt, ".log")),
-                .words = memfd_create("last words", MFD_CLOEXEC)};
+    // A job that is resumed has logs of the attempts before.
+    int& attempt = attempts_[{role, index}];
+    const auto log = [&] { return run_.Path(StrCat("logs/", role, "-", index, ".", attempt, ".log")); };
+    while (PathExists(log())) ++attempt;
+    Child child{.role = role, .index = index, .pid = 0, .log = log(), .words = memfd_create("last words", MFD_CLOEXEC)};
     if (child.words < 0) return FromErrno(errno, "starting " + role);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);

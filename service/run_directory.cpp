@@ -1,11 +1,14 @@
 #include "service/run_directory.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "base/file.h"
 #include "base/strings.h"
@@ -46,7 +49,8 @@ Result<Run> CreateRun(const Job& job) {
     QUERN_ASSIGN_OR_RETURN(path, MakeNumberedDirectory(job.name));
   } else {
     if (PathExists(JoinPath(path, "job.json")))
-      return AlreadyExists(path + ": holds a run already; choose another output_dir");
+      return AlreadyExists(path + ": holds a run already; go on with it (quern resume " + path +
+                           ") or choose another output_dir");
     QUERN_RETURN_IF_ERROR(MakeDirectories(path));
   }
   std::error_code error;
@@ -76,14 +80,15 @@ Status SetAddresses(Run& run, bool in_process) {
 }
 
 Status SaveRun(const Run& run) {
-  QUERN_RETURN_IF_ERROR(WriteFileAtomic(run.Path("job.json"), JobToJson(run.job)));
   const Json json = {{"coordinator_address", run.coordinator_address},
                      {"replay_address", run.replay_address},
                      {"model",
                       {{"directory", run.model.directory},
                        {"content_hash", run.model.content_hash},
                        {"reserved_token", run.model.reserved_token}}}};
-  return WriteFileAtomic(run.Path("run.json"), json.dump(2) + "\n");
+  QUERN_RETURN_IF_ERROR(WriteFileAtomic(run.Path("run.json"), json.dump(2) + "\n"));
+  // Last: a directory with a job.json is a run.
+  return WriteFileAtomic(run.Path("job.json"), JobToJson(run.job));
 }
 
 Result<Run> LoadRun(const std::string& directory) {
@@ -105,6 +110,30 @@ Result<Run> LoadRun(const std::string& directory) {
     return DataLoss(run.Path("run.json") + ": " + problem.what());
   }
   return run;
+}
+
+Result<RunLock> RunLock::Take(const Run& run, Duration patience) {
+  const std::string path = run.Path("run.lock");
+  const int low = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (low < 0) return FromErrno(errno, path);
+  // Above the numbers that roles are started with; kept open by them.
+  RunLock lock(fcntl(low, F_DUPFD, 64));
+  close(low);
+  if (lock.fd_ < 0) return FromErrno(errno, path);
+  const Deadline deadline = Deadline::After(patience);
+  while (flock(lock.fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return FromErrno(errno, path);
+    if (deadline.Expired()) {
+      return FailedPrecondition(
+          run.directory + ": the run is going on: one of its processes holds run.lock; wait for its end, or stop it");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return lock;
+}
+
+RunLock::~RunLock() {
+  if (fd_ >= 0) close(fd_);
 }
 
 Result<RpcServerOptions> ServerOptions(const Run& run, const std::string& role) {

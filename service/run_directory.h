@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
+#include "base/deadline.h"
 #include "base/status.h"
 #include "service/job.h"
 #include "transport/rpc.h"
@@ -35,6 +37,19 @@ Result<Run> CreateRun(const Job& job);
 Status SetAddresses(Run& run, bool in_process);
 Status SaveRun(const Run& run);
 Result<Run> LoadRun(const std::string& directory);
+
+// Held by a job's supervisor and every process it starts: while one of them lives, nobody else can have it. `patience`:
+// the roles of a supervisor that was killed take a while to leave.
+class RunLock {
+ public:
+  static Result<RunLock> Take(const Run& run, Duration patience);
+  RunLock(RunLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ~RunLock();
+
+ private:
+  explicit RunLock(int fd) : fd_(fd) {}
+  int fd_;
+};
 
 // What a role needs to serve and to call: nothing on ipc and inproc, CURVE keys from RUN/keys on tcp.
 Result<RpcServerOptions> ServerOptions(const Run& run, const std::string& role);

@@ -7,15 +7,32 @@
 
 namespace quern {
 
-void TaskTable::Add(size_t stage, uint64_t episodes, uint32_t chunk) {
+namespace {
+constexpr int kEpisodeBits = 40;
+}  // namespace
+
+void TaskTable::Add(size_t stage, uint64_t first, uint64_t end, uint32_t chunk) {
   QUERN_CHECK(chunk > 0);
-  for (uint64_t first = 0; first < episodes; first += chunk) {
+  for (; first < end; first += chunk) {
     Entry& entry = entries_.emplace_back();
-    entry.task.id = entries_.size();
+    entry.task.id = (static_cast<uint64_t>(stage) + 1) << kEpisodeBits | first;
     entry.task.stage = stage;
     entry.task.first_episode = first;
-    entry.task.episodes = static_cast<uint32_t>(std::min<uint64_t>(chunk, episodes - first));
+    entry.task.episodes = static_cast<uint32_t>(std::min<uint64_t>(chunk, end - first));
+    QUERN_CHECK(places_.emplace(entry.task.id, entries_.size() - 1).second);
   }
+}
+
+void TaskTable::AddLeased(size_t stage, uint64_t first, uint32_t episodes, uint32_t actor, Clock::time_point now) {
+  Add(stage, first, first + episodes, episodes);
+  entries_.back().state = State::kLeased;
+  entries_.back().actor = actor;
+  entries_.back().until = now + lease_;
+}
+
+TaskTable::Entry* TaskTable::FindEntry(uint64_t id) {
+  const auto place = places_.find(id);
+  return place == places_.end() ? nullptr : &entries_[place->second];
 }
 
 std::optional<TaskTable::Task> TaskTable::Lease(uint32_t actor, Clock::time_point now) {
@@ -37,10 +54,9 @@ std::optional<TaskTable::Task> TaskTable::Lease(uint32_t actor, Clock::time_poin
 }
 
 bool TaskTable::Complete(uint64_t id) {
-  if (id == 0 || id > entries_.size()) return false;
-  Entry& entry = entries_[id - 1];
-  if (entry.state == State::kDone) return false;
-  entry.state = State::kDone;
+  Entry* entry = FindEntry(id);
+  if (entry == nullptr || entry->state == State::kDone) return false;
+  entry->state = State::kDone;
   return true;
 }
 
@@ -54,10 +70,9 @@ TaskTable::Failure TaskTable::Release(Entry& entry, const std::string& reason, C
 
 std::optional<TaskTable::Failure> TaskTable::Fail(uint64_t id, uint32_t actor, const std::string& reason,
                                                   Clock::time_point now) {
-  if (id == 0 || id > entries_.size()) return std::nullopt;
-  Entry& entry = entries_[id - 1];
-  if (entry.state != State::kLeased || entry.actor != actor) return std::nullopt;
-  return Release(entry, reason, now);
+  Entry* entry = FindEntry(id);
+  if (entry == nullptr || entry->state != State::kLeased || entry->actor != actor) return std::nullopt;
+  return Release(*entry, reason, now);
 }
 
 void TaskTable::Renew(uint32_t actor, Clock::time_point now) {
@@ -85,7 +100,8 @@ std::vector<TaskTable::Failure> TaskTable::Expire(Clock::time_point now) {
 }
 
 const TaskTable::Task* TaskTable::Find(uint64_t id) const {
-  return id == 0 || id > entries_.size() ? nullptr : &entries_[id - 1].task;
+  const auto place = places_.find(id);
+  return place == places_.end() ? nullptr : &entries_[place->second].task;
 }
 
 bool TaskTable::HasLeases() const {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/deadline.h"
@@ -29,8 +30,11 @@ class TaskTable {
 
   TaskTable(Duration lease, uint32_t max_failures) : lease_(lease), max_failures_(max_failures) {}
 
-  // Tasks of at most `chunk` episodes. Waiting tasks are leased in the order they were added.
-  void Add(size_t stage, uint64_t episodes, uint32_t chunk);
+  // Tasks of at most `chunk` episodes: [first, end). Waiting tasks are leased in the order they were added. Ids depend
+  // on stage and first episode alone, so that they mean the same to a coordinator that was started again.
+  void Add(size_t stage, uint64_t first, uint64_t end, uint32_t chunk);
+  // One task of the actor that had it when the coordinator died.
+  void AddLeased(size_t stage, uint64_t first, uint32_t episodes, uint32_t actor, Clock::time_point now);
   // The task that this actor holds already (it lost the answer), else the first that waits; none: nullopt.
   std::optional<Task> Lease(uint32_t actor, Clock::time_point now);
   // True when the task was not done before: also when the lease had expired, because its episodes are in the store.
@@ -53,12 +57,14 @@ class TaskTable {
     uint32_t failures = 0;
     Clock::time_point until;  // leased: the lease's end; waiting: not before
   };
+  Entry* FindEntry(uint64_t id);
   Failure Release(Entry& entry, const std::string& reason, Clock::time_point now);
 
   Duration lease_;
   uint32_t max_failures_;
-  std::vector<Entry> entries_;  // id - 1
-  size_t first_open_ = 0;       // everything before it is done
+  std::vector<Entry> entries_;
+  std::unordered_map<uint64_t, size_t> places_;  // in entries_, by id
+  size_t first_open_ = 0;                        // everything before it is done
 };
 
 }  // namespace quern

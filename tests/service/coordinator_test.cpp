@@ -58,8 +58,9 @@ class CoordinatorTest : public testing::Test {
     const v1::NextStageReply reply = coordinator_->NextStage({}, now_);
     return reply.has_stage() ? std::optional(reply.stage()) : std::nullopt;
   }
-  Status Publish(const std::string& name, uint64_t version) {
+  Status Publish(const std::string& stage, const std::string& name, uint64_t version) {
     v1::PublishRequest request;
+    request.set_stage(stage);
     request.mutable_weights()->set_name(name);
     request.mutable_weights()->set_version(version);
     request.mutable_weights()->set_path(StrCat("/weights/", name, "-", version));
@@ -77,7 +78,7 @@ class CoordinatorTest : public testing::Test {
   }
   void Train(const v1::TrainStage& stage) {
     const std::string name = nlohmann::json::parse(stage.options_json())["weights_name"];
-    ASSERT_TRUE(Publish(name, ++version_).ok());
+    ASSERT_TRUE(Publish(stage.name(), name, stage.version()).ok());
     Done(stage.name());
   }
   void Pass(Duration time) {
@@ -88,7 +89,6 @@ class CoordinatorTest : public testing::Test {
   FakeReplay store_;
   std::unique_ptr<Coordinator> coordinator_;
   Clock::time_point now_ = Clock::now();
-  uint64_t version_ = 0;
 };
 
 double ValueOf(const v1::RolloutTask& task) {
@@ -225,7 +225,8 @@ TEST_F(CoordinatorTest, ATaskThatFailsThreeTimesFailsTheJob) {
     EXPECT_EQ(coordinator_->state(), Coordinator::State::kRunning);
     Pass(seconds(2));
     const v1::RolloutTask task = Lease(0).task();
-    ASSERT_EQ(task.id(), 1u);
+    ASSERT_EQ(task.stage(), "eval:player:best");
+    ASSERT_EQ(task.first_episode(), 0u);
     Complete(0, task, "no such word list");
   }
   EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);
@@ -268,12 +269,12 @@ TEST_F(CoordinatorTest, AFailedOrEmptyTrainStageFailsTheJob) {
 
 TEST_F(CoordinatorTest, PublishIsCheckedAndRepeatable) {
   Make(SmallJob());
-  EXPECT_FALSE(Publish("sft", 1).ok());  // nothing is being trained
+  EXPECT_FALSE(Publish("sft", "sft", 1).ok());  // nothing is being trained
   PlayAll(ValueOf);
   (void)Next();
-  EXPECT_TRUE(Publish("sft", 2).ok());
-  EXPECT_TRUE(Publish("sft", 2).ok());
-  EXPECT_FALSE(Publish("value", 1).ok());
+  EXPECT_TRUE(Publish("sft", "sft", 2).ok());
+  EXPECT_TRUE(Publish("sft", "sft", 2).ok());
+  EXPECT_FALSE(Publish("sft", "value", 1).ok());
   EXPECT_FALSE(coordinator_->Publish({}, now_).ok());
 }
 

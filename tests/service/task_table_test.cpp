@@ -14,7 +14,7 @@ class TaskTableTest : public testing::Test {
 };
 
 TEST_F(TaskTableTest, CutsAStageIntoChunks) {
-  table_.Add(0, 50, 20);
+  table_.Add(0, 0, 50, 20);
   const auto a = table_.Lease(0, now_), b = table_.Lease(1, now_), c = table_.Lease(2, now_);
   ASSERT_TRUE(a && b && c);
   EXPECT_EQ(a->first_episode, 0u);
@@ -25,12 +25,12 @@ TEST_F(TaskTableTest, CutsAStageIntoChunks) {
 }
 
 TEST_F(TaskTableTest, AnActorThatAsksTwiceGetsItsTaskAgain) {
-  table_.Add(0, 40, 20);
+  table_.Add(0, 0, 40, 20);
   EXPECT_EQ(table_.Lease(0, now_)->id, table_.Lease(0, now_)->id);
 }
 
 TEST_F(TaskTableTest, AnExpiredLeaseGoesToAnother) {
-  table_.Add(0, 20, 20);
+  table_.Add(0, 0, 20, 20);
   const uint64_t id = table_.Lease(0, now_)->id;
   EXPECT_TRUE(table_.Expire(now_ + seconds(9)).empty());
   const auto expired = table_.Expire(now_ + seconds(10));
@@ -42,7 +42,7 @@ TEST_F(TaskTableTest, AnExpiredLeaseGoesToAnother) {
 }
 
 TEST_F(TaskTableTest, ALateCompletionCounts) {
-  table_.Add(0, 20, 20);
+  table_.Add(0, 0, 20, 20);
   const uint64_t id = table_.Lease(0, now_)->id;
   (void)table_.Expire(now_ + seconds(20));
   EXPECT_TRUE(table_.Complete(id));
@@ -50,7 +50,7 @@ TEST_F(TaskTableTest, ALateCompletionCounts) {
 }
 
 TEST_F(TaskTableTest, GivesUpAfterThreeFailures) {
-  table_.Add(0, 20, 20);
+  table_.Add(0, 0, 20, 20);
   for (uint32_t actor = 0; actor < 3; ++actor) {
     const auto at = now_ + seconds(5) * (actor + 1);
     const auto task = table_.Lease(actor, at);
@@ -64,7 +64,7 @@ TEST_F(TaskTableTest, GivesUpAfterThreeFailures) {
 }
 
 TEST_F(TaskTableTest, OnlyTheHolderCanFailATask) {
-  table_.Add(0, 20, 20);
+  table_.Add(0, 0, 20, 20);
   const uint64_t id = table_.Lease(0, now_)->id;
   EXPECT_FALSE(table_.Fail(id, 1, "not mine", now_));
   EXPECT_FALSE(table_.Fail(99, 0, "no such task", now_));
