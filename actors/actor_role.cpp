@@ -12,6 +12,10 @@ namespace quern {
 
 namespace {
 
+constexpr size_t kUidsAtOnce = 4096;
+// Records wait this long at most for others to be sent with.
+constexpr auto kFlushEvery = std::chrono::seconds(2);
+
 class Actor {
  public:
   explicit Actor(const ActorRoleOptions& options)
@@ -65,6 +69,7 @@ class Actor {
     done.set_id(task.id());
     Status fatal;
     Clock::time_point last_heartbeat = begin;
+    Clock::time_point last_flush = begin;
     v1::InsertRequest pending;
     pending.set_actor(StrCat("actor-", options_.index));
     const auto flush = [&]() -> Status {
@@ -73,15 +78,24 @@ class Actor {
       if (!reply.ok()) return fatal = reply.status();
       duplicates_ += reply->duplicates();
       pending.clear_trajectories();
+      last_flush = Clock::now();
       return {};
     };
     const auto sink = [&](v1::Trajectory trajectory) -> Status {
       pending.add_trajectories(trajectory.SerializeAsString());
       ++episodes_;
-      if (pending.trajectories_size() >= options_.insert_batch) QUERN_RETURN_IF_ERROR(flush());
       return {};
     };
     RolloutOptions rollout = options_.rollout;
+    rollout.whole = [&]() -> Status {
+      if (pending.trajectories_size() < options_.insert_batch && Clock::now() - last_flush < kFlushEvery) return {};
+      return flush();
+    };
+    rollout.stored = [&](const std::vector<std::string>& uids) -> Result<std::vector<bool>> {
+      Result<std::vector<bool>> stored = Stored(uids);
+      if (!stored.ok()) fatal = stored.status();
+      return stored;
+    };
     rollout.tick = [&]() -> Status {
       if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
         last_heartbeat = Clock::now();
@@ -109,6 +123,9 @@ class Actor {
           PlayTask(task, *environment, *options_.tokenizer, rollout, engine, sink, *options_.stop);
       status = played.status();
       if (played.ok()) generated = played->generated_tokens;
+      if (played.ok() && played->stored > 0)
+        LogInfo(StrCat("task ", task.id(), " of ", task.stage(), ": ", played->stored, " of ", task.episodes(),
+                       " episodes were stored already"));
     }
     if (status.ok()) status = flush();
     if (!fatal.ok()) return fatal;
@@ -121,6 +138,18 @@ class Actor {
     done.set_generated_tokens(generated);
     done.set_seconds(SecondsSince(begin));
     return Call<v1::CompleteTaskReply>("CompleteTask", done).status();
+  }
+
+  Result<std::vector<bool>> Stored(const std::vector<std::string>& uids) {
+    std::vector<bool> stored;
+    for (size_t begin = 0; begin < uids.size(); begin += kUidsAtOnce) {
+      v1::ContainsRequest request;
+      for (size_t i = begin; i < std::min(uids.size(), begin + kUidsAtOnce); ++i) request.add_uids(uids[i]);
+      QUERN_ASSIGN_OR_RETURN(const v1::ContainsReply reply,
+                             options_.replay->Contains(request, Deadline::After(options_.insert_timeout)));
+      stored.insert(stored.end(), reply.stored().begin(), reply.stored().end());
+    }
+    return stored;
   }
 
   Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const v1::EnvironmentSpec& spec) {

@@ -75,14 +75,17 @@ class ChainPlayer {
     if (source == nullptr)
       return InvalidArgument("this environment has no questions with known answers to reason about");
     const int64_t tokens_before = engine_.generated_tokens();
-    uint64_t started = 0;
-    while (started < task_.episodes() || !questions_.empty()) {
+    // A question's chains are stored together: the first of them tells.
+    QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task_, options_, "/0"));
+    counters_.stored = task_.episodes() - episodes.size();
+    size_t started = 0;
+    while (started < episodes.size() || !questions_.empty()) {
       if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
       if (options_.tick) QUERN_RETURN_IF_ERROR(options_.tick());
       while (static_cast<int64_t>(open_.size()) < options_.concurrent_episodes) {
         if (waiting_.empty()) {
-          if (started == task_.episodes()) break;
-          QUERN_RETURN_IF_ERROR(Begin(*source, task_.first_episode() + started++));
+          if (started == episodes.size()) break;
+          QUERN_RETURN_IF_ERROR(Begin(*source, episodes[started++]));
           continue;
         }
         const Place place = waiting_.front();
@@ -288,7 +291,7 @@ class ChainPlayer {
       QUERN_RETURN_IF_ERROR(sink_(std::move(record)));
     }
     questions_.erase(question.episode);
-    return {};
+    return options_.whole ? options_.whole() : Status();
   }
 
   // Everything but the chain itself and the tags it earns.

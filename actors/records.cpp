@@ -28,6 +28,23 @@ v1::Trajectory NewRecord(const v1::RolloutTask& task, const RolloutOptions& opti
   return record;
 }
 
+Result<std::vector<uint64_t>> EpisodesToPlay(const v1::RolloutTask& task, const RolloutOptions& options,
+                                             const std::string& suffix) {
+  std::vector<uint64_t> episodes;
+  std::vector<std::string> uids;
+  const std::string prefix = NewRecord(task, options).uid();
+  for (uint64_t i = 0; i < task.episodes(); ++i) {
+    episodes.push_back(task.first_episode() + i);
+    uids.push_back(StrCat(prefix, episodes.back(), suffix));
+  }
+  if (!options.stored || episodes.empty()) return episodes;
+  QUERN_ASSIGN_OR_RETURN(const std::vector<bool> stored, options.stored(uids));
+  std::vector<uint64_t> left;
+  for (size_t i = 0; i < episodes.size(); ++i)
+    if (i >= stored.size() || !stored[i]) left.push_back(episodes[i]);
+  return left;
+}
+
 void AppendTokens(std::span<const int32_t> ids, std::span<const float> log_probs, bool agent, v1::Trajectory& record) {
   for (size_t i = 0; i < ids.size(); ++i) {
     const float log_prob = i < log_probs.size() ? log_probs[i] : std::numeric_limits<float>::quiet_NaN();

@@ -12,6 +12,9 @@ namespace quern {
 
 // What a task's records have in common. The uid is only begun: "RUN/STAGE/".
 v1::Trajectory NewRecord(const v1::RolloutTask& task, const RolloutOptions& options);
+// The task's episodes whose records, named PREFIX + episode + `suffix`, are not stored yet.
+Result<std::vector<uint64_t>> EpisodesToPlay(const v1::RolloutTask& task, const RolloutOptions& options,
+                                             const std::string& suffix);
 // log_probs: one a token, or none: NaN.
 void AppendTokens(std::span<const int32_t> ids, std::span<const float> log_probs, bool agent, v1::Trajectory& record);
 void AddMessage(const char* role, const std::string& text, v1::Trajectory& record);

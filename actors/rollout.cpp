@@ -94,11 +94,12 @@ class Episode {
   double return_ = 0;
 };
 
-Status Deliver(Episode& episode, const TrajectorySink& sink, RolloutCounters& counters) {
+Status Deliver(Episode& episode, const RolloutOptions& options, const TrajectorySink& sink, RolloutCounters& counters) {
   v1::Trajectory record = episode.Take();
   ++counters.episodes;
   counters.return_sum += record.episode_return();
-  return sink(std::move(record));
+  QUERN_RETURN_IF_ERROR(sink(std::move(record)));
+  return options.whole ? options.whole() : Status();
 }
 
 Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const EnvironmentFactory& factory,
@@ -107,11 +108,13 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
   RolloutCounters counters;
   Options player_options(task.policy().player_options().begin(), task.policy().player_options().end());
   QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Player> player, factory.NewPlayer(task.policy().player(), player_options));
-  for (uint64_t i = 0; i < task.episodes(); ++i) {
+  QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task, options, ""));
+  counters.stored = task.episodes() - episodes.size();
+  for (const uint64_t index : episodes) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
     QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Episode> begun,
-                           Episode::Begin(task, task.first_episode() + i, factory, dialogue, options));
+                           Episode::Begin(task, index, factory, dialogue, options));
     Episode& episode = *begun;
     // The player's randomness is apart from the environment's: equal tasks, independent choices.
     player->Reset(MixSeed(episode.seed(), 0x9A4E), episode.first());
@@ -123,7 +126,7 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
       if (outcome.done) break;
       player->Observe(outcome);
     }
-    QUERN_RETURN_IF_ERROR(Deliver(episode, sink, counters));
+    QUERN_RETURN_IF_ERROR(Deliver(episode, options, sink, counters));
   }
   return counters;
 }
@@ -165,13 +168,15 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
     engine->Generate(id, std::move(generate));
   };
 
-  uint64_t started = 0;
-  while (started < task.episodes() || !open.empty()) {
+  QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task, options, ""));
+  counters.stored = task.episodes() - episodes.size();
+  size_t started = 0;
+  while (started < episodes.size() || !open.empty()) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
-    while (started < task.episodes() && static_cast<int64_t>(open.size()) < options.concurrent_episodes) {
+    while (started < episodes.size() && static_cast<int64_t>(open.size()) < options.concurrent_episodes) {
       QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Episode> episode,
-                             Episode::Begin(task, task.first_episode() + started++, factory, dialogue, options));
+                             Episode::Begin(task, episodes[started++], factory, dialogue, options));
       const int64_t id = engine->Open();
       engine->Extend(id, episode->new_tokens());
       Episode& entered = *open.emplace(id, std::move(episode)).first->second;
@@ -194,7 +199,7 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
       }
       engine->Close(completion.sequence);
       const auto node = open.extract(completion.sequence);
-      QUERN_RETURN_IF_ERROR(Deliver(*node.mapped(), sink, counters));
+      QUERN_RETURN_IF_ERROR(Deliver(*node.mapped(), options, sink, counters));
     }
   }
   counters.generated_tokens = static_cast<uint64_t>(engine->generated_tokens() - tokens_before);

@@ -22,10 +22,16 @@ struct RolloutOptions {
   std::vector<int32_t> end_ids;                       // end-of-text ids that also end an utterance
   std::shared_ptr<const ChatTemplate> chat_template;  // null: texts are put one after the other as they are
   std::function<Status()> tick;                       // called between the engine's steps; an error ends the rollout
+  // Which of these records the store has: what they belong to is not played again. None: everything is played.
+  std::function<Result<std::vector<bool>>(const std::vector<std::string>& uids)> stored;
+  // Called when what the sink was given so far is whole: every question with all its chains. Records between two calls
+  // must be stored together or not at all.
+  std::function<Status()> whole;
 };
 
 struct RolloutCounters {
   uint64_t episodes = 0;  // records given to the sink
+  uint64_t stored = 0;    // of the task's episodes: left out, the store has them
   uint64_t generated_tokens = 0;
   double return_sum = 0;
 };

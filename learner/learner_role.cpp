@@ -56,6 +56,7 @@ class Learner {
         done.set_error(trained.ToString());
       }
       QUERN_RETURN_IF_ERROR(Call<v1::StageDoneReply>("StageDone", done).status());
+      if (trained.ok()) QUERN_RETURN_IF_ERROR(Checkpoints(next.stage()).Remove());
     }
     return {};
   }
@@ -193,12 +194,27 @@ class Learner {
     if (controlled) {
       QUERN_ASSIGN_OR_RETURN(heldout, Heldout(o));
     }
-    QUERN_ASSIGN_OR_RETURN(Mixture mixture, PrepareMixture(stage, o, heldout, metrics));
-    PhaseHistory& history = history_[o.weights_name];
-    mixture.set_halvings(history.halvings);
-
-    QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()));
-    QUERN_RETURN_IF_ERROR(trainer_->Begin(o.optimizer, q_sft ? std::optional<float>(o.q_sft.polyak) : std::nullopt));
+    const auto start = [&]() -> Status {
+      QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()));
+      return trainer_->Begin(o.optimizer, q_sft ? std::optional<float>(o.q_sft.polyak) : std::nullopt);
+    };
+    StageCheckpoints checkpoints = Checkpoints(stage);
+    std::optional<StageState> before;
+    if (checkpoints.any()) {
+      QUERN_RETURN_IF_ERROR(start());
+      QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
+    }
+    if (before) {
+      LogInfo(StrCat(stage.name(), ": going on after step ", before->step));
+      for (const auto& [name, value] : before->metrics) metrics[name] = value;
+    }
+    Result<Mixture> prepared =
+        before ? Mixture(o.mixture, before->mixture) : PrepareMixture(stage, o, heldout, metrics);
+    QUERN_RETURN_IF_ERROR(prepared.status());
+    Mixture& mixture = *prepared;
+    mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
+    if (!before) QUERN_RETURN_IF_ERROR(start());
+    const std::map<std::string, double> prepared_metrics(metrics.begin(), metrics.end());
 
     std::unique_ptr<Objective> objective = std::make_unique<SftObjective>();
     std::unique_ptr<Weights> behaviour;
@@ -219,9 +235,30 @@ class Learner {
         controlled && !heldout.empty() && o.mixture_checks > 0 ? std::max<int64_t>(1, steps / o.mixture_checks) : steps;
     BatchStatistics statistics;
     int64_t tokens = 0;
+    double seconds_before = 0;
+    int64_t first_step = 0;
+    if (before) {
+      first_step = before->step;
+      tokens = before->tokens;
+      seconds_before = before->seconds;
+      mixture.set_progress(before->progress);
+    }
+    const auto save = [&](int64_t step) {
+      // Training is worth more than the checkpoint: without room for it the stage goes on.
+      const Status saved = SaveState(checkpoints, {.step = step,
+                                                   .tokens = tokens,
+                                                   .seconds = seconds_before + SecondsSince(begin),
+                                                   .metrics = prepared_metrics,
+                                                   .mixture = mixture.state(),
+                                                   .progress = mixture.progress()});
+      if (!saved.ok()) LogWarning(StrCat(stage.name(), ": no checkpoint of step ", step, ": ", saved.message()));
+    };
     StepReport last;
-    for (int64_t step = 0; step < steps; ++step) {
-      if (options_.stop->load()) return Cancelled("stopped");
+    for (int64_t step = first_step; step < steps; ++step) {
+      if (options_.stop->load()) {
+        if (step > first_step && checkpoints.enabled()) save(step);
+        return Cancelled("stopped");
+      }
       const auto wait_begin = Clock::now();
       QUERN_ASSIGN_OR_RETURN(TrainingBatch batch, source.Next(step));
       const double wait = SecondsSince(wait_begin);
@@ -251,22 +288,24 @@ class Learner {
                                      {"max_steps", static_cast<double>(steps)},
                                      {"loss", last.loss},
                                      {"tokens_per_second", static_cast<double>(tokens) / SecondsSince(begin)}}));
-        if (!go_on) return Cancelled("the coordinator asked to stop");
+        if (!go_on) {
+          if (!final_step && checkpoints.enabled()) save(step + 1);
+          return Cancelled("the coordinator asked to stop");
+        }
       }
+      if (!final_step && checkpoints.Due(step + 1)) save(step + 1);
     }
     metrics["omega"] = omega;
     if (controlled) {
       if (!heldout.empty() && mixture.state().n[kRealData] > 0) {
         const double loss = heldout.Measure(*trainer_).loss;
         metrics["heldout_loss"] = loss;
-        mixture.ObservePhase(history.ends, loss, omega);
-        history.ends.push_back({mixture.state().n[kRealData], loss});
+        mixture.ObservePhase(o.phases, loss, omega);
       }
-      history.halvings = mixture.halvings();
       metrics["halvings"] = mixture.halvings();
     }
     QUERN_RETURN_IF_ERROR(Publish(stage, o));
-    const double seconds = SecondsSince(begin);
+    const double seconds = seconds_before + SecondsSince(begin);
     metrics["loss"] = last.loss;
     metrics["steps"] = static_cast<double>(steps);
     metrics["tokens"] = static_cast<double>(tokens);
@@ -274,6 +313,63 @@ class Learner {
     metrics["tokens_per_second"] = static_cast<double>(tokens) / seconds;
     for (const auto& [name, value] : last.method) metrics[name] = value;
     return {};
+  }
+
+  // The key holds what the stage's numbers are a function of.
+  StageCheckpoints Checkpoints(const v1::TrainStage& stage) const {
+    std::string key =
+        StrCat(stage.method(), " ", options_.precision == DType::kF32 ? "fp32" : "bf16", " ", stage.options_json());
+    for (const v1::WeightVersion& initial : stage.initial()) key += " " + initial.content_hash();
+    return StageCheckpoints(options_.checkpoints, stage.name(), key);
+  }
+
+  // A train stage between two steps, beside what the trainer holds.
+  struct StageState {
+    int64_t step = 0;
+    int64_t tokens = 0;
+    double seconds = 0;
+    std::map<std::string, double> metrics;  // of what came before the first step
+    MixtureState mixture;
+    Mixture::Progress progress;
+  };
+
+  Status SaveState(StageCheckpoints& checkpoints, const StageState& state) {
+    const nlohmann::json json = {{"tokens", state.tokens},
+                                 {"seconds", state.seconds},
+                                 {"metrics", state.metrics},
+                                 {"sigma2d", state.mixture.sigma2d},
+                                 {"n", state.mixture.n},
+                                 {"c2", state.mixture.c2},
+                                 {"halvings", state.progress.halvings},
+                                 {"checked", state.progress.checked},
+                                 {"best_check", state.progress.best_check}};
+    return checkpoints.Save({.step = state.step, .state = json.dump()}, TrainerArrays());
+  }
+
+  // Also makes the trainer what it was.
+  Result<std::optional<StageState>> LoadState(StageCheckpoints& checkpoints) {
+    QUERN_ASSIGN_OR_RETURN(const std::optional<CheckpointMark> mark, checkpoints.Load(TrainerArrays()));
+    if (!mark) return std::optional<StageState>();
+    const nlohmann::json json = nlohmann::json::parse(mark->state);
+    StageState state;
+    state.step = mark->step;
+    state.tokens = json.at("tokens");
+    state.seconds = json.at("seconds");
+    for (const auto& [name, value] : json.at("metrics").items())
+      if (value.is_number()) state.metrics[name] = value;
+    state.mixture.sigma2d = json.at("sigma2d");
+    state.mixture.n = json.at("n");
+    state.mixture.c2 = json.at("c2");
+    state.progress = {json.at("halvings"), json.at("checked"), json.at("best_check")};
+    QUERN_RETURN_IF_ERROR(trainer_->Resume(state.step));
+    return std::optional<StageState>(state);
+  }
+
+  std::vector<CheckpointArray> TrainerArrays() {
+    std::vector<CheckpointArray> arrays;
+    for (const auto& [name, view] : trainer_->State())
+      arrays.push_back({name, {view.Row<uint8_t>(0), static_cast<size_t>(view.cols * DTypeSize(view.dtype))}});
+    return arrays;
   }
 
   void LogStep(const std::string& stage, int64_t step, const StepReport& report,
@@ -336,12 +432,6 @@ class Learner {
   ModelConfig config_;
   std::unique_ptr<Trainer> trainer_;
   Clock::time_point last_heartbeat_{};
-  // What the stages that publish under one name ended with: each is a phase to the next one's controller.
-  struct PhaseHistory {
-    std::vector<LossPoint> ends;
-    int halvings = 0;
-  };
-  std::map<std::string, PhaseHistory> history_;
   std::string last_hash_;
 };
 

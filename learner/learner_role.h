@@ -5,6 +5,7 @@
 #include <string>
 
 #include "learner/batch_builder.h"
+#include "learner/checkpoints.h"
 #include "model/config.h"
 #include "replay/replay.h"
 #include "transport/rpc.h"
@@ -25,6 +26,7 @@ struct LearnerRoleOptions {
   int threads = 0;  // 0: all cores
   int64_t log_every_steps = 10;
   Duration call_timeout = std::chrono::seconds(30);
+  CheckpointOptions checkpoints;
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -157,17 +157,18 @@ Shares Mixture::Planned(int64_t step, int64_t steps) const {
 
 Shares Mixture::Current(int64_t step, int64_t steps) const {
   const Shares planned = Planned(step, steps);
-  return halvings_ > 0 && state_.n[kRealData] > 0 ? Scaled(planned, std::ldexp(1.0, -halvings_)) : planned;
+  return progress_.halvings > 0 && state_.n[kRealData] > 0 ? Scaled(planned, std::ldexp(1.0, -progress_.halvings))
+                                                           : planned;
 }
 
 bool Mixture::ObserveCheck(double loss, double omega) {
-  const double best = checked_ ? best_check_ : std::numeric_limits<double>::infinity();
-  best_check_ = std::min(best, loss);
-  checked_ = true;
+  const double best = progress_.checked ? progress_.best_check : std::numeric_limits<double>::infinity();
+  progress_.best_check = std::min(best, loss);
+  progress_.checked = true;
   if (options_.policy != MixtureOptions::Policy::kController || omega <= 0) return false;
   if (loss <= best + options_.follow_tolerance) return false;
-  ++halvings_;
-  best_check_ = loss;  // what is measured from here on has the new share
+  ++progress_.halvings;
+  progress_.best_check = loss;  // what is measured from here on has the new share
   return true;
 }
 
@@ -177,7 +178,7 @@ bool Mixture::ObservePhase(std::span<const LossPoint> earlier, double loss, doub
                                               [](const LossPoint& a, const LossPoint& b) { return a.loss < b.loss; });
   const double promised = std::max(0.0, state_.sigma2d * (1 / before.n - 1 / state_.n[kRealData]));
   if (before.loss - loss >= 0.5 * promised - options_.follow_tolerance) return false;
-  ++halvings_;
+  ++progress_.halvings;
   return true;
 }
 

@@ -105,8 +105,15 @@ class Mixture {
   // sigma2d (1 / n_before - 1 / n_now); missing more than half of that and the tolerance halves the share of what
   // follows.
   bool ObservePhase(std::span<const LossPoint> earlier, double loss, double omega);
-  int halvings() const { return halvings_; }
-  void set_halvings(int halvings) { halvings_ = halvings; }
+  int halvings() const { return progress_.halvings; }
+  // What checks and phases have left behind.
+  struct Progress {
+    int halvings = 0;
+    bool checked = false;
+    double best_check = 0;
+  };
+  const Progress& progress() const { return progress_; }
+  void set_progress(const Progress& progress) { progress_ = progress; }
 
  private:
   Shares Divide(double omega) const;
@@ -115,9 +122,7 @@ class Mixture {
   MixtureOptions options_;
   MixtureState state_;
   Shares controlled_{};
-  double best_check_ = 0;
-  bool checked_ = false;
-  int halvings_ = 0;
+  Progress progress_;
 };
 
 // How many records of each class a stage's batches hold, so that over the steps the counts follow the planned shares,

@@ -123,6 +123,13 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("seed", o.seed);
   f.Read("watermark", o.watermark);
   f.Read("without_tags", o.without_tags);
+  std::vector<std::vector<double>> phases;  // [real records, held-out loss] each
+  f.Read("phases", phases);
+  f.Read("halvings", o.halvings);
+  for (const std::vector<double>& phase : phases) {
+    if (phase.size() != 2) return InvalidArgument(stage.name() + ": option phases has an entry that is not a pair");
+    o.phases.push_back({phase[0], phase[1]});
+  }
   Json mixture = Json::object();
   f.Read("mixture", mixture);
   f.Read("generation_depth", o.generation_depth);

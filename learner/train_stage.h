@@ -31,6 +31,9 @@ struct TrainStageOptions {
   MixtureOptions mixture;
   int64_t mixture_checks = 4;  // times in a stage that the controller looks at the held-out loss, where there is any
   uint32_t generation_depth = 1;
+  // What earlier stages that publish under this name left to the mixture's controller.
+  std::vector<LossPoint> phases;
+  int halvings = 0;
 };
 
 // Unknown keys and wrong types are errors that name the key.

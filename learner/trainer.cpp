@@ -70,6 +70,20 @@ Status Trainer::Begin(const OptimizerOptions& optimizer, std::optional<float> po
   return target_weights_->Load(target_parameters_->Source());
 }
 
+std::vector<std::pair<std::string, TensorView>> Trainer::State() {
+  std::vector<std::pair<std::string, TensorView>> state = {{"parameters", parameters_.flat()},
+                                                           {"first_moment", first_moment_.flat()},
+                                                           {"second_moment", second_moment_.flat()}};
+  if (target_parameters_ != nullptr) state.emplace_back("target_parameters", target_parameters_->flat());
+  return state;
+}
+
+Status Trainer::Resume(int64_t step) {
+  step_ = step;
+  QUERN_RETURN_IF_ERROR(weights_.Load(parameters_.Source()));
+  return target_weights_ == nullptr ? Status() : target_weights_->Load(target_parameters_->Source());
+}
+
 TensorView Trainer::ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved) {
   const TensorView hidden = arena_.New(transformer_.dtype(), batch.rows(), transformer_.config().hidden_size);
   transformer_.Forward(weights, batch, kv, arena_, hidden, saved);

@@ -3,6 +3,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "learner/loss_head.h"
 #include "methods/objective.h"
@@ -65,6 +67,11 @@ class Trainer {
   // Repacks the working copy after parameters() changed from outside; starts moments, the step counter and, when
   // `polyak` is given, a target copy of the weights afresh.
   Status Begin(const OptimizerOptions& optimizer, std::optional<float> polyak);
+
+  // After Begin: everything that steps change, by name. Once they are overwritten with those of an earlier moment,
+  // Resume makes this the trainer of that moment, to the bit.
+  std::vector<std::pair<std::string, TensorView>> State();
+  Status Resume(int64_t step);
 
   // One optimizer step. `bootstrap` is needed when objective.needs_max_ratio(). A loss or gradient that is not finite
   // is an error and changes nothing.

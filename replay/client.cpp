@@ -22,6 +22,10 @@ Result<v1::InsertReply> ReplayClient::Insert(const v1::InsertRequest& request, D
   }
 }
 
+Result<v1::ContainsReply> ReplayClient::Contains(const v1::ContainsRequest& request, Deadline deadline) {
+  return rpc_->Call<v1::ContainsReply>("replay.Contains", request, deadline);
+}
+
 Result<v1::SampleReply> ReplayClient::Sample(const v1::SampleRequest& request, Deadline deadline) {
   return rpc_->Call<v1::SampleReply>("replay.Sample", request, deadline);
 }

@@ -21,6 +21,7 @@ struct RecordLimits {
   size_t chain_stages = 1024;
   size_t name_bytes = 512;  // uid, run, one tag
   size_t records_per_insert = 4096;
+  size_t uids_per_question = 65536;  // of replay.Contains
 };
 
 // Parses and checks one serialised Trajectory: sizes, array lengths, turns inside the tokens and in order, finite

@@ -45,6 +45,13 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options) : store_(stor
   server_.HandleBatch("replay.Insert", [store](const std::vector<std::string_view>& payloads) {
     return InsertAll(*store, RecordLimits(), payloads);
   });
+  server_.Handle("replay.Contains", [store](std::string_view payload) -> Result<std::string> {
+    const size_t most = RecordLimits().uids_per_question;
+    if (CountField(payload, v1::ContainsRequest::kUidsFieldNumber, most) > most)
+      return InvalidArgument("more than " + std::to_string(most) + " uids: ask for fewer at once");
+    return TypedHandler<v1::ContainsRequest, v1::ContainsReply>(
+        [store](const v1::ContainsRequest& request) { return store->Contains(request); })(payload);
+  });
   server_.Handle("replay.Sample", TypedHandler<v1::SampleRequest, v1::SampleReply>(
                                       [store](const v1::SampleRequest& request) { return store->Sample(request); }));
   server_.Handle("replay.Query", TypedHandler<v1::QueryRequest, v1::QueryReply>(

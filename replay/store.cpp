@@ -114,6 +114,25 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<Checke
   return replies;
 }
 
+Result<v1::ContainsReply> Store::Contains(const v1::ContainsRequest& request) {
+  const RecordLimits& limits = impl_->options.limits;
+  if (static_cast<size_t>(request.uids_size()) > limits.uids_per_question)
+    return InvalidArgument(
+        StrCat("contains: ", request.uids_size(), " uids, over the limit of ", limits.uids_per_question));
+  std::shared_lock lock(impl_->state_mutex);
+  QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  const std::vector<rocksdb::Slice> uids(request.uids().begin(), request.uids().end());
+  const std::vector<rocksdb::ColumnFamilyHandle*> from(uids.size(), impl_->families[kUids]);
+  std::vector<std::string> numbers;
+  const std::vector<rocksdb::Status> statuses = impl_->db->MultiGet(rocksdb::ReadOptions(), from, uids, &numbers);
+  v1::ContainsReply reply;
+  for (const rocksdb::Status& status : statuses) {
+    if (!status.ok() && !status.IsNotFound()) return impl_->FromRocks(status);
+    reply.add_stored(status.ok());
+  }
+  return reply;
+}
+
 Result<std::string> Store::Impl::ReadRecord(uint64_t number) const {
   rocksdb::ReadOptions read;
   read.verify_checksums = true;
@@ -215,8 +234,9 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
   uint64_t bytes = 0;
   uint64_t successes = 0;
   uint64_t records = 0;
-  double mean = 0;
-  double squares = 0;  // Welford's running sum of squared deviations
+  // Wide enough that sums of doubles of ordinary size are exact: the order of arrival does not show in a result.
+  __float128 sum = 0;
+  __float128 squares = 0;
   std::vector<uint64_t> tag_sets(table.tag_sets());
   for (uint64_t number = 1; number <= table.newest(); ++number) {
     const RecordRow& row = table.row(number);
@@ -234,9 +254,8 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
     else
       reply.set_generated(reply.generated() + 1);
     const double value = row.episode_return;
-    const double delta = value - mean;
-    mean += delta / static_cast<double>(records);
-    squares += delta * (value - mean);
+    sum += value;
+    squares += static_cast<__float128>(value) * value;
     reply.set_min_return(records == 1 ? value : std::min(reply.min_return(), value));
     reply.set_max_return(records == 1 ? value : std::max(reply.max_return(), value));
     ++tag_sets[row.tag_set];
@@ -245,8 +264,9 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
   reply.set_tokens(tokens);
   reply.set_bytes(bytes);
   if (records > 0) {
-    reply.set_mean_return(mean);
-    reply.set_return_variance(squares / static_cast<double>(records));
+    const __float128 mean = sum / records;
+    reply.set_mean_return(static_cast<double>(mean));
+    reply.set_return_variance(std::max(0.0, static_cast<double>(squares / records - mean * mean)));
     reply.set_success_rate(static_cast<double>(successes) / static_cast<double>(records));
   }
   std::map<std::string, uint64_t> tags;

@@ -20,6 +20,7 @@ enum ExitCode : int {
   kExitNotFinished = 101,
   kExitNotFound = 102,
   kExitCancelled = 103,
+  kExitHopeless = 104,  // of a role, to its supervisor: to start it again is no use
 };
 
 // The commands of the binary. A command is one file in service/commands/ with one function Add...Command(CommandSet&),

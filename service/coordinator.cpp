@@ -276,9 +276,29 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
   out.set_version(next->version);
   Json options = Json::parse(next->plan.options_json);
   options["watermark"] = next->watermark;
+  for (const Stage* earlier : DoneBefore(*next)) {
+    const auto& metrics = earlier->metrics;
+    const auto loss = metrics.find("heldout_loss");
+    const auto records = metrics.find("unique_real");
+    const auto halvings = metrics.find("halvings");
+    if (halvings == metrics.end()) continue;
+    options["halvings"] = static_cast<int>(halvings->second);
+    if (loss != metrics.end() && records != metrics.end()) options["phases"].push_back({records->second, loss->second});
+  }
   out.set_options_json(options.dump());
   for (const std::string& initial : next->plan.initial) *out.add_initial() = *WeightsOf(initial);
   return reply;
+}
+
+std::vector<const Coordinator::Stage*> Coordinator::DoneBefore(const Stage& stage) const {
+  std::vector<const Stage*> done;
+  for (const Stage& other : stages_) {
+    if (other.plan.kind == PlannedStage::Kind::kTrain && other.state == StageState::kDone &&
+        other.plan.weights_name == stage.plan.weights_name && other.version < stage.version)
+      done.push_back(&other);
+  }
+  std::sort(done.begin(), done.end(), [](const Stage* a, const Stage* b) { return a->version < b->version; });
+  return done;
 }
 
 v1::StageDoneReply Coordinator::StageDone(const v1::StageDoneRequest& request, Clock::time_point now) {

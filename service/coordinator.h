@@ -97,6 +97,8 @@ class Coordinator {
   void CheckProgress(Clock::time_point now);
   void Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now);
   void HandleTaskFailure(const TaskTable::Failure& failure);
+  // The train stages that published under the same name, oldest first.
+  std::vector<const Stage*> DoneBefore(const Stage& stage) const;
   uint32_t ChunkOf(const Stage& stage) const;
   // The train stages whose weights play: those of the newest finished policy where the stage asks for that.
   std::vector<std::string> WeightsToPlay(const Stage& stage) const;

@@ -207,6 +207,13 @@ struct RolloutSection {
   int64_t max_failures = 3;  // a task that failed on this many actors fails the job
 };
 
+// Of the learner, within a train stage.
+struct CheckpointSection {
+  int64_t every_steps = 0;    // 0: by time alone
+  double every_seconds = 60;  // 0: by steps alone
+  int64_t keep = 2;
+};
+
 struct NetworkSection {
   std::string transport = "ipc";  // ipc | tcp (CURVE)
   std::string host = "127.0.0.1";
@@ -249,9 +256,10 @@ struct Job {
   EvaluateSection evaluate;
   std::vector<Requirement> require;
   RolloutSection rollout;
+  CheckpointSection checkpoint;
   NetworkSection network;
   double progress_timeout_s = 300;  // no progress of any stage for this long fails the job
-  int64_t max_actor_restarts = 5;   // of all actors together
+  int64_t max_restarts = 5;         // of roles that died, all together
 };
 
 // What a rule of `collapse` is called in names of stages and rows: "controller", "fixed_0.5".

@@ -272,7 +272,10 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("network.coordinator_port", static_cast<double>(job.network.coordinator_port), 1, 65535);
   check.Between("network.replay_port", static_cast<double>(job.network.replay_port), 1, 65535);
   check.AtLeast("progress_timeout_s", job.progress_timeout_s, 1);
-  check.AtLeast("max_actor_restarts", static_cast<double>(job.max_actor_restarts), 0);
+  check.AtLeast("checkpoint.every_steps", static_cast<double>(job.checkpoint.every_steps), 0);
+  check.AtLeast("checkpoint.every_seconds", job.checkpoint.every_seconds, 0);
+  check.Between("checkpoint.keep", static_cast<double>(job.checkpoint.keep), 1, 1000);
+  check.AtLeast("max_restarts", static_cast<double>(job.max_restarts), 0);
   return check.problem();
 }
 

@@ -215,6 +215,13 @@ void Fields(V& v, RolloutSection& o) {
 }
 
 template <class V>
+void Fields(V& v, CheckpointSection& o) {
+  v.Field("every_steps", o.every_steps);
+  v.Field("every_seconds", o.every_seconds);
+  v.Field("keep", o.keep);
+}
+
+template <class V>
 void Fields(V& v, NetworkSection& o) {
   v.Field("transport", o.transport);
   v.Field("host", o.host);
@@ -290,9 +297,10 @@ void Fields(V& v, Job& o) {
   v.Field("evaluate", o.evaluate);
   v.List("require", o.require);
   v.Field("rollout", o.rollout);
+  v.Field("checkpoint", o.checkpoint);
   v.Field("network", o.network);
   v.Field("progress_timeout_s", o.progress_timeout_s);
-  v.Field("max_actor_restarts", o.max_actor_restarts);
+  v.Field("max_restarts", o.max_restarts);
 }
 
 }  // namespace quern

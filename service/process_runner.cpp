@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "base/strings.h"
+#include "service/command.h"
 #include "service/role_runner.h"
 #include "service/supervised.h"
 
@@ -101,8 +102,8 @@ class ProcessRunner : public RoleRunner {
       }
       const Child child = children_[i];
       children_.erase(children_.begin() + static_cast<std::ptrdiff_t>(i));
-      RoleExit& exit = exits.emplace_back(
-          RoleExit{.role = child.role, .index = child.index, .clean = false, .reason = {}, .log = child.log});
+      RoleExit& exit = exits.emplace_back(RoleExit{
+          .role = child.role, .index = child.index, .clean = false, .reason = {}, .log = child.log, .hopeless = false});
       exit.clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
       const std::string words = exit.clean ? "" : LastWords(child.words, child.log);
       close(child.words);
@@ -112,6 +113,7 @@ class ProcessRunner : public RoleRunner {
         if (WTERMSIG(status) == SIGABRT && !words.empty()) exit.reason += ": " + words;
       } else {
         exit.reason = words.empty() ? StrCat("exit code ", WEXITSTATUS(status)) : words;
+        exit.hopeless = WEXITSTATUS(status) == kExitHopeless;
       }
     }
     return exits;

@@ -14,8 +14,9 @@ struct RoleExit {
   std::string role;
   uint32_t index = 0;
   bool clean = false;
-  std::string reason;  // of an unclean exit, one line: "exit code 1: disk full", "killed by signal 9 (Killed)"
-  std::string log;     // its log file; empty for threads
+  std::string reason;     // of an unclean exit, one line: "exit code 1: disk full", "killed by signal 9 (Killed)"
+  std::string log;        // its log file; empty for threads
+  bool hopeless = false;  // it would end in the same way again
 };
 
 // Starts roles and hears of their ends. One caller.

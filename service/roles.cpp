@@ -112,6 +112,10 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.reserved_token = run.model.reserved_token;
   options.precision = PrecisionOf(job);
   options.threads = job.threads > 0 ? static_cast<int>(job.threads) : Cores();
+  options.checkpoints = {.directory = run.Path("checkpoints"),
+                         .every_steps = job.checkpoint.every_steps,
+                         .every_seconds = job.checkpoint.every_seconds,
+                         .keep = job.checkpoint.keep};
   options.stop = &stop;
   return RunLearner(options);
 }
@@ -138,6 +142,16 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
   options.stop = &stop;
   return RunActor(options);
+}
+
+bool WorthAnotherStart(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+    case StatusCode::kInternal:
+    case StatusCode::kCancelled: return true;
+    default: return false;
+  }
 }
 
 Status RunRole(const std::string& role, uint32_t index, const Run& run, const std::atomic<bool>& stop) {

@@ -18,6 +18,10 @@ inline constexpr char kActorRole[] = "actor";
 // the run directory and the coordinator.
 Status RunRole(const std::string& role, uint32_t index, const Run& run, const std::atomic<bool>& stop);
 
+// Whether a role that left with this error may do better when it is started again: not where the disk is full, a port
+// taken or a file missing.
+bool WorthAnotherStart(const Status& status);
+
 // The single roles, for RunRole.
 Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop);
 Status RunReplayRole(const Run& run, const std::atomic<bool>& stop);

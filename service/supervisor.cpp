@@ -19,6 +19,8 @@ namespace {
 
 constexpr auto kPollEvery = std::chrono::milliseconds(50);
 constexpr auto kStatusEvery = std::chrono::milliseconds(500);
+constexpr auto kFirstBackOff = std::chrono::milliseconds(100);  // doubled with each death of a role
+constexpr auto kLongestBackOff = std::chrono::seconds(10);
 constexpr auto kStatusDeadline = std::chrono::milliseconds(1000);
 
 class Supervisor {
@@ -34,7 +36,7 @@ class Supervisor {
     while (!outcome_) {
       std::this_thread::sleep_for(kPollEvery);
       HandleExits();
-      if (!outcome_) RestartActors();
+      if (!outcome_) RestartRoles();
       if (!outcome_ && Interrupts() > 0) Cancel();
       if (!outcome_) PollStatus();
     }
@@ -68,36 +70,37 @@ class Supervisor {
   void HandleExits() {
     for (const RoleExit& exit : runner_->Poll()) {
       if (outcome_) continue;
+      const bool works = exit.role == kActorRole || exit.role == kLearnerRole;
+      if (exit.clean && works) {
+        // Told to leave: the coordinator knows why. If it does not, this role did not do its work.
+        PollStatus(true);
+        if (outcome_) continue;
+      }
       std::string what = StrCat(exit.role, exit.role == kActorRole ? StrCat(" ", exit.index) : "",
                                 " died: ", exit.clean ? "it left before the job ended" : exit.reason);
       if (!exit.log.empty()) what += " (log: " + exit.log + ")";
-      if (exit.role != kActorRole) {
-        // A role that leaves cleanly was told to: the coordinator knows why.
-        if (exit.clean) continue;
+      if (exit.hopeless || restarts_ >= run_.job.max_restarts) {
+        if (!exit.hopeless) what += StrCat("; max_restarts (", restarts_, ") is used up");
         outcome_ = JobOutcome{.state = "failed", .error = what, .result_json = {}};
-        broken_ = true;
-      } else if (exit.clean) {
+        broken_ = exit.role != kActorRole;
         continue;
-      } else if (restarts_ >= run_.job.max_actor_restarts) {
-        outcome_ = JobOutcome{.state = "failed",
-                              .error = StrCat(what, "; max_actor_restarts (", restarts_, ") is used up"),
-                              .result_json = {}};
-      } else {
-        ++restarts_;
-        const int backoff = std::min(10, 1 << std::min<int64_t>(restarts_ - 1, 4));
-        view_.Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_actor_restarts, ")"));
-        restart_at_[exit.index] = Clock::now() + std::chrono::milliseconds(250) * backoff;
       }
+      ++restarts_;
+      const int64_t times = deaths_[exit.role]++;
+      view_.Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_restarts, ")"));
+      restart_at_[{exit.role, exit.index}] =
+          Clock::now() + std::min<Duration>(kLongestBackOff, kFirstBackOff * (1 << std::min<int64_t>(times, 10)));
     }
   }
 
-  void RestartActors() {
+  void RestartRoles() {
     for (auto it = restart_at_.begin(); it != restart_at_.end();) {
       if (Clock::now() < it->second) {
         ++it;
         continue;
       }
-      if (Status started = runner_->Start(kActorRole, it->first); !started.ok()) {
+      const auto& [role, index] = it->first;
+      if (Status started = runner_->Start(role, index); !started.ok()) {
         outcome_ = JobOutcome{.state = "failed", .error = started.message(), .result_json = {}};
         return;
       }
@@ -113,8 +116,8 @@ class Supervisor {
     return *status;
   }
 
-  void PollStatus() {
-    if (Clock::now() < next_status_ || !Reachable()) return;
+  void PollStatus(bool now = false) {
+    if ((!now && Clock::now() < next_status_) || !Reachable()) return;
     next_status_ = Clock::now() + kStatusEvery;
     const std::optional<v1::StatusReply> status = Query();
     if (!status) return;
@@ -157,9 +160,10 @@ class Supervisor {
   std::unique_ptr<RoleRunner> runner_;
   LiveView view_;
   std::optional<JobOutcome> outcome_;
-  bool broken_ = false;  // a role that is not an actor died
+  bool broken_ = false;  // a role that is not an actor died for good
   int64_t restarts_ = 0;
-  std::map<uint32_t, Clock::time_point> restart_at_;
+  std::map<std::string, int64_t> deaths_;  // by role
+  std::map<std::pair<std::string, uint32_t>, Clock::time_point> restart_at_;
   Clock::time_point next_status_{};
 };
 

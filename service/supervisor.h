@@ -20,7 +20,7 @@ struct JobOutcome {
   std::string result_json;  // empty unless the job came to its end
 };
 
-// Starts every role of a run, restarts actors that die, shows progress, and stops all roles in an order that loses
+// Starts every role of a run, restarts roles that die, shows progress, and stops all roles in an order that loses
 // nothing: actors, learner, replay, coordinator. Returns when no role is left.
 JobOutcome SuperviseRun(const Run& run, const SupervisorOptions& options);
 

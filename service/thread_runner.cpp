@@ -36,8 +36,12 @@ class ThreadRunner : public RoleRunner {
         continue;
       }
       it->thread.join();
-      exits.push_back(
-          {.role = it->role, .index = it->index, .clean = it->status.ok(), .reason = it->status.message(), .log = {}});
+      exits.push_back({.role = it->role,
+                       .index = it->index,
+                       .clean = it->status.ok(),
+                       .reason = it->status.message(),
+                       .log = {},
+                       .hopeless = it->role != kActorRole || !WorthAnotherStart(it->status)});
       it = threads_.erase(it);
     }
     return exits;

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <memory>
 
 #include "base/log.h"
@@ -38,7 +39,9 @@ void AddRoleCommands(CommandSet& commands) {
       const Status status = RunRole(name, options->index, run, stop);
       if (!status.ok() && !(stop.load() && status.code() == StatusCode::kCancelled)) {
         LeaveLastWords(status.message());
-        return status;
+        if (WorthAnotherStart(status)) return status;
+        std::fprintf(stderr, "quern: %s\n", status.message().c_str());
+        return kExitHopeless;
       }
       return kExitOk;
     });

@@ -267,6 +267,64 @@ TEST_F(ChainProgramTest, AChainDoesNotDependOnWhatIsPlayedBesideIt) {
             together.begin()->second.chain().stages(0).text() + together.begin()->second.chain().stages(2).text());
 }
 
+TEST_F(ChainProgramTest, StoredQuestionsAreNotAskedAgainAndQuestionsAreStoredWhole) {
+  // What is handed over whole, in order; `stored` from an attempt that was ended after two of the questions.
+  std::vector<std::set<std::string>> questions;
+  std::map<std::string, v1::Trajectory> all;
+  int64_t tokens = 0;
+  const auto play = [&](const std::set<std::string>& stored, size_t end_after) {
+    Engine engine(*ops_, {});
+    engine.SetPolicy(policy_);
+    RolloutOptions options = options_;
+    std::set<std::string> open;
+    options.stored = [&](const std::vector<std::string>& uids) -> Result<std::vector<bool>> {
+      std::vector<bool> out;
+      for (const std::string& uid : uids) out.push_back(stored.contains(uid));
+      return out;
+    };
+    options.whole = [&]() -> Status {
+      questions.push_back(open);
+      open.clear();
+      return questions.size() == end_after ? Cancelled("enough") : Status();
+    };
+    const std::atomic<bool> stop = false;
+    const auto counters = PlayTask(
+        Task(), factory_, *tokenizer_, options, &engine,
+        [&](v1::Trajectory t) -> Status {
+          open.insert(t.uid());
+          t.clear_created_unix_ms();
+          EXPECT_TRUE(all.emplace(t.uid(), t).second) << t.uid() << " was played again";
+          return {};
+        },
+        stop);
+    tokens = counters.ok() ? static_cast<int64_t>(counters->generated_tokens) : -1;
+    return counters;
+  };
+  EXPECT_FALSE(play({}, 2).ok());
+  ASSERT_EQ(questions.size(), 2u);
+  std::set<std::string> stored = questions[0];
+  stored.insert(questions[1].begin(), questions[1].end());
+  const auto rest = play(stored, 0);
+  ASSERT_TRUE(rest.ok()) << rest.status().ToString();
+  EXPECT_EQ(rest->stored, 2u);
+  EXPECT_EQ(rest->episodes, all.size() - stored.size());
+  // Together they are what one attempt gives, and the tokens of the second are those of its own records.
+  const auto whole = Play(Task());
+  ASSERT_EQ(whole.size(), all.size());
+  int64_t expected = 0;
+  for (const auto& [uid, t] : whole) {
+    EXPECT_EQ(t.SerializeAsString(), all.at(uid).SerializeAsString()) << uid;
+    if (stored.contains(uid)) continue;
+    for (const v1::ChainStage& stage : t.chain().stages())
+      expected += static_cast<int64_t>(stage.token_ids().size() / 4);
+  }
+  EXPECT_EQ(tokens, expected);
+  const size_t before = questions.size();
+  for (const auto& question : questions) stored.insert(question.begin(), question.end());
+  EXPECT_EQ(play(stored, 0)->generated_tokens, 0u);
+  EXPECT_EQ(questions.size(), before);
+}
+
 TEST_F(ChainProgramTest, WithoutLabelsTheMajorityIsTheAnswer) {
   v1::RolloutTask task = Task();
   task.mutable_program()->set_majority(true);

@@ -129,21 +129,6 @@ TEST(Run, AKilledActorIsStartedAgain) {
   EXPECT_EQ(result["table"][0]["episodes"], 20060);  // each episode once, none lost
 }
 
-TEST(Run, ADeadLearnerFailsTheJobWithOneLine) {
-  const QuernProcess::Folder folder;
-  QuernProcess process(folder, RunArguments(folder, kLong));
-  ASSERT_TRUE(Eventually([&] { return StageReached(folder, "stage sft done"); }));
-  const auto learners = ProcessesWith({std::string("learner") + '\0' + "--job", folder.path()});
-  ASSERT_EQ(learners.size(), 1u);
-  kill(learners[0], SIGKILL);
-  const auto ended = process.Wait(seconds(30));
-  EXPECT_EQ(ended.code, 100);
-  EXPECT_NE(ended.err.find("quern: job failed: learner died: killed by signal 9 (Killed) (log: "), std::string::npos)
-      << ended.err;
-  EXPECT_TRUE(ProcessesWith({folder.path()}).empty());
-  EXPECT_GE(VerifiedRecords(folder), 120u);
-}
-
 TEST(Run, NothingIsLeftBehindAKilledSupervisor) {
   const QuernProcess::Folder folder;
   QuernProcess process(folder, RunArguments(folder, kLong));

@@ -39,7 +39,7 @@ class ServerTest : public ::testing::Test {
   std::unique_ptr<ReplayServer> server_;
 };
 
-TEST_F(ServerTest, AllFourCallsAndTheirErrors) {
+TEST_F(ServerTest, AllCallsAndTheirErrors) {
   Start();
   auto client = *ReplayClient::Connect(address_);
   const auto inserted = client->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")}), Soon());
@@ -53,6 +53,15 @@ TEST_F(ServerTest, AllFourCallsAndTheirErrors) {
   EXPECT_EQ(client->Sample(sample, Soon()).status().code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(client->Query({}, Soon())->count(), 2u);
   EXPECT_EQ(client->Stats({}, Soon())->tokens(), 16u);
+  v1::ContainsRequest contains;
+  contains.add_uids("b");
+  contains.add_uids("c");
+  const auto stored = client->Contains(contains, Soon());
+  ASSERT_TRUE(stored.ok()) << stored.status().message();
+  EXPECT_TRUE(stored->stored(0));
+  EXPECT_FALSE(stored->stored(1));
+  for (int i = 0; i < 65536; ++i) contains.add_uids("");
+  EXPECT_EQ(client->Contains(contains, Soon()).status().code(), StatusCode::kInvalidArgument);
 
   v1::InsertRequest bad;
   bad.add_trajectories("rubbish");

@@ -95,6 +95,21 @@ TEST_F(StoreTest, TheSameUidIsStoredOnceAndCounted) {
   ExpectSound(3);
 }
 
+TEST_F(StoreTest, SaysWhichUidsItHas) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
+  v1::ContainsRequest request;
+  for (const char* uid : {"b", "c", "", "a"}) request.add_uids(uid);
+  for (int i = 0; i < 2; ++i) {
+    const auto reply = store_->Contains(request);
+    ASSERT_TRUE(reply.ok()) << reply.status().message();
+    EXPECT_EQ(std::vector<bool>(reply->stored().begin(), reply->stored().end()),
+              (std::vector<bool>{true, false, false, true}));
+    Open();
+  }
+  for (int i = 0; i < 65536; ++i) request.add_uids("a");
+  EXPECT_EQ(store_->Contains(request).status().code(), StatusCode::kInvalidArgument);
+}
+
 TEST_F(StoreTest, AMalformedRecordRefusesItsRequestAndNoOther) {
   v1::Trajectory bad = MakeTrajectory("bad");
   bad.mutable_loss_mask()->pop_back();

@@ -4,10 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/file.h"
 #include "base/strings.h"
 #include "service/result.h"
 #include "tests/service/fake_replay.h"
 #include "tests/service/test_jobs.h"
+#include "tests/transport/temporary_folder.h"
 
 namespace quern {
 namespace {
@@ -23,6 +25,10 @@ class CoordinatorTest : public testing::Test {
     options.plan = MakePlan(job);
     options.weights[kBaseModel].set_name(kBaseModel);
     options.weights[kBaseModel].set_path("/base");
+    if (journal_folder_) {
+      coordinator_.reset();
+      options.journal = *Journal::Open(JoinPath(journal_folder_->path(), "journal.jsonl"));
+    }
     coordinator_ = std::make_unique<Coordinator>(std::move(options), &store_, now_);
     coordinator_->Tick(now_);
   }
@@ -87,6 +93,7 @@ class CoordinatorTest : public testing::Test {
   }
 
   FakeReplay store_;
+  std::optional<TemporaryFolder> journal_folder_;  // with a journal, Make goes on where the coordinator before it was
   std::unique_ptr<Coordinator> coordinator_;
   Clock::time_point now_ = Clock::now();
 };
@@ -285,6 +292,71 @@ TEST_F(CoordinatorTest, AStoreThatFailsOrIsEmptyFailsTheStage) {
   EXPECT_EQ(coordinator_->error(), "stage sft: store is gone");
   store_.failure = {};
   Make(SmallJob({"evaluate.players=[]"}));
+}
+
+TEST_F(CoordinatorTest, GoesOnWhereTheOneBeforeItWas) {
+  journal_folder_.emplace();
+  const Job job = SmallJob({"online.rounds=1", "online.episodes=40", "compare=[sft]", "evaluate.players=[]"});
+  Make(job);
+  Complete(0, Lease(0).task());
+  const v1::RolloutTask held = Lease(1).task();
+  Make(job);
+  EXPECT_EQ(Lease(1).task().SerializeAsString(), held.SerializeAsString());  // its actor may be at it still
+  EXPECT_EQ(Lease(0).task().first_episode(), 40u);
+  Complete(1, held);  // under the id that the coordinator before gave it
+  PlayAll(ValueOf);
+  const auto sft = Next();
+  ASSERT_TRUE(sft);
+  EXPECT_EQ(sft->version(), 1u);
+  store_.Add("late", 0, true, {"offline"});
+  Make(job);
+  EXPECT_EQ(Next()->SerializeAsString(), sft->SerializeAsString());  // watermark and all
+  ASSERT_TRUE(Publish("sft", "sft", 1).ok());
+  Make(job);
+  ASSERT_TRUE(Publish("sft", "sft", 1).ok());  // trained to its end again
+  EXPECT_EQ(Next()->name(), "sft");
+  Done("sft");
+  Make(job);
+  const auto q_sft = Next();
+  ASSERT_EQ(q_sft->name(), "q_sft");
+  EXPECT_EQ(q_sft->version(), 2u);
+  EXPECT_EQ(q_sft->initial(0).path(), "/weights/sft-1");
+  EXPECT_FALSE(Publish("sft", "sft", 3).ok());  // done is done
+  Train(*q_sft);
+  PlayAll(ValueOf);
+  Make(job);
+  Train(*Next());
+  Train(*Next());
+  PlayAll(ValueOf);
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kSucceeded) << coordinator_->error();
+  const std::string result = coordinator_->result_json();
+  Make(job);
+  const auto table = [](const std::string& json) { return nlohmann::json::parse(json)["table"]; };
+  const auto losses = [](const std::string& json) { return nlohmann::json::parse(json)["stages"].back()["metrics"]; };
+  EXPECT_EQ(table(coordinator_->result_json()), table(result));
+  EXPECT_EQ(losses(coordinator_->result_json()), losses(result));
+}
+
+TEST_F(CoordinatorTest, ATaskGivenOutAgainIsPlayedWithThePolicyItWasFirstGivenWith) {
+  journal_folder_.emplace();
+  const Job job = SmallJob({"online.rounds=2", "online.max_staleness=1", "online.episodes=40", "compare=[]",
+                            "evaluate.players=[]", "evaluate.episodes=0"});
+  Make(job);
+  PlayAll(ValueOf);
+  Train(*Next());
+  Train(*Next());
+  // Round 2 is begun with what there is; then round 1 is learned from.
+  while (true) {
+    const v1::RolloutTask task = Lease(0).task();
+    if (task.stage() == "online-2") break;
+    store_.Add(StrCat("x", task.id()), 0, true, {"online"});
+    Complete(0, task);
+  }
+  Train(*Next());
+  Train(*Next());
+  Make(job);
+  EXPECT_EQ(Lease(0).task().policy().weights(1).path(), "/weights/value-2");
+  EXPECT_EQ(Lease(1).task().policy().weights(1).path(), "/weights/value-4");
 }
 
 TEST_F(CoordinatorTest, StopReachesEveryone) {

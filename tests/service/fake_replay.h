@@ -34,6 +34,9 @@ class FakeReplay : public Replay {
     reply.set_watermark(records_.size());
     return reply;
   }
+  Result<v1::ContainsReply> Contains(const v1::ContainsRequest&, Deadline) override {
+    return Unimplemented("Contains");
+  }
   Result<v1::SampleReply> Sample(const v1::SampleRequest&, Deadline) override { return Unimplemented("Sample"); }
   Result<v1::QueryReply> Query(const v1::QueryRequest&, Deadline) override { return Unimplemented("Query"); }
   Result<v1::StatsReply> Stats(const v1::StatsRequest& request, Deadline) override {
