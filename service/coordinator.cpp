@@ -54,9 +54,11 @@ Coordinator::Coordinator(CoordinatorOptions options, Replay* store, Clock::time_
              static_cast<uint32_t>(options_.job.rollout.max_failures)),
       begin_(now),
       last_progress_(now) {
+  uint64_t version = 0;
   for (const PlannedStage& planned : options_.plan.stages) {
     Stage& stage = stages_.emplace_back();
     stage.plan = planned;
+    if (planned.kind == PlannedStage::Kind::kTrain) stage.version = ++version;
     stage.total = planned.kind == PlannedStage::Kind::kTrain     ? planned.steps
                   : planned.kind == PlannedStage::Kind::kRollout ? planned.episodes
                   : planned.kind == PlannedStage::Kind::kScore   ? 1
@@ -75,11 +77,9 @@ void Coordinator::Restore(const JournalState& state, Clock::time_point now) {
     const auto found = state.stages.find(stage.plan.name);
     if (found == state.stages.end()) continue;
     const JournalState::Stage& before = found->second;
-    newest_version_ = std::max(newest_version_, before.version);
     if (!before.started) continue;
     stage.begin = before_now(before.elapsed_seconds);
     stage.watermark = before.watermark;
-    stage.version = before.version;
     stage.asked_for = before.version > 0;
     stage.published = before.published;
     stage.metrics = before.metrics;
@@ -266,7 +266,6 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
   if (!next->asked_for) {
     next->begin = now;
     next->asked_for = true;
-    if (next->plan.kind == PlannedStage::Kind::kTrain) next->version = ++newest_version_;
     if (options_.journal != nullptr) options_.journal->StageGiven(next->plan.name, next->version);
     if (!JournalWritten()) return reply;
   }

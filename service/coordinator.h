@@ -65,7 +65,7 @@ class Coordinator {
     PlannedStage plan;
     StageState state = StageState::kPending;
     bool asked_for = false;  // train: the learner has it
-    uint64_t version = 0;    // train: of what it publishes; given when it is first asked for
+    uint64_t version = 0;    // train: of what it publishes: its place in the plan, whoever is ready first
     uint64_t watermark = 0;  // train: the newest record it may use
     uint64_t done = 0;
     uint64_t total = 0;
@@ -117,7 +117,6 @@ class Coordinator {
   TaskTable tasks_;
   std::map<std::pair<std::string, uint32_t>, MemberState> members_;
   std::map<std::string, v1::WeightVersion> newest_;  // by weights' name
-  uint64_t newest_version_ = 0;                      // given to a train stage
   Clock::time_point begin_;
   Clock::time_point last_progress_;
   State state_ = State::kRunning;

@@ -1,11 +1,13 @@
 #include "service/run_directory.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -123,12 +125,18 @@ Result<RunLock> RunLock::Take(const Run& run, Duration patience) {
   const Deadline deadline = Deadline::After(patience);
   while (flock(lock.fd_, LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return FromErrno(errno, path);
-    if (deadline.Expired()) {
+    char holder[32] = {};
+    const bool supervised = pread(lock.fd_, holder, sizeof(holder) - 1, 0) > 0 && atoi(holder) > 0 &&
+                            (kill(atoi(holder), 0) == 0 || errno == EPERM);
+    if (supervised || deadline.Expired()) {
       return FailedPrecondition(
           run.directory + ": the run is going on: one of its processes holds run.lock; wait for its end, or stop it");
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
+  const std::string pid = StrCat(getpid(), "\n");
+  if (ftruncate(lock.fd_, 0) != 0 || pwrite(lock.fd_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+    return FromErrno(errno, path);
   return lock;
 }
 

@@ -114,7 +114,7 @@ TEST_F(Recovery, AJobKilledAtManyMomentsEndsAsIfItHadNotBeen) {
     QuernProcess process(folder_, arguments);
     ASSERT_TRUE(Eventually(moment));
     KillJob(process);
-    arguments = {"resume", "run"};
+    arguments = {"resume", folder_.File("run")};
   }
   const auto ended = QuernProcess::Run(folder_, {"resume", "run", "--actors", "3"});
   EXPECT_EQ(ended.code, 0) << ended.err;
@@ -122,7 +122,8 @@ TEST_F(Recovery, AJobKilledAtManyMomentsEndsAsIfItHadNotBeen) {
   ExpectUndisturbed();
   EXPECT_EQ(Duplicates(), 0u);  // nothing that was acknowledged was played again
   bool went_on = false;
-  for (const auto& name : *ListDirectory(folder_.File("run/logs")))
+  const std::vector<std::string> logs = *ListDirectory(folder_.File("run/logs"));
+  for (const std::string& name : logs)
     went_on =
         went_on || ReadFile(folder_.File("run/logs/" + name))->find("q_sft: going on after step") != std::string::npos;
   EXPECT_TRUE(went_on);

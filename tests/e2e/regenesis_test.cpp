@@ -111,6 +111,58 @@ TEST(Regenesis, RoundsOfChainsInProcessesAndInOneGiveTheSameRecords) {
   EXPECT_EQ(again, all);
 }
 
+TEST(Regenesis, KilledAmongChainsAndWhileTuningItGoesOnAsIfItHadNotBeen) {
+  const std::vector<std::string> overrides = {"compare=[]", "regenesis.questions=60", "regenesis.max_steps=40",
+                                              "regenesis.paths_per_question=24", "checkpoint.every_steps=5"};
+  const auto arguments = [&](const QuernProcess::Folder& folder) {
+    std::vector<std::string> all = {"run", WriteJob(folder), "output_dir=run"};
+    all.insert(all.end(), overrides.begin(), overrides.end());
+    return all;
+  };
+  const QuernProcess::Folder undisturbed, folder;
+  ASSERT_EQ(QuernProcess::Run(undisturbed, arguments(undisturbed)).code, 0);
+
+  const auto chains_of = [&](const std::string& stage) {
+    const auto count =
+        QuernProcess::Run(folder, {"replay", "query", "--store", "run/replay", "--tag", stage, "--count"});
+    return std::strtoull(count.out.c_str(), nullptr, 10);
+  };
+  uint64_t acknowledged = 0;
+  const std::vector<std::function<bool()>> moments = {
+      [&] { return (acknowledged = chains_of("regenesis-1")) > 0; },
+      [&] { return PathExists(folder.File("run/checkpoints/regenesis-1%3Asft/step-10")); },
+      [&] { return chains_of("regenesis-2") > 0; },
+  };
+  std::vector<std::string> command = arguments(folder);
+  for (const auto& moment : moments) {
+    QuernProcess process(folder, command);
+    ASSERT_TRUE(Eventually(moment));
+    for (int i = 0; i < 2; ++i)
+      for (const pid_t pid : ProcessesWith({folder.path()})) kill(pid, SIGKILL);
+    EXPECT_EQ(process.Wait().code, 128 + SIGKILL);
+    ASSERT_TRUE(Eventually([&] { return ProcessesWith({folder.path()}).empty(); }));
+    command = {"resume", folder.File("run")};
+  }
+  EXPECT_LT(acknowledged, 60u * 24);  // the first one was among the chains
+  const auto ended = QuernProcess::Run(folder, command);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const auto table = [](const QuernProcess::Folder& f) {
+    return Json::parse(*ReadFile(f.File("run/result.json")))["table"];
+  };
+  EXPECT_EQ(table(folder), table(undisturbed));
+  EXPECT_EQ(Records(folder, {}), Records(undisturbed, {}));
+  const auto weights = [](const QuernProcess::Folder& f) {
+    Json all = Json::parse(*ReadFile(f.File("run/weights.json")));
+    std::map<std::string, std::string> hashes;
+    for (const auto& [stage, version] : all.items()) hashes[stage] = version.at("content_hash");
+    return hashes;
+  };
+  EXPECT_EQ(weights(folder), weights(undisturbed));
+  EXPECT_EQ(weights(folder).size(), 3u);
+  const auto stats = QuernProcess::Run(folder, {"replay", "stats", "--store", "run/replay", "-o", "json"});
+  EXPECT_EQ(Json::parse(stats.out)["duplicates"], 0);  // no acknowledged chain was made again
+}
+
 TEST(Regenesis, AModelThatSolvesNothingIsSaidSo) {
   const QuernProcess::Folder folder;
   const auto ended = QuernProcess::Run(folder, {"run", WriteJob(folder), "output_dir=run", "sft.max_steps=1",
