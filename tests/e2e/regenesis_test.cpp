@@ -122,7 +122,10 @@ TEST(Regenesis, KilledAmongChainsAndWhileTuningItGoesOnAsIfItHadNotBeen) {
   const QuernProcess::Folder undisturbed, folder;
   ASSERT_EQ(QuernProcess::Run(undisturbed, arguments(undisturbed)).code, 0);
 
-  const auto chains_of = [&](const std::string& stage) {
+  const auto chains_of = [&](const std::string& stage) -> uint64_t {
+    // Before its server is up the store would be opened here, and the server could not.
+    const Result<std::string> journal = ReadFile(folder.File("run/journal.jsonl"));
+    if (!journal.ok() || journal->find("\"task_given\",\"stage\":\"" + stage + "\"") == std::string::npos) return 0;
     const auto count =
         QuernProcess::Run(folder, {"replay", "query", "--store", "run/replay", "--tag", stage, "--count"});
     return std::strtoull(count.out.c_str(), nullptr, 10);
@@ -130,7 +133,10 @@ TEST(Regenesis, KilledAmongChainsAndWhileTuningItGoesOnAsIfItHadNotBeen) {
   uint64_t acknowledged = 0;
   const std::vector<std::function<bool()>> moments = {
       [&] { return (acknowledged = chains_of("regenesis-1")) > 0; },
-      [&] { return PathExists(folder.File("run/checkpoints/regenesis-1%3Asft/step-10")); },
+      [&] {  // or it is missed, on a busy machine
+        return PathExists(folder.File("run/checkpoints/regenesis-1%3Asft")) ||
+               PathExists(folder.File("run/weights/regenesis-2"));
+      },
       [&] { return chains_of("regenesis-2") > 0; },
   };
   std::vector<std::string> command = arguments(folder);
