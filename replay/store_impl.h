@@ -59,6 +59,7 @@ struct Store::Impl {
   Status LoadState();
   // Reads rows that are in the database and not yet in the table.
   Status LoadRows();
+  bool HasRoom() const;
   Status Recover();
   // Fails while an attempt to open the database again has failed.
   Status CheckOpen() const;

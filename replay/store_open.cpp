@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
-#include <thread>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -202,16 +201,20 @@ Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreOp
 Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Store::~Store() = default;
 
-// With write_mutex held. RocksDB goes on after most failures; after the others it must be opened again.
+// Whether the disk takes some bytes.
+bool Store::Impl::HasRoom() const {
+  rocksdb::Env* const disk = env != nullptr ? env.get() : rocksdb::Env::Default();
+  const std::string probe = JoinPath(directory, "room.probe");
+  const bool written = rocksdb::WriteStringToFile(disk, std::string(size_t{64} << 10, '\0'), probe, true).ok();
+  (void)disk->DeleteFile(probe);
+  return written;
+}
+
+// With write_mutex held. RocksDB goes on after most failures; after the others it must be opened again, and so it is
+// when it still reports a full disk because of what failed before there was room.
 Status Store::Impl::Recover() {
-  // A background flush that still fails can spoil the first attempt after the disk has room again.
-  rocksdb::Status resumed;
-  for (int attempt = 0; attempt < 3; ++attempt) {
-    if (attempt > 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    resumed = db == nullptr ? rocksdb::Status::Aborted() : db->Resume();
-    if (!resumed.IsNoSpace()) break;
-  }
-  if (resumed.IsNoSpace()) return FromRocks(resumed);
+  const rocksdb::Status resumed = db == nullptr ? rocksdb::Status::Aborted() : db->Resume();
+  if (resumed.IsNoSpace() && !HasRoom()) return FromRocks(resumed);
   std::unique_lock lock(state_mutex);
   if (!resumed.ok()) {
     Close();
