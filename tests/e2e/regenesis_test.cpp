@@ -169,6 +169,40 @@ TEST(Regenesis, KilledAmongChainsAndWhileTuningItGoesOnAsIfItHadNotBeen) {
   EXPECT_EQ(Json::parse(stats.out)["duplicates"], 0);  // no acknowledged chain was made again
 }
 
+TEST(Regenesis, ChainsOfAKilledActorArePlayedAgainAndAreTheSame) {
+  const QuernProcess::Folder folder, calm;
+  const auto arguments = [](const QuernProcess::Folder& where) {
+    return std::vector<std::string>{"run",
+                                    WriteJob(where),
+                                    "output_dir=run",
+                                    "compare=[]",
+                                    "regenesis.rounds=1",
+                                    "regenesis.questions=100",
+                                    "regenesis.paths_per_question=20",
+                                    "regenesis.hint=false",
+                                    "rollout.task_episodes=5",
+                                    "rollout.lease_s=20"};
+  };
+  QuernProcess process(folder, arguments(folder));
+  ASSERT_TRUE(Eventually([&] {
+    const Result<std::string> log = ReadFile(folder.File("run/logs/coordinator-0.0.log"));
+    return log.ok() && log->find("stage regenesis-1: 100 episodes") != std::string::npos;
+  }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  for (const pid_t pid : ProcessesWith({std::string("actor") + '\0' + "--job", folder.path()})) {
+    kill(pid, SIGKILL);
+    break;
+  }
+  const auto ended = process.Wait();
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  EXPECT_NE(ended.err.find("starting it again (1 of 5)"), std::string::npos) << ended.err;
+  const auto records = Records(folder, {"--tag", "regenesis-1"});
+  EXPECT_EQ(records.size(), 100u * 20u);
+  const auto undisturbed = QuernProcess::Run(calm, arguments(calm));
+  ASSERT_EQ(undisturbed.code, 0) << undisturbed.err;
+  EXPECT_EQ(records, Records(calm, {"--tag", "regenesis-1"}));
+}
+
 TEST(Regenesis, AModelThatSolvesNothingIsSaidSo) {
   const QuernProcess::Folder folder;
   const auto ended = QuernProcess::Run(folder, {"run", WriteJob(folder), "output_dir=run", "sft.max_steps=1",
