@@ -109,6 +109,26 @@ v1::EnvironmentSpec EnvironmentWith(const Job& job, const QuestionsSection& from
   return spec;
 }
 
+namespace {
+
+// Of the paths that are learnt, from the first of them.
+Result<double> MeanPathTokens(Replay& store, const std::string& tag, Deadline deadline) {
+  v1::QueryRequest request;
+  request.mutable_filter()->add_tags(tag);
+  request.mutable_filter()->add_tags(kKeptTag);
+  request.set_limit(1000);
+  QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, store.Query(request, deadline));
+  double tokens = 0;
+  for (const std::string& bytes : reply.trajectories()) {
+    v1::Trajectory record;
+    if (!record.ParseFromString(bytes)) return DataLoss("a record of " + tag + " does not parse");
+    for (const v1::Turn& turn : record.turns()) tokens += turn.end() - turn.begin();
+  }
+  return tokens / std::max(1, reply.trajectories_size());
+}
+
+}  // namespace
+
 Result<std::map<std::string, double>> MeasureChains(Replay& store, const std::string& tag, uint64_t questions,
                                                     uint32_t guidelines, Deadline deadline) {
   const auto measure = [&](const std::vector<std::string>& tags, const std::vector<std::string>& without,
@@ -139,8 +159,8 @@ Result<std::map<std::string, double>> MeasureChains(Replay& store, const std::st
       {"hinted_pass_rate", hinted.success_rate()},
       {"kept", static_cast<double>(kept.records())},
       {"kept_hinted_share", share(kept_hinted.records(), kept.records())},
-      {"kept_tokens", share(kept.tokens(), kept.records())},
   };
+  QUERN_ASSIGN_OR_RETURN(metrics["path_tokens"], MeanPathTokens(store, tag, deadline));
   for (uint32_t k = 1; k <= guidelines; ++k) {
     QUERN_ASSIGN_OR_RETURN(const v1::StatsReply reply, measure({}, {kHintedTag}, k, kAny));
     metrics[StrCat("guideline_", k, "_pass_rate")] = reply.success_rate();

@@ -20,7 +20,7 @@ std::vector<std::string> ArmsOf(const Job& job);
 v1::EnvironmentSpec EnvironmentWith(const Job& job, const QuestionsSection& from);
 
 // What a stage of chains came to, from the records that carry its tag: chains, pass_rate, unsolved_share (of the
-// questions), hinted_chains, hinted_pass_rate, kept, kept_hinted_share, kept_tokens (mean, prompt and path), and
+// questions), hinted_chains, hinted_pass_rate, kept, kept_hinted_share, path_tokens (mean, of the first 1000 kept), and
 // guideline_K_pass_rate. A pass: an answer that is right, or the majority's; hinted chains apart.
 Result<std::map<std::string, double>> MeasureChains(Replay& store, const std::string& tag, uint64_t questions,
                                                     uint32_t guidelines, Deadline deadline);

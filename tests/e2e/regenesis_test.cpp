@@ -91,7 +91,7 @@ TEST(Regenesis, RoundsOfChainsInProcessesAndInOneGiveTheSameRecords) {
       continue;
     measured = true;
     EXPECT_EQ(metrics["kept"], Records(folder, {"--tag", "regenesis-1", "--tag", "kept"}).size());
-    for (const char* name : {"chains", "unsolved_share", "kept_hinted_share", "guideline_3_pass_rate", "kept_tokens"})
+    for (const char* name : {"chains", "unsolved_share", "kept_hinted_share", "guideline_3_pass_rate", "path_tokens"})
       EXPECT_TRUE(metrics.contains(name)) << name;
   }
   EXPECT_TRUE(measured);
