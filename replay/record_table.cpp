@@ -69,11 +69,22 @@ uint64_t HashText(const v1::Trajectory& trajectory) {
   }
   return XXH3_64bits(text.data(), text.size());
 }
+
+// What stays of a uid when its run has another name: jobs of one seed draw the same records in any directory.
+std::string_view WithoutRun(const v1::Trajectory& trajectory) {
+  std::string_view uid = trajectory.uid();
+  const std::string& run = trajectory.run();
+  if (!run.empty() && uid.size() > run.size() && uid.starts_with(run) && uid[run.size()] == '/') {
+    uid.remove_prefix(run.size() + 1);
+  }
+  return uid;
+}
 }  // namespace
 
 StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
   StoredRow stored;
-  const XXH128_hash_t uid = XXH3_128bits(trajectory.uid().data(), trajectory.uid().size());
+  const std::string_view name = WithoutRun(trajectory);
+  const XXH128_hash_t uid = XXH3_128bits(name.data(), name.size());
   uint64_t version = 0;
   for (const v1::PolicyVersion& policy : trajectory.policies()) version = std::max<uint64_t>(version, policy.version());
   stored.row = {.uid_high = uid.high64,
@@ -174,6 +185,7 @@ bool RecordTable::Before(uint64_t a, uint64_t b) const {
   const RecordRow& y = row(b);
   if (x.uid_high != y.uid_high) return x.uid_high < y.uid_high;
   if (x.uid_low != y.uid_low) return x.uid_low < y.uid_low;
+  if (x.run != y.run) return name(x.run) < name(y.run);
   return a < b;
 }
 

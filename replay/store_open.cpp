@@ -20,7 +20,7 @@ namespace quern {
 
 namespace {
 
-constexpr std::string_view kFormat = "quern-replay-3";
+constexpr std::string_view kFormat = "quern-replay-4";
 constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "records", "uids", "rows"};
 
 // RocksDB's warnings go to our log. Its own log file would fill the disk further, and an assertion of Debian's build

@@ -56,10 +56,12 @@ double QuestionSet::Reward(const Question& question, const std::string& utteranc
     if (found == std::string::npos) return 0;
     said = said.substr(found + after.size());
   }
-  if (grader) return Grade(*grader, said, question.answer) ? 1 : 0;
+  // Graders read an empty text as no answer. Where nothing is the right answer, it must be said by ending at once.
+  if (grader && !question.answer.empty()) return Grade(*grader, said, question.answer) ? 1 : 0;
   // Without an end text the end token does not show. A text shorter than the limit must have met it: no token of the
   // single-character tokenizers that this rule is for is longer than a character.
-  return PrefixReward(said, question.answer, end.empty() ? utterance.size() < static_cast<size_t>(max_tokens) : closed);
+  const bool ended = end.empty() ? utterance.size() < static_cast<size_t>(max_tokens) : closed;
+  return grader ? (said.empty() && ended ? 1 : 0) : PrefixReward(said, question.answer, ended);
 }
 
 std::unique_ptr<Environment> NewQuestionEnvironment(std::shared_ptr<const QuestionSet> set) {

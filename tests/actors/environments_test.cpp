@@ -484,7 +484,11 @@ TEST(Questions, PrefixRewardCountsUnits) {
 TEST(Questions, DigitsFollowTheRule) {
   const Factory all = Make("digits", {{"tasks", "all"}});
   EXPECT_EQ(all->task_count(), 900u);
-  for (uint64_t seed = 0; seed < 900; ++seed) EXPECT_EQ(Play(*all, "best", seed).total, 1);
+  const Factory exact = Make("digits", {{"tasks", "all"}, {"match", "exact"}});
+  for (uint64_t seed = 0; seed < 900; ++seed) {
+    EXPECT_EQ(Play(*all, "best", seed).total, 1);
+    EXPECT_EQ(Play(*exact, "best", seed).total, 1);  // nothing at all is an answer too
+  }
   const Stats random = Measure(*all, "random", 900), noisy = Measure(*all, "best", 900, {{"noise", "0.5"}});
   Print("digits: random", random);
   Print("digits: best noise 0.5", noisy);

@@ -116,6 +116,27 @@ TEST_F(SamplerTest, TopFractionBreaksTiesByUidWhateverTheOrderOfArrival) {
   EXPECT_EQ(chosen[0], chosen[1]);
 }
 
+TEST_F(SamplerTest, ARunsNameDoesNotChangeWhatIsDrawn) {
+  std::vector<uint64_t> drawn[2];
+  for (int name = 0; name < 2; ++name) {
+    const std::string run = name == 0 ? "a" : "another/one";
+    RecordTable table;
+    for (int i = 0; i < 40; ++i) {
+      v1::Trajectory t = MakeTrajectory(StrCat(run, "/collect/", i), 1);
+      t.set_run(run);
+      table.Append(MakeRow(t, 100));
+    }
+    v1::SampleRequest request;
+    request.set_watermark(40);
+    request.set_count(20);
+    request.set_top_fraction(0.5f);
+    Sampler sampler;
+    drawn[name] = sampler.Choose(table, request, {})->numbers;
+  }
+  EXPECT_EQ(drawn[0].size(), 20u);
+  EXPECT_EQ(drawn[0], drawn[1]);
+}
+
 TEST_F(SamplerTest, PartsAreDrawnByClassAndDescribed) {
   const std::vector<v1::Verdict> verdicts = {v1::VERDICT_UNSPECIFIED, v1::VERDICT_VERIFIED, v1::VERDICT_HINTED,
                                              v1::VERDICT_UNVERIFIED, v1::VERDICT_FAILED};
