@@ -58,8 +58,8 @@ class RecordTable {
   size_t tag_sets() const { return tag_sets_.size(); }
   const std::vector<uint32_t>& tag_set(uint32_t id) const { return tag_sets_[id]; }  // sorted name ids
 
-  // The order candidates are sampled in: by the hash of the uid without its run, then by run, so that it depends neither
-  // on the order of arrival nor on what a job's directory is called.
+  // The order candidates are sampled in: by the hash of the uid without its run, then by run, so that it depends
+  // neither on the order of arrival nor on what a job's directory is called.
   bool Before(uint64_t a, uint64_t b) const;
 
  private:
