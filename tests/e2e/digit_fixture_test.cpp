@@ -22,7 +22,7 @@ TEST(DigitFixture, AnOnlineRunPassesThePeersOwnRule) {
                           "filtered_sft: {top_fraction: 0.1, learning_rate: 1e-3, batch_size: 64}\n"
                           "online:\n"
                           "  rounds: 22\n"
-                          "  episodes: 1600\n"
+                          "  episodes: 2400\n"
                           "  filtered_sft: {max_steps: 70, warmup_steps: 5}\n"
                           "evaluate: {episodes: 800, players: []}\n";
   ASSERT_TRUE(WriteFileAtomic(folder.File("fixture.yaml"), job).ok());
