@@ -8,7 +8,7 @@ packages=(
   protobuf-compiler libprotobuf-dev
   libzmq3-dev
   librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev libbz2-dev zlib1g-dev libgflags-dev
-  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev
+  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev libboost1.81-dev
 )
 case "${1:-build}" in
   build) ;;
