@@ -23,8 +23,7 @@ class Deadline {
   Clock::time_point at_;
 };
 
-inline double SecondsSince(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
+inline double ToSeconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+inline double SecondsSince(Clock::time_point begin) { return ToSeconds(Clock::now() - begin); }
 
 }  // namespace quern

@@ -36,7 +36,7 @@ git ls-files -co --exclude-standard -- '*.h' '*.cpp' | xargs awk '
       printf "%s:%d: layer %s may not include %s\n", FILENAME, FNR, from, quoted[2]; bad = 1
     }
   }
-  /^#include <(nlohmann|google|zmq|rocksdb|yaml-cpp|CLI|pcre2|unicode|xxhash|fmt|absl)/ {
+  /^#include <(nlohmann|boost|prometheus|google|zmq|rocksdb|yaml-cpp|CLI|pcre2|unicode|xxhash|fmt|absl)/ {
     if (layer(FILENAME) in bare) {
       printf "%s:%d: layer %s builds with the standard library alone: %s\n", FILENAME, FNR, layer(FILENAME), $2; bad = 1
     }
