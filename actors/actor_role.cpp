@@ -173,14 +173,15 @@ class Actor {
     if (!version.content_hash().empty() && hash != version.content_hash()) {
       return DataLoss(StrCat(version.path(), ": content hash ", hash, ", published as ", version.content_hash()));
     }
-    QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model,
+    QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model,
                            LoadServedModel(*ops_, version.path(), options_.precision));
+    model->content = hash;
     // Versions replace each other: a few recent ones are kept for policies that are evaluated in turn.
     if (models_.size() >= 4) models_.erase(models_.begin());
     models_.emplace_back(key, model);
     LogInfo(StrFormat("loaded %s version %llu in %.0f ms", version.name().c_str(),
                       static_cast<unsigned long long>(version.version()), 1e3 * SecondsSince(begin)));
-    return model;
+    return std::shared_ptr<const ServedModel>(model);
   }
 
   Status UsePolicy(const v1::PolicySpec& spec) {

@@ -11,6 +11,7 @@ const char* FinishReasonName(FinishReason reason) {
     case FinishReason::kStop: return "stop";
     case FinishReason::kLength: return "length";
     case FinishReason::kContext: return "context";
+    case FinishReason::kDeadline: return "deadline";
   }
   return "?";
 }
@@ -18,17 +19,64 @@ const char* FinishReasonName(FinishReason reason) {
 struct Engine::Sequence {
   int64_t id = 0;
   std::vector<int32_t> tokens;
-  int64_t cached = 0;                     // leading tokens whose keys and values are in the pages
-  std::vector<std::vector<void*>> pages;  // one table per model
+  int64_t cached = 0;  // leading tokens whose keys and values are in the pages
+  std::vector<KvPage*> pages;
+  std::vector<std::vector<void*>> tables;  // the pages' memory, one table per model
   bool generating = false;
   GenerateOptions options;
   Completion completion;
+
+  int64_t open() const { return static_cast<int64_t>(tokens.size()) - cached; }
+  void Add(KvPage* page) {
+    pages.push_back(page);
+    tables.resize(page->data.size());
+    for (size_t m = 0; m < tables.size(); ++m) tables[m].push_back(page->data[m]);
+  }
 };
 
-struct Engine::Planned {
-  Sequence* sequence = nullptr;
-  int64_t count = 0;  // tokens from `cached` that this step computes
-};
+namespace {
+
+constexpr int64_t kPage = KvLayout::kPageTokens;
+// Tokens that must come from a prefix under way before a sequence waits for it.
+constexpr int64_t kWorthWaiting = 16;
+
+int64_t PagesFor(int64_t positions) { return (positions + kPage - 1) / kPage; }
+
+// Where both are the same weights, keys and values are, too.
+bool SameWeights(const Policy& a, const Policy& b) {
+  if (a.models.size() != b.models.size()) return false;
+  for (size_t m = 0; m < a.models.size(); ++m) {
+    const ServedModel& x = *a.models[m];
+    const ServedModel& y = *b.models[m];
+    if (&x == &y) continue;
+    if (x.content.empty() || x.content != y.content || x.transformer.dtype() != y.transformer.dtype()) return false;
+  }
+  return true;
+}
+
+bool SameLayouts(const std::vector<KvLayout>& a, const std::vector<KvLayout>& b) {
+  const auto same = [](const KvLayout& x, const KvLayout& y) {
+    return x.dtype == y.dtype && x.layers == y.layers && x.kv_heads == y.kv_heads && x.head_dim == y.head_dim;
+  };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
+// The `count` likeliest ids of a row, the lowest first among equals.
+std::vector<TokenLogProb> Likeliest(std::span<const float> logits, float lse, int32_t count) {
+  std::vector<TokenLogProb> top;
+  const auto before = [](const TokenLogProb& a, const TokenLogProb& b) {
+    return a.log_prob != b.log_prob ? a.log_prob > b.log_prob : a.id < b.id;
+  };
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const TokenLogProb entry{static_cast<int32_t>(id), logits[id] - lse};
+    if (static_cast<int32_t>(top.size()) == count && !before(entry, top.back())) continue;
+    if (static_cast<int32_t>(top.size()) == count) top.pop_back();
+    top.insert(std::upper_bound(top.begin(), top.end(), entry, before), entry);
+  }
+  return top;
+}
+
+}  // namespace
 
 Engine::Engine(Ops& ops, const EngineOptions& options) : ops_(ops), options_(options) {}
 Engine::~Engine() = default;
@@ -36,30 +84,25 @@ Engine::~Engine() = default;
 void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
   QUERN_CHECK(policy != nullptr && !policy->models.empty() && policy->head != nullptr);
   QUERN_CHECK(policy->head->models() == static_cast<int>(policy->models.size()));
-  for (auto& [id, sequence] : sequences_) DropCache(*sequence);
+  if (policy_ != nullptr && SameWeights(*policy_, *policy)) {
+    policy_ = std::move(policy);
+    return;
+  }
+  for (auto& [id, sequence] : sequences_) DropPages(*sequence);
   policy_ = std::move(policy);
-  // A sequence's pages number the same in every model, so the budget is shared out by page size.
-  int64_t bytes_per_page = 0;
-  for (const auto& model : policy_->models) bytes_per_page += model->transformer.kv_layout().page_bytes();
-  const int64_t max_pages = std::max<int64_t>(1, options_.kv_bytes / bytes_per_page);
-  const auto same = [](const KvLayout& a, const KvLayout& b) {
-    return a.dtype == b.dtype && a.layers == b.layers && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim;
-  };
-  bool keep = pools_.size() == policy_->models.size();
-  for (size_t m = 0; keep && m < pools_.size(); ++m) {
-    keep = same(pools_[m].layout(), policy_->models[m]->transformer.kv_layout());
+  std::vector<KvLayout> layouts;
+  for (const auto& model : policy_->models) layouts.push_back(model->transformer.kv_layout());
+  if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {
+    cache_->Forget();
+  } else {
+    cache_.reset();  // its memory goes before the new one's comes
+    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes);
   }
-  if (!keep) {
-    pools_.clear();
-    for (const auto& model : policy_->models) pools_.emplace_back(model->transformer.kv_layout(), max_pages);
-  }
-  for (auto& [id, sequence] : sequences_) sequence->pages.resize(pools_.size());
 }
 
 int64_t Engine::Open() {
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
-  sequence->pages.resize(pools_.size());
   const int64_t id = sequence->id;
   sequences_.emplace(id, std::move(sequence));
   return id;
@@ -81,11 +124,12 @@ void Engine::Generate(int64_t sequence, GenerateOptions options) {
 }
 
 void Engine::Close(int64_t sequence) {
-  DropCache(*sequences_.at(sequence));
+  DropPages(*sequences_.at(sequence));
   sequences_.erase(sequence);
 }
 
 const std::vector<int32_t>& Engine::tokens(int64_t sequence) const { return sequences_.at(sequence)->tokens; }
+const Completion& Engine::progress(int64_t sequence) const { return sequences_.at(sequence)->completion; }
 
 int64_t Engine::max_positions() const {
   QUERN_CHECK(policy_ != nullptr);
@@ -94,100 +138,174 @@ int64_t Engine::max_positions() const {
   return least;
 }
 
+int64_t Engine::max_cached_tokens() const {
+  QUERN_CHECK(cache_ != nullptr);
+  return cache_->max_pages() * kPage;
+}
+
 bool Engine::HasWork() const {
   return std::any_of(sequences_.begin(), sequences_.end(), [](const auto& entry) { return entry.second->generating; });
 }
 
-void Engine::DropCache(Sequence& sequence) {
-  for (size_t m = 0; m < sequence.pages.size(); ++m) {
-    for (void* page : sequence.pages[m]) pools_[m].Give(page);
-    sequence.pages[m].clear();
-  }
+// The last page first: what is nearer to the beginning is of use to more sequences and stays longer.
+void Engine::DropPages(Sequence& sequence) {
+  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page) cache_->Release(**page);
+  sequence.pages.clear();
+  for (std::vector<void*>& table : sequence.tables) table.clear();
   sequence.cached = 0;
 }
 
-bool Engine::EnsurePages(Sequence& sequence, int64_t positions) {
-  const auto needed = static_cast<size_t>((positions + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens);
-  for (size_t m = 0; m < pools_.size(); ++m) {
-    while (sequence.pages[m].size() < needed) {
-      void* page = pools_[m].Take();
-      if (page == nullptr) return false;
-      sequence.pages[m].push_back(page);
-    }
+bool Engine::EnsurePages(Sequence& s, int64_t positions) {
+  while (static_cast<int64_t>(s.pages.size()) < PagesFor(positions)) {
+    KvPage* page = cache_->Take(s.pages.empty() ? nullptr : s.pages.back());
+    if (page == nullptr) return false;
+    s.Add(page);
   }
   return true;
 }
 
-// Takes the cache of the youngest sequence that is not in this step; its tokens are computed again later.
-bool Engine::PreemptOther(int64_t keep, const std::vector<Planned>& planned) {
+// Takes the pages of a sequence that is not in this step, its tokens are computed again later: of one between two
+// generations, else of the youngest that was opened after `younger_than`.
+bool Engine::Preempt(int64_t younger_than, int64_t keep) {
+  Sequence* victim = nullptr;
   for (auto it = sequences_.rbegin(); it != sequences_.rend(); ++it) {
     Sequence& other = *it->second;
-    if (other.id == keep || other.pages.empty() || other.pages[0].empty()) continue;
-    const bool in_step =
-        std::any_of(planned.begin(), planned.end(), [&](const Planned& p) { return p.sequence == &other; });
-    if (in_step) continue;
-    DropCache(other);
-    return true;
+    if (other.id == keep || other.pages.empty() || (other.generating && other.id <= younger_than)) continue;
+    if (std::any_of(planned_.begin(), planned_.end(), [&](const Planned& p) { return p.sequence == &other; })) continue;
+    if (victim == nullptr || !other.generating) victim = &other;
+    if (!other.generating) break;
+  }
+  if (victim == nullptr) return false;
+  DropPages(*victim);
+  ++preemptions_;
+  return true;
+}
+
+// Whether a prompt that this step computes a part of begins like `s` for longer than `cached`: next step it is shared.
+bool Engine::AwaitsPrefix(const Sequence& s, int64_t cached) const {
+  for (const Planned& p : planned_) {
+    const Sequence& other = *p.sequence;
+    // Not for one that decodes: what it will have is not known, and what it has is in the cache.
+    if (p.count == 1 && !other.completion.tokens.empty()) continue;
+    if (other.cached + p.count < cached + kWorthWaiting) continue;
+    const auto end = s.tokens.end() - 1;
+    const auto mismatch = std::mismatch(s.tokens.begin(), end, other.tokens.begin(), other.tokens.end()).first;
+    if (mismatch - s.tokens.begin() >= cached + kWorthWaiting) return true;
   }
   return false;
 }
 
-Status Engine::Schedule(std::vector<Planned>& planned) {
+// Gives a sequence without pages what the cache has of its beginning, where there is room for the rest.
+Engine::Admission Engine::Admit(Sequence& s) {
+  KvCache::Prefix prefix;
+  // The last token is always computed: its logits are what is asked for.
+  if (options_.share_prefixes) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
+  for (KvPage* page : prefix.pages) s.Add(page);
+  s.cached = static_cast<int64_t>(s.pages.size()) * kPage;
+  const auto undo = [&](Admission why) {
+    if (prefix.tail != nullptr) cache_->Release(*prefix.tail);
+    DropPages(s);
+    return why;
+  };
+  if (options_.share_prefixes && AwaitsPrefix(s, s.cached + prefix.tail_tokens)) return undo(Admission::kAwaitsPrefix);
+  const int64_t needed = PagesFor(static_cast<int64_t>(s.tokens.size()) + 1) - static_cast<int64_t>(s.pages.size());
+  while (cache_->available_pages() < needed) {
+    // Where nothing else can go on, this one goes on with what there is.
+    if (Preempt(planned_.empty() ? 0 : s.id, s.id)) continue;
+    if (planned_.empty()) break;
+    return undo(Admission::kNoRoom);
+  }
+  if (prefix.tail != nullptr) {
+    if (KvPage* page = cache_->Take(s.pages.empty() ? nullptr : s.pages.back()); page != nullptr) {
+      cache_->CopyTail(*prefix.tail, prefix.tail_tokens, *page);
+      s.Add(page);
+      s.cached += prefix.tail_tokens;
+    }
+    cache_->Release(*prefix.tail);
+  }
+  shared_tokens_ += s.cached;
+  return Admission::kAdmitted;
+}
+
+Status Engine::Schedule() {
+  planned_.clear();
   int64_t left = options_.max_step_tokens;
   // Decodes first: they are one row each and keep everyone moving; then prompts in order of arrival.
-  for (const bool decode : {true, false}) {
-    for (auto& [id, entry] : sequences_) {
-      Sequence& s = *entry;
-      if (!s.generating || left == 0) continue;
-      const int64_t open = static_cast<int64_t>(s.tokens.size()) - s.cached;
-      if ((open == 1) != decode) continue;
-      const int64_t count = std::min(open, left);
-      bool fits = EnsurePages(s, s.cached + count);
-      while (!fits && PreemptOther(id, planned)) fits = EnsurePages(s, s.cached + count);
-      if (!fits) continue;
-      planned.push_back({&s, count});
-      left -= count;
-    }
+  for (auto& [id, entry] : sequences_) {
+    Sequence& s = *entry;
+    if (left == 0) break;
+    if (!s.generating || s.pages.empty() || s.open() != 1) continue;
+    bool fits = EnsurePages(s, s.cached + 1);
+    while (!fits && Preempt(0, id)) fits = EnsurePages(s, s.cached + 1);
+    if (!fits) continue;
+    planned_.push_back({&s, 1});
+    --left;
   }
-  if (planned.empty()) {
-    return ResourceExhausted(StrCat("the KV cache budget of ", HumanBytes(static_cast<double>(options_.kv_bytes)),
-                                    " does not hold a single sequence of ", policy_->label));
+  for (auto& [id, entry] : sequences_) {
+    Sequence& s = *entry;
+    if (left == 0) break;
+    if (!s.generating || (!s.pages.empty() && s.open() == 1)) continue;
+    if (s.pages.empty()) {
+      const Admission admission = Admit(s);
+      if (admission == Admission::kNoRoom) break;
+      if (admission == Admission::kAwaitsPrefix) continue;
+    }
+    const int64_t count = std::min(s.open(), left);
+    bool fits = EnsurePages(s, s.cached + count);
+    while (!fits && Preempt(planned_.empty() ? 0 : id, id)) fits = EnsurePages(s, s.cached + count);
+    if (!fits) continue;
+    planned_.push_back({&s, count});
+    left -= count;
+  }
+  if (planned_.empty()) {
+    return ResourceExhausted(StrCat("the KV cache budget of ", HumanBytes(static_cast<double>(options_.kv_bytes)), ", ",
+                                    max_cached_tokens(), " tokens, does not hold a single sequence of ",
+                                    policy_->label));
   }
   return {};
 }
 
-TensorView Engine::PolicyLogits(const std::vector<Planned>& planned, std::vector<size_t>& sampled) {
-  std::vector<int64_t> rows;
-  int64_t row = 0;
-  for (size_t i = 0; i < planned.size(); ++i) {
-    const Planned& p = planned[i];
-    row += p.count;
-    if (p.sequence->cached + p.count == static_cast<int64_t>(p.sequence->tokens.size())) {
-      sampled.push_back(i);
-      rows.push_back(row - 1);
-    }
+// Logits of the policy for every planned sequence that is computed to its end (`sampled_`).
+TensorView Engine::PolicyLogits() {
+  batch_.Clear();
+  sampled_.clear();
+  sampled_rows_.clear();
+  for (const Planned& p : planned_) {
+    Sequence& s = *p.sequence;
+    batch_.Add(s.tokens.data() + s.cached, p.count, s.cached, nullptr);
+    if (s.open() != p.count) continue;
+    sampled_.push_back(&s);
+    sampled_rows_.push_back(batch_.rows() - 1);
   }
-  const auto n = static_cast<int64_t>(rows.size());
+  const auto n = static_cast<int64_t>(sampled_.size());
   std::vector<TensorView> model_logits;
-  for (size_t m = 0; m < pools_.size(); ++m) {
+  for (size_t m = 0; m < policy_->models.size(); ++m) {
     const ServedModel& model = *policy_->models[m];
-    TokenBatch batch;
-    for (const Planned& p : planned) {
-      Sequence& s = *p.sequence;
-      batch.Add(s.tokens.data() + s.cached, p.count, s.cached, s.pages[m].data());
-    }
+    for (size_t i = 0; i < planned_.size(); ++i) batch_.sequences[i].pages = planned_[i].sequence->tables[m].data();
     const TensorView hidden =
-        arena_.New(model.transformer.dtype(), batch.rows(), model.transformer.config().hidden_size);
-    model.transformer.Forward(model.weights, batch, {model.transformer.kv_layout(), false}, arena_, hidden);
+        arena_.New(model.transformer.dtype(), batch_.rows(), model.transformer.config().hidden_size);
+    model.transformer.Forward(model.weights, batch_, {model.transformer.kv_layout(), false}, arena_, hidden);
     if (n == 0) continue;
     TensorView gathered = hidden;
     if (n != hidden.rows) {
       gathered = arena_.New(hidden.dtype, n, hidden.cols);
-      ops_.GatherRows({.x = hidden, .rows = rows, .y = gathered});
+      ops_.GatherRows({.x = hidden, .rows = sampled_rows_, .y = gathered});
     }
     const TensorView logits = arena_.New(DType::kF32, n, model.transformer.config().vocab_size);
     model.transformer.Logits(model.weights, gathered, logits);
     model_logits.push_back(logits);
+  }
+  for (const Planned& p : planned_) {
+    Sequence& s = *p.sequence;
+    const bool decode = p.count == 1 && !s.completion.tokens.empty();
+    prompt_tokens_ += decode ? 0 : p.count;
+    for (int64_t left = p.count; left > 0;) {
+      const int64_t slot = s.cached % kPage;
+      const int64_t count = std::min(left, kPage - slot);
+      cache_->Fill(*s.pages[static_cast<size_t>(s.cached / kPage)], s.tokens.data() + s.cached, count);
+      s.cached += count;
+      left -= count;
+    }
   }
   if (n == 0) return {};
   if (policy_->head->copies()) return model_logits[0];
@@ -200,6 +318,37 @@ TensorView Engine::PolicyLogits(const std::vector<Planned>& planned, std::vector
     policy_->head->Combine(inputs, {out.Row<float>(i), static_cast<size_t>(out.cols)});
   });
   return out;
+}
+
+// Draws a token for every row of `logits`, one for each of `sampled_`.
+void Engine::Sample(const TensorView& logits) {
+  const auto n = static_cast<int64_t>(sampled_.size());
+  drawn_.resize(sampled_.size());
+  for (Sequence* s : sampled_)
+    if (s->options.sampling_masks) s->completion.masks.emplace_back();
+  ops_.ForEach(n, [&](int64_t i) {
+    thread_local std::vector<float> scratch;
+    Sequence& s = *sampled_[static_cast<size_t>(i)];
+    const std::span<const float> row(logits.Row<float>(i), static_cast<size_t>(logits.cols));
+    const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
+    std::vector<int32_t>* kept = s.options.sampling_masks ? &s.completion.masks.back() : nullptr;
+    drawn_[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch, kept);
+  });
+  const TensorView lse = arena_.New(DType::kF32, 1, n);
+  const TensorView log_prob = arena_.New(DType::kF32, 1, n);
+  ops_.LogSoftmax(
+      {.logits = logits, .targets = drawn_, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    Sequence& s = *sampled_[i];
+    s.tokens.push_back(drawn_[i]);
+    s.completion.tokens.push_back(drawn_[i]);
+    s.completion.log_probs.push_back(log_prob.Row<float>(0)[i]);
+    if (s.options.top_log_probs > 0) {
+      const std::span<const float> row(logits.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols));
+      s.completion.top.push_back(Likeliest(row, lse.Row<float>(0)[i], s.options.top_log_probs));
+    }
+    ++generated_tokens_;
+  }
 }
 
 bool Engine::Finish(Sequence& s, Completion& completion) {
@@ -224,53 +373,39 @@ bool Engine::Finish(Sequence& s, Completion& completion) {
   return true;
 }
 
+// Generations that end without a further token.
+void Engine::FinishEarly(std::vector<Completion>& finished) {
+  const int64_t positions = max_positions();
+  for (auto& [id, entry] : sequences_) {
+    Sequence& s = *entry;
+    if (!s.generating) continue;
+    if (static_cast<int64_t>(s.tokens.size()) >= positions) {
+      s.completion.finish_reason = FinishReason::kContext;
+    } else if (s.options.max_new_tokens <= 0) {
+      s.completion.finish_reason = FinishReason::kLength;
+    } else if (s.options.deadline.has_value() && s.options.deadline->Expired()) {
+      s.completion.finish_reason = FinishReason::kDeadline;
+    } else {
+      continue;
+    }
+    s.generating = false;
+    finished.push_back(std::move(s.completion));
+  }
+}
+
 Result<std::vector<Completion>> Engine::Step() {
   QUERN_CHECK(policy_ != nullptr);
   std::vector<Completion> finished;
-  for (auto& [id, sequence] : sequences_) {
-    // Nothing can be generated past the last position; the empty completion says so.
-    if (sequence->generating &&
-        (static_cast<int64_t>(sequence->tokens.size()) >= max_positions() || sequence->options.max_new_tokens <= 0)) {
-      const bool full = static_cast<int64_t>(sequence->tokens.size()) >= max_positions();
-      sequence->completion.finish_reason = full ? FinishReason::kContext : FinishReason::kLength;
-      sequence->generating = false;
-      finished.push_back(std::move(sequence->completion));
-    }
-  }
+  FinishEarly(finished);
   if (!HasWork()) return finished;
   const Arena::Scope scope(arena_);
-  std::vector<Planned> planned;
-  QUERN_RETURN_IF_ERROR(Schedule(planned));
-  std::vector<size_t> sampled;
-  const TensorView logits = PolicyLogits(planned, sampled);
-  for (const Planned& p : planned) {
-    const bool decode = p.count == 1 && !p.sequence->completion.tokens.empty();
-    prompt_tokens_ += decode ? 0 : p.count;
-    p.sequence->cached += p.count;
-  }
-  if (sampled.empty()) return finished;
-
-  const auto n = static_cast<int64_t>(sampled.size());
-  std::vector<int32_t> drawn(sampled.size());
-  ops_.ForEach(n, [&](int64_t i) {
-    thread_local std::vector<float> scratch;
-    const Sequence& s = *planned[sampled[static_cast<size_t>(i)]].sequence;
-    const std::span<const float> row(logits.Row<float>(i), static_cast<size_t>(logits.cols));
-    const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
-    drawn[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch);
-  });
-  const TensorView lse = arena_.New(DType::kF32, 1, n);
-  const TensorView log_prob = arena_.New(DType::kF32, 1, n);
-  ops_.LogSoftmax(
-      {.logits = logits, .targets = drawn, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
-  for (size_t i = 0; i < sampled.size(); ++i) {
-    Sequence& s = *planned[sampled[i]].sequence;
-    s.tokens.push_back(drawn[i]);
-    s.completion.tokens.push_back(drawn[i]);
-    s.completion.log_probs.push_back(log_prob.Row<float>(0)[i]);
-    ++generated_tokens_;
+  QUERN_RETURN_IF_ERROR(Schedule());
+  const TensorView logits = PolicyLogits();
+  if (sampled_.empty()) return finished;
+  Sample(logits);
+  for (Sequence* s : sampled_) {
     Completion completion;
-    if (Finish(s, completion)) finished.push_back(std::move(completion));
+    if (Finish(*s, completion)) finished.push_back(std::move(completion));
   }
   std::sort(finished.begin(), finished.end(),
             [](const Completion& a, const Completion& b) { return a.sequence < b.sequence; });

@@ -3,12 +3,14 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "actors/kv_pool.h"
+#include "actors/kv_cache.h"
 #include "actors/served_model.h"
+#include "base/deadline.h"
 #include "base/status.h"
 #include "model/sampler.h"
 
@@ -17,6 +19,7 @@ namespace quern {
 struct EngineOptions {
   int64_t max_step_tokens = 512;        // rows of one forward pass: decodes first, then chunks of prompts
   int64_t kv_bytes = int64_t{2} << 30;  // budget of all models' caches together
+  bool share_prefixes = true;           // sequences that begin alike use the same pages
 };
 
 struct GenerateOptions {
@@ -26,29 +29,41 @@ struct GenerateOptions {
   std::vector<int32_t> stop_ids;  // end of text and the like: kept as the last token
   // Called after each token with the tokens so far; true ends the generation (a stop text).
   std::function<bool(std::span<const int32_t>)> stop;
+  std::optional<Deadline> deadline;  // ends with kDeadline and the tokens so far
+  int32_t top_log_probs = 0;         // so many of the likeliest ids of each step as well
+  bool sampling_masks = false;       // the ids that could be drawn, each step
 };
 
-enum class FinishReason { kStop, kLength, kContext };  // kContext: the model has no further positions
+// kContext: the model has no further positions.
+enum class FinishReason { kStop, kLength, kContext, kDeadline };
 const char* FinishReasonName(FinishReason reason);
+
+struct TokenLogProb {
+  int32_t id = 0;
+  float log_prob = 0;
+};
 
 struct Completion {
   int64_t sequence = 0;
   std::vector<int32_t> tokens;
   std::vector<float> log_probs;  // raw: under the policy's distribution at temperature 1, before any truncation
+  std::vector<std::vector<TokenLogProb>> top;  // with top_log_probs: likeliest first, raw as well
+  std::vector<std::vector<int32_t>> masks;     // with sampling_masks: ids in ascending order; empty: every finite logit
   FinishReason finish_reason = FinishReason::kStop;
 };
 
 // Batched generation with a paged KV cache. Sequences live across turns: Extend appends tokens (a prompt, an
 // observation), Generate asks for a continuation, Step advances every sequence that has work by one token or one prompt
 // chunk, in one forward pass per model. A sequence's tokens and log-probabilities do not depend on what else is in the
-// batch, on the order of steps, or on the cache budget. Not thread-safe.
+// batch, on the order of steps, on the cache budget, or on whose pages it shares. Not thread-safe.
 class Engine {
  public:
   // `ops` must outlive the engine.
   Engine(Ops& ops, const EngineOptions& options);
   ~Engine();
 
-  // Takes effect before the next step. Sequences that are open keep their tokens and are read again by the new policy.
+  // Takes effect before the next step. Sequences that are open keep their tokens; unless the weights are the same ones,
+  // all pages are dropped and they are read again by the new policy.
   void SetPolicy(std::shared_ptr<const Policy> policy);
   const std::shared_ptr<const Policy>& policy() const { return policy_; }
 
@@ -58,34 +73,56 @@ class Engine {
   void Generate(int64_t sequence, GenerateOptions options);
   void Close(int64_t sequence);  // also cancels
   const std::vector<int32_t>& tokens(int64_t sequence) const;
+  // What the generation under way has so far.
+  const Completion& progress(int64_t sequence) const;
   int64_t max_positions() const;
+  // The longest sequence that the cache budget holds, when nothing else is in it.
+  int64_t max_cached_tokens() const;
 
   bool HasWork() const;
   // Finished generations, in sequence order. Fails when a single sequence does not fit the cache budget.
   Result<std::vector<Completion>> Step();
 
   int64_t generated_tokens() const { return generated_tokens_; }
-  int64_t prompt_tokens() const { return prompt_tokens_; }
+  int64_t prompt_tokens() const { return prompt_tokens_; }  // computed ones: anew after a preemption, too
+  int64_t shared_tokens() const { return shared_tokens_; }  // that were found in the cache
+  int64_t preemptions() const { return preemptions_; }
+  int64_t used_pages() const { return cache_ ? cache_->used_pages() : 0; }
+  int64_t max_pages() const { return cache_ ? cache_->max_pages() : 0; }
 
  private:
   struct Sequence;
-  struct Planned;
-  Status Schedule(std::vector<Planned>& planned);
+  struct Planned {
+    Sequence* sequence = nullptr;
+    int64_t count = 0;  // tokens from `cached` that this step computes
+  };
+  void FinishEarly(std::vector<Completion>& finished);
+  Status Schedule();
+  enum class Admission { kAdmitted, kAwaitsPrefix, kNoRoom };
+  Admission Admit(Sequence& sequence);
+  bool AwaitsPrefix(const Sequence& sequence, int64_t cached) const;
   bool EnsurePages(Sequence& sequence, int64_t positions);
-  bool PreemptOther(int64_t keep, const std::vector<Planned>& planned);
-  void DropCache(Sequence& sequence);
-  TensorView PolicyLogits(const std::vector<Planned>& planned, std::vector<size_t>& sampled);
+  bool Preempt(int64_t younger_than, int64_t keep);
+  void DropPages(Sequence& sequence);
+  TensorView PolicyLogits();
+  void Sample(const TensorView& logits);
   bool Finish(Sequence& sequence, Completion& completion);
 
   Ops& ops_;
   EngineOptions options_;
   std::shared_ptr<const Policy> policy_;
-  std::vector<KvPool> pools_;  // one per model of the policy
+  std::unique_ptr<KvCache> cache_;
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;
   Arena arena_;
-  int64_t generated_tokens_ = 0;
-  int64_t prompt_tokens_ = 0;
+  int64_t generated_tokens_ = 0, prompt_tokens_ = 0, shared_tokens_ = 0, preemptions_ = 0;
+
+  // One step's, kept to save allocations.
+  std::vector<Planned> planned_;
+  std::vector<Sequence*> sampled_;
+  std::vector<int64_t> sampled_rows_;
+  std::vector<int32_t> drawn_;
+  TokenBatch batch_;
 };
 
 }  // namespace quern

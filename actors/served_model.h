@@ -15,6 +15,7 @@ struct ServedModel {
       : transformer(ops, config, dtype, max_positions), weights(ops, config, dtype, false) {}
   Transformer transformer;
   Weights weights;
+  std::string content;  // hash of the weights; empty: not known, equal to nothing but itself
 };
 
 // Loads a Hugging Face directory. max_positions: 0 takes the configuration's. `ops` must outlive the model.

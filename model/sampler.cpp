@@ -100,7 +100,7 @@ int32_t DrawInOrder(std::span<const float> weights, float uniform) {
 }  // namespace
 
 int32_t SampleToken(std::span<const float> logits, const SamplingOptions& options, std::span<const int32_t> history,
-                    float uniform, std::vector<float>& scratch) {
+                    float uniform, std::vector<float>& scratch, std::vector<int32_t>* kept) {
   std::span<const float> logit_row = logits;
   if (options.repetition_penalty != 1.0f) scratch.assign(logits.begin(), logits.end());
   scratch.resize(logits.size());
@@ -115,7 +115,12 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
     }
     logit_row = row;
   }
-  if (options.temperature <= 0) return ArgMax(logit_row);
+  if (kept != nullptr) kept->clear();
+  if (options.temperature <= 0) {
+    const int32_t best = ArgMax(logit_row);
+    if (kept != nullptr) kept->push_back(best);
+    return best;
+  }
 
   const float largest = Largest(logit_row);
   QUERN_CHECK(std::isfinite(largest), "logits are not finite");
@@ -133,10 +138,10 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
       return wa != wb ? wa > wb : a < b;
     };
     std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(), more_likely);
-    double kept = 0;
-    for (size_t i = 0; i < keep; ++i) kept += static_cast<double>(row[static_cast<size_t>(order[i])]);
+    double mass_kept = 0;
+    for (size_t i = 0; i < keep; ++i) mass_kept += static_cast<double>(row[static_cast<size_t>(order[i])]);
     if (options.top_p < 1.0f) {
-      const double mass = kept * static_cast<double>(options.top_p);
+      const double mass = mass_kept * static_cast<double>(options.top_p);
       double sum = 0;
       size_t count = 0;
       while (count < keep && (count == 0 || sum < mass))
@@ -148,6 +153,11 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
       while (keep > 1 && row[static_cast<size_t>(order[keep - 1])] < threshold) --keep;
     }
     for (size_t i = keep; i < order.size(); ++i) row[static_cast<size_t>(order[i])] = 0;
+    if (kept != nullptr) {
+      for (size_t i = 0; i < keep; ++i)
+        if (row[static_cast<size_t>(order[i])] > 0) kept->push_back(order[i]);
+      std::sort(kept->begin(), kept->end());
+    }
   }
   return DrawInOrder(row, uniform);
 }

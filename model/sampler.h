@@ -21,8 +21,10 @@ struct SamplingOptions {
 // Draws a token. `uniform` in [0, 1) decides; equal arguments give equal tokens on every machine and in every batch.
 // `history` (prompt and generated ids) feeds the repetition penalty. Ids with logit -infinity are never drawn. `logits`
 // is not changed; `scratch` saves allocations. Thread-safe for distinct scratch.
+// `kept`, when given, becomes the sampling mask: the ids that could be drawn, in ascending order; it is left empty
+// where nothing is cut and every finite logit could be.
 int32_t SampleToken(std::span<const float> logits, const SamplingOptions& options, std::span<const int32_t> history,
-                    float uniform, std::vector<float>& scratch);
+                    float uniform, std::vector<float>& scratch, std::vector<int32_t>* kept = nullptr);
 
 // The uniform number for the n-th generated token of a request: a pure function of (seed, n), so that it does not
 // depend on the batch.
