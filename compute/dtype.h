@@ -7,7 +7,8 @@
 namespace quern {
 
 // kF64 exists for the reference backend and gradient checks only.
-enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI32, kU8 };
+// The FP8 types are codes: what they stand for takes a scale as well (fp8.h).
+enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI32, kU8, kE4M3, kE5M2 };
 
 inline int64_t DTypeSize(DType dtype) {
   switch (dtype) {
@@ -16,7 +17,9 @@ inline int64_t DTypeSize(DType dtype) {
     case DType::kF64: return 8;
     case DType::kBf16:
     case DType::kF16: return 2;
-    case DType::kU8: return 1;
+    case DType::kU8:
+    case DType::kE4M3:
+    case DType::kE5M2: return 1;
   }
   return 0;
 }
@@ -29,6 +32,8 @@ inline const char* DTypeName(DType dtype) {
     case DType::kF64: return "fp64";
     case DType::kI32: return "int32";
     case DType::kU8: return "uint8";
+    case DType::kE4M3: return "e4m3";
+    case DType::kE5M2: return "e5m2";
   }
   return "?";
 }

@@ -270,6 +270,8 @@ std::string_view SafetensorsName(DType dtype) {
     case DType::kF64: return "F64";
     case DType::kI32: return "I32";
     case DType::kU8: return "U8";
+    case DType::kE4M3: return "F8_E4M3";
+    case DType::kE5M2: return "F8_E5M2";
   }
   return "?";
 }
