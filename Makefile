@@ -3,7 +3,7 @@ JOBS ?= $(shell nproc)
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp')
 
-.PHONY: all demo test asan tsan format check-format check-layers clean
+.PHONY: all demo test asan tsan crash-test format check-format check-layers clean
 
 all:
 	@scripts/install-deps.sh build
@@ -25,6 +25,13 @@ asan tsan:
 	@cmake --preset $@ $(LAUNCHER) > /dev/null
 	@cmake --build --preset $@ --parallel $(JOBS)
 	@ctest --preset $@ --parallel $(JOBS)
+
+# 240 kills, 300 power losses, 300 damaged files, 10,000 failing disk operations; `make test` has a short version.
+crash-test: all
+	@scripts/install-deps.sh test
+	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
+	@cmake --build --preset release --parallel $(JOBS) --target crash_test
+	@QUERN_BINARY=$(CURDIR)/build/release/quern QUERN_CRASH=full build/release/tests/crash/crash_test
 
 format:
 	@scripts/install-deps.sh check

@@ -7,6 +7,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "methods/q_sft.h"
 #include "model/hf/content_hash.h"
+#include "replay/writer.h"
 
 namespace quern {
 
@@ -22,6 +23,8 @@ class Actor {
       : options_(options), pool_(options.threads), ops_(NewCpuOps(&pool_)), engine_(*ops_, options.engine) {}
 
   Status Run() {
+    QUERN_ASSIGN_OR_RETURN(writer_, ReplayWriter::Open(options_.replay, StrCat("actor-", options_.index),
+                                                       Deadline::After(options_.insert_timeout)));
     Clock::time_point last_heartbeat{};
     while (!options_.stop->load()) {
       if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
@@ -56,7 +59,7 @@ class Actor {
     auto& gauges = *request.mutable_gauges();
     gauges["episodes"] = static_cast<double>(episodes_);
     gauges["generated_tokens"] = static_cast<double>(engine_.generated_tokens());
-    gauges["duplicates"] = static_cast<double>(duplicates_);
+    gauges["duplicates"] = static_cast<double>(writer_->duplicates());
     QUERN_ASSIGN_OR_RETURN(const v1::HeartbeatReply reply, Call<v1::HeartbeatReply>("Heartbeat", request));
     return !reply.stop();
   }
@@ -70,25 +73,22 @@ class Actor {
     Status fatal;
     Clock::time_point last_heartbeat = begin;
     Clock::time_point last_flush = begin;
-    v1::InsertRequest pending;
-    pending.set_actor(StrCat("actor-", options_.index));
     const auto flush = [&]() -> Status {
-      if (pending.trajectories().empty()) return {};
-      Result<v1::InsertReply> reply = options_.replay->Insert(pending, Deadline::After(options_.insert_timeout));
-      if (!reply.ok()) return fatal = reply.status();
-      duplicates_ += reply->duplicates();
-      pending.clear_trajectories();
+      if (Status flushed = writer_->Flush(Deadline::After(options_.insert_timeout)); !flushed.ok())
+        return fatal = flushed;
       last_flush = Clock::now();
       return {};
     };
     const auto sink = [&](v1::Trajectory trajectory) -> Status {
-      pending.add_trajectories(trajectory.SerializeAsString());
+      writer_->Append(trajectory.SerializeAsString(), trajectory.uid());
       ++episodes_;
       return {};
     };
     RolloutOptions rollout = options_.rollout;
     rollout.whole = [&]() -> Status {
-      if (pending.trajectories_size() < options_.insert_batch && Clock::now() - last_flush < kFlushEvery) return {};
+      if (writer_->unacknowledged() < static_cast<size_t>(options_.insert_batch) &&
+          Clock::now() - last_flush < kFlushEvery)
+        return {};
       return flush();
     };
     rollout.stored = [&](const std::vector<std::string>& uids) -> Result<std::vector<bool>> {
@@ -129,6 +129,7 @@ class Actor {
     }
     if (status.ok()) status = flush();
     if (!fatal.ok()) return fatal;
+    writer_->Discard();  // of a task that was broken off; else there is nothing left
     if (status.code() == StatusCode::kCancelled)
       return {};  // the lease runs out; nothing unacknowledged is reported done
     if (!status.ok()) {
@@ -221,7 +222,7 @@ class Actor {
   std::string policy_key_;
   uint64_t episodes_ = 0;
   std::map<std::string, std::shared_ptr<const EnvironmentFactory>> environments_;  // by name and options
-  uint64_t duplicates_ = 0;
+  std::unique_ptr<ReplayWriter> writer_;
 };
 
 }  // namespace

@@ -22,6 +22,10 @@ Result<v1::InsertReply> ReplayClient::Insert(const v1::InsertRequest& request, D
   }
 }
 
+Result<v1::OpenWriterReply> ReplayClient::OpenWriter(const v1::OpenWriterRequest& request, Deadline deadline) {
+  return rpc_->Call<v1::OpenWriterReply>("replay.OpenWriter", request, deadline);
+}
+
 Result<v1::ContainsReply> ReplayClient::Contains(const v1::ContainsRequest& request, Deadline deadline) {
   return rpc_->Call<v1::ContainsReply>("replay.Contains", request, deadline);
 }

@@ -16,6 +16,7 @@ class ReplayClient : public Replay {
   // Repeated with the same bytes until acknowledged, refused for good, or the deadline passes: a store that is
   // restarting or out of disk space is waited for.
   Result<v1::InsertReply> Insert(const v1::InsertRequest& request, Deadline deadline) override;
+  Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest& request, Deadline deadline) override;
   Result<v1::ContainsReply> Contains(const v1::ContainsRequest& request, Deadline deadline) override;
   Result<v1::SampleReply> Sample(const v1::SampleRequest& request, Deadline deadline) override;
   Result<v1::QueryReply> Query(const v1::QueryRequest& request, Deadline deadline) override;

@@ -49,7 +49,7 @@ class Batch {
   Batch(Replay& store, const ImportOptions& options, ImportReport* report,
         const std::function<void(const ImportReport&)>& progress)
       : store_(store), options_(options), report_(report), progress_(progress) {
-    request_.set_actor("import");
+    request_.set_writer("import");
   }
   Status Add(const v1::Trajectory& trajectory) {
     std::string* bytes = request_.add_trajectories();

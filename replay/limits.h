@@ -21,6 +21,7 @@ struct RecordLimits {
   size_t chain_stages = 1024;
   size_t name_bytes = 512;  // uid, run, one tag
   size_t records_per_insert = 4096;
+  size_t writers = 65536;            // of one store
   size_t uids_per_question = 65536;  // of replay.Contains
 };
 

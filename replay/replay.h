@@ -17,6 +17,7 @@ class Replay {
   virtual ~Replay() = default;
   // All or nothing; returns when the records are on disk. Retrying with the same bytes is always safe.
   virtual Result<v1::InsertReply> Insert(const v1::InsertRequest& request, Deadline deadline) = 0;
+  virtual Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest& request, Deadline deadline) = 0;
   virtual Result<v1::ContainsReply> Contains(const v1::ContainsRequest& request, Deadline deadline) = 0;
   virtual Result<v1::SampleReply> Sample(const v1::SampleRequest& request, Deadline deadline) = 0;
   virtual Result<v1::QueryReply> Query(const v1::QueryRequest& request, Deadline deadline) = 0;

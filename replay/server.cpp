@@ -45,6 +45,9 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options) : store_(stor
   server_.HandleBatch("replay.Insert", [store](const std::vector<std::string_view>& payloads) {
     return InsertAll(*store, RecordLimits(), payloads);
   });
+  server_.Handle("replay.OpenWriter",
+                 TypedHandler<v1::OpenWriterRequest, v1::OpenWriterReply>(
+                     [store](const v1::OpenWriterRequest& request) { return store->OpenWriter(request); }));
   server_.Handle("replay.Contains", [store](std::string_view payload) -> Result<std::string> {
     const size_t most = RecordLimits().uids_per_question;
     if (CountField(payload, v1::ContainsRequest::kUidsFieldNumber, most) > most)

@@ -8,8 +8,8 @@
 
 namespace quern {
 
-// Serves a store: replay.Insert (waiting inserts of all clients share one sync), replay.Contains, replay.Sample,
-// replay.Query, replay.Stats.
+// Serves a store: replay.OpenWriter, replay.Insert (waiting inserts of all clients share one sync), replay.Contains,
+// replay.Sample, replay.Query, replay.Stats.
 class ReplayServer {
  public:
   // The store must outlive the server.

@@ -18,6 +18,7 @@ constexpr size_t kPageBytes = size_t{16} << 20;
 
 CheckedRequest CheckRequest(const v1::InsertRequest& request, const RecordLimits& limits) {
   CheckedRequest checked;
+  checked.request = &request;
   if (static_cast<size_t>(request.trajectories_size()) > limits.records_per_insert) {
     checked.status = InvalidArgument(StrCat("insert of ", request.trajectories_size(),
                                             " trajectories, over the limit of ", limits.records_per_insert));
@@ -72,12 +73,31 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<Checke
   uint64_t newest = table.newest();
   uint64_t repeated = duplicates;
   std::string found;
+  Writers changed;
   for (size_t r = 0; r < checked.size(); ++r) {
     if (!checked[r].status.ok()) {
       replies[r] = checked[r].status;
       continue;
     }
-    for (const NewRecord& record : checked[r].records) {
+    const v1::InsertRequest& request = *checked[r].request;
+    size_t known = 0;
+    if (request.epoch() != 0) {
+      const Result<size_t> admitted = Admit(checked[r], &changed);
+      if (!admitted.ok()) {
+        replies[r] = admitted.status();
+        continue;
+      }
+      known = *admitted;
+      const auto state = changed.find(request.writer());
+      const uint64_t next = (state != changed.end() ? state->second : writers[request.writer()]).next_sequence();
+      replies[r]->set_next_sequence(next);
+      replies[r]->set_gap(request.first_sequence() > next);
+      if (replies[r]->gap()) continue;
+      replies[r]->set_duplicates(known);
+      repeated += known;
+    }
+    for (size_t i = known; i < checked[r].records.size(); ++i) {
+      const NewRecord& record = checked[r].records[i];
       bool stored = !uids.insert(record.uid).second;
       if (!stored) {
         const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kUids], record.uid, &found);
@@ -98,13 +118,16 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<Checke
     }
   }
   if (repeated != duplicates) (void)batch.Put(families[kState], "duplicates", NumberKey(repeated));
+  for (const auto& [writer, state] : changed)
+    (void)batch.Put(families[kState], WriterKey(writer), state.SerializeAsString());
   if (batch.Count() > 0) {
     rocksdb::WriteOptions write;
-    write.sync = !rows.empty();
+    write.sync = !rows.empty() || !changed.empty();
     if (const rocksdb::Status status = db->Write(write, &batch); !status.ok())
       return FailAll(checked, WriteFailed(status));
   }
   duplicates = repeated;
+  for (auto& [writer, state] : changed) writers[writer] = std::move(state);
   {
     std::unique_lock lock(state_mutex);
     for (const StoredRow* row : rows) table.Append(*row);
@@ -218,18 +241,17 @@ Result<v1::QueryReply> Store::Query(const v1::QueryRequest& request) {
 }
 
 Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
-  uint64_t duplicates;
+  v1::StatsReply reply;
   {
     std::lock_guard lock(impl_->write_mutex);
-    duplicates = impl_->duplicates;
+    reply.set_duplicates(impl_->duplicates);
+    for (const auto& [name, state] : impl_->writers) *reply.add_writers() = state;
   }
   std::shared_lock lock(impl_->state_mutex);
   QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
   const RecordTable& table = impl_->table;
   const RowFilter filter(request.filter(), table);
-  v1::StatsReply reply;
   reply.set_watermark(table.newest());
-  reply.set_duplicates(duplicates);
   uint64_t tokens = 0;
   uint64_t bytes = 0;
   uint64_t successes = 0;

@@ -41,12 +41,17 @@ class Store : public Replay {
   Result<v1::InsertReply> Insert(const v1::InsertRequest& request);
   // The same for several requests with one sync for all: each has its own outcome.
   std::vector<Result<v1::InsertReply>> InsertGroup(const std::vector<const v1::InsertRequest*>& requests);
+  // Synced as well. A name that is empty or too long is refused.
+  Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest& request);
   Result<v1::ContainsReply> Contains(const v1::ContainsRequest& request);
   Result<v1::SampleReply> Sample(const v1::SampleRequest& request);
   Result<v1::QueryReply> Query(const v1::QueryRequest& request);
   Result<v1::StatsReply> Stats(const v1::StatsRequest& request);
 
   Result<v1::InsertReply> Insert(const v1::InsertRequest& request, Deadline) override { return Insert(request); }
+  Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest& request, Deadline) override {
+    return OpenWriter(request);
+  }
   Result<v1::ContainsReply> Contains(const v1::ContainsRequest& request, Deadline) override {
     return Contains(request);
   }

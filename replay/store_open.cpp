@@ -171,6 +171,7 @@ Status Store::Impl::LoadState() {
   status = db->Get(rocksdb::ReadOptions(), families[kState], "duplicates", &value);
   duplicates = status.ok() ? ParseNumber(value) : 0;
   if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
+  QUERN_RETURN_IF_ERROR(LoadWriters());
   table.Clear();
   sampler.Clear();
   return LoadRows();
@@ -220,6 +221,7 @@ Status Store::Impl::Recover() {
     Close();
     QUERN_RETURN_IF_ERROR(OpenDatabase(false));
   }
+  QUERN_RETURN_IF_ERROR(LoadWriters());  // a write that failed may be on disk all the same
   QUERN_RETURN_IF_ERROR(LoadRows());
   LogInfo(directory + ": writable again");
   read_only.clear();

@@ -34,6 +34,9 @@ class FakeReplay : public Replay {
     reply.set_watermark(records_.size());
     return reply;
   }
+  Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest&, Deadline) override {
+    return Unimplemented("OpenWriter");
+  }
   Result<v1::ContainsReply> Contains(const v1::ContainsRequest&, Deadline) override {
     return Unimplemented("Contains");
   }

@@ -1,0 +1,88 @@
+// Roles of whole jobs are killed at random moments; every job must end as an undisturbed one, to the bit.
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/random.h"
+#include "tests/crash/totals.h"
+#include "tests/e2e/tiny_job.h"
+
+namespace quern {
+namespace {
+
+using Json = nlohmann::json;
+
+const std::vector<std::string> kJob = {
+    "data.collect.0.episodes=2000", "qsft.max_steps=60",          "sft.max_steps=20",   "online.episodes=96",
+    "checkpoint.every_steps=5",     "checkpoint.every_seconds=0", "rollout.lease_s=10", "max_restarts=100"};
+
+struct Trace {
+  std::map<std::string, std::string> weights;  // content hash by stage
+  Json table;
+  uint64_t records = 0;
+};
+
+Trace TraceOf(const QuernProcess::Folder& folder) {
+  Trace trace;
+  trace.table = Json::parse(*ReadFile(folder.File("run/result.json")))["table"];
+  for (const std::string& line : StrSplit(*ReadFile(folder.File("run/journal.jsonl")), '\n')) {
+    const Json event = Json::parse(line, nullptr, false);
+    if (event.is_object() && event["event"] == "published")
+      trace.weights[event["stage"]] = event["weights"]["content_hash"];
+  }
+  const auto stats = QuernProcess::Run(folder, {"replay", "stats", "--store", "run/replay", "-o", "json"});
+  EXPECT_EQ(stats.code, 0) << stats.err;
+  trace.records = Json::parse(stats.out)["records"];
+  const auto verified = QuernProcess::Run(folder, {"replay", "verify", "--store", "run/replay"});
+  EXPECT_EQ(verified.code, 0) << verified.err;
+  return trace;
+}
+
+TEST(JobKills, EveryJobEndsAsIfNothingHadHappened) {
+  Trace undisturbed;
+  {
+    const QuernProcess::Folder folder;
+    const auto ended = QuernProcess::Run(folder, RunArguments(folder, kJob));
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    undisturbed = TraceOf(folder);
+    ASSERT_EQ(undisturbed.weights.size(), 5u);
+  }
+  Random random(CrashSeed(), 10);
+  CrashTotals& totals = Totals();
+  const uint64_t actors = CrashCount(100, 2), learners = CrashCount(20, 1), coordinators = CrashCount(20, 1);
+  uint64_t killed[3] = {};
+  const char* const roles[3] = {"actor", "learner", "coordinator"};
+  const uint64_t wanted[3] = {actors, learners, coordinators};
+  for (int jobs = 0; killed[0] < actors || killed[1] < learners || killed[2] < coordinators; ++jobs) {
+    ASSERT_LT(jobs, 200);
+    const QuernProcess::Folder folder;
+    QuernProcess process(folder, RunArguments(folder, kJob));
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    while (!PathExists(folder.File("run/result.json")) && std::chrono::steady_clock::now() < limit) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50 + random.Below(400)));
+      const size_t pick = random.Below(7);
+      const size_t r = pick < 5 ? 0 : pick - 4;
+      if (killed[r] >= wanted[r]) {
+        if (killed[0] >= actors && killed[1] >= learners && killed[2] >= coordinators) break;
+        continue;
+      }
+      const std::vector<pid_t> pids = ProcessesWith({std::string(roles[r]) + '\0' + "--job", folder.path()});
+      if (pids.empty()) continue;
+      if (kill(pids[random.Below(pids.size())], SIGKILL) == 0) ++killed[r];
+    }
+    const auto ended = process.Wait(std::chrono::seconds(120));
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    const Trace trace = TraceOf(folder);
+    EXPECT_EQ(trace.weights, undisturbed.weights);
+    EXPECT_EQ(trace.table, undisturbed.table);
+    EXPECT_EQ(trace.records, undisturbed.records);
+    totals.acknowledged += trace.records;
+    if (trace.records < undisturbed.records) totals.lost += undisturbed.records - trace.records;
+    if (trace.records > undisturbed.records) totals.duplicated += trace.records - undisturbed.records;
+  }
+  totals.actor_kills += killed[0];
+  totals.learner_kills += killed[1];
+  totals.coordinator_kills += killed[2];
+}
+
+}  // namespace
+}  // namespace quern
