@@ -59,6 +59,7 @@ void AddResumeCommand(CommandSet& commands);   // resume
 void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
 void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
 void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init
+void AddServeCommand(CommandSet& commands);    // serve
 void AddChatCommand(CommandSet& commands);     // chat
 void AddPolicyCommands(CommandSet& commands);  // eval, export
 void AddInfoCommands(CommandSet& commands);    // version, help, doctor

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   quern::AddResumeCommand(commands);
   quern::AddPolicyCommands(commands);
   quern::AddModelCommands(commands);
+  quern::AddServeCommand(commands);
   quern::AddChatCommand(commands);
   quern::AddReplayCommand(commands);
   quern::AddRoleCommands(commands);

@@ -1,13 +1,15 @@
 #include "service/commands/generate_commands.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "actors/engine.h"
+#include "base/deadline.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
@@ -16,9 +18,10 @@
 #include "model/token_batch.h"
 #include "model/tokenizer/tokenizer.h"
 #include "service/command.h"
-#include "service/evaluate.h"
 #include "service/jsonl.h"
 #include "service/policies.h"
+#include "service/served_policy.h"
+#include "service/text_stream.h"
 
 namespace quern {
 
@@ -26,7 +29,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kConcurrent = 64;
+constexpr size_t kConcurrent = 256;
 
 struct ModelOptions {
   std::string model;
@@ -44,22 +47,14 @@ struct GenerateCommandOptions : ModelOptions {
   int64_t top_k = 0;
   uint64_t seed = 0;
   int64_t n = 1;
+  int32_t top_log_probs = 0;
+  int64_t kv_cache_mib = 2048;
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool no_bos = false;
   std::string output = "text";
   bool has_prompt = false;
 };
-
-// The precision asked for, else that of the stored weights: bf16 stays bf16, everything else is computed in fp32.
-Result<DType> PrecisionFor(const std::string& asked, const std::string& directory) {
-  if (asked == "fp32") return DType::kF32;
-  if (asked == "bf16") return DType::kBf16;
-  QUERN_ASSIGN_OR_RETURN(const ModelReport report, InspectModelDirectory(directory));
-  for (const auto& [dtype, count] : report.parameters_by_dtype)
-    if (dtype != "BF16" && dtype != "bf16" && count > report.parameters / 2) return DType::kF32;
-  return DType::kBf16;
-}
 
 struct Prompt {
   std::vector<int32_t> ids;
@@ -72,153 +67,173 @@ Status CheckIds(const std::vector<int32_t>& ids, int64_t vocabulary) {
   return {};
 }
 
-Result<std::vector<Prompt>> ReadPrompts(const GenerateCommandOptions& options, const Tokenizer* tokenizer,
-                                        int64_t vocabulary) {
+// A conversation up to the assistant's turn; the row's other members are variables of the template.
+Result<std::vector<int32_t>> EncodeConversation(const ServedPolicy& served, const Json& row) {
+  if (served.chat_template == nullptr) return InvalidArgument("\"messages\", but the model has no chat template");
+  Json extra = row;
+  extra.erase("messages");
+  extra.erase("tools");
+  const auto tools = row.find("tools");
+  QUERN_ASSIGN_OR_RETURN(const std::string text,
+                         served.chat_template->Render(row["messages"], tools == row.end() ? Json(nullptr) : *tools,
+                                                      extra, {.add_generation_prompt = true}));
+  return served.tokenizer->Encode(text, false);
+}
+
+Result<std::vector<Prompt>> ReadPrompts(const GenerateCommandOptions& options, const ServedPolicy& served) {
   std::vector<Prompt> prompts;
-  const auto encode = [&](const std::string& text) -> Result<std::vector<int32_t>> {
-    if (tokenizer == nullptr) return InvalidArgument(options.model + ": has no tokenizer; give --token-ids");
-    return tokenizer->Encode(text, !options.no_bos);
-  };
+  const bool texts = served.tokenizer != nullptr;
+  const Status no_tokenizer = InvalidArgument(options.model + ": has no tokenizer; give token ids");
+  const auto encode = [&](const std::string& text) { return served.tokenizer->Encode(text, !options.no_bos); };
   if (options.has_prompt) {
-    QUERN_ASSIGN_OR_RETURN(auto ids, encode(options.prompt));
-    prompts.push_back({std::move(ids)});
+    if (!texts) return no_tokenizer;
+    prompts.push_back({encode(options.prompt)});
   }
   if (!options.token_ids.empty()) prompts.push_back({options.token_ids});
   if (!options.input.empty()) {
-    const Status read = ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
+    const Status read = ForEachOrderedJsonLine(options.input, [&](const Json& row) -> Status {
       const auto text = row.contains("prompt") ? row.find("prompt") : row.find("text");
       if (text != row.end() && text->is_string()) {
-        QUERN_ASSIGN_OR_RETURN(auto ids, encode(text->get<std::string>()));
+        if (!texts) return no_tokenizer;
+        prompts.push_back({encode(text->get<std::string>())});
+      } else if (row.contains("messages")) {
+        if (!texts) return no_tokenizer;
+        QUERN_ASSIGN_OR_RETURN(auto ids, EncodeConversation(served, row));
         prompts.push_back({std::move(ids)});
-        return {};
+      } else {
+        Result<std::vector<int32_t>> ids = TokenIdsOf(row);
+        if (!ids.ok()) return InvalidArgument("none of \"prompt\", \"messages\" and \"token_ids\"");
+        QUERN_RETURN_IF_ERROR(CheckIds(*ids, served.vocab_size()));
+        prompts.push_back({*std::move(ids)});
       }
-      Result<std::vector<int32_t>> ids = TokenIdsOf(row);
-      if (!ids.ok()) return InvalidArgument("neither \"prompt\" nor \"token_ids\"");
-      QUERN_RETURN_IF_ERROR(CheckIds(*ids, vocabulary));
-      prompts.push_back({*std::move(ids)});
       return {};
     });
     QUERN_RETURN_IF_ERROR(read);
   }
   for (const Prompt& prompt : prompts) {
     if (prompt.ids.empty()) return InvalidArgument("the prompt has no token; give at least one");
-    QUERN_RETURN_IF_ERROR(CheckIds(prompt.ids, vocabulary));
+    QUERN_RETURN_IF_ERROR(CheckIds(prompt.ids, served.vocab_size()));
   }
   return prompts;
 }
 
+// How far it is, on stderr: drawn over itself on a terminal, otherwise a line every ten seconds.
+class Progress {
+ public:
+  explicit Progress(size_t total) : total_(total), terminal_(isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (terminal_) std::fprintf(stderr, "\r\033[K");
+  }
+  void Show(size_t done, int64_t tokens) {
+    if (SecondsSince(last_) < (terminal_ ? 0.2 : 10.0)) return;
+    last_ = Clock::now();
+    const double seconds = SecondsSince(begin_);
+    const std::string line = StrFormat("%zu / %zu completions, %.0f tokens/s, %.0f s", done, total_,
+                                       static_cast<double>(tokens) / seconds, seconds);
+    std::fprintf(stderr, terminal_ ? "\r%s\033[K" : "%s\n", line.c_str());
+  }
+
+ private:
+  size_t total_;
+  bool terminal_;
+  Clock::time_point begin_ = Clock::now();
+  Clock::time_point last_ = Clock::now();
+};
+
 class Generator {
  public:
-  Generator(const GenerateCommandOptions& options, Engine& engine, std::shared_ptr<const Tokenizer> tokenizer,
-            std::vector<int32_t> end_ids)
-      : options_(options), engine_(engine), tokenizer_(std::move(tokenizer)), end_ids_(std::move(end_ids)) {}
+  Generator(const GenerateCommandOptions& options, Engine& engine, const ServedPolicy& served)
+      : options_(options), engine_(engine), served_(served) {}
 
   Status Run(const std::vector<Prompt>& prompts, const SamplingOptions& sampling) {
     const size_t total = prompts.size() * static_cast<size_t>(options_.n);
-    size_t started = 0;
+    Progress progress(total);
+    size_t started = 0, finished = 0;
     while (printed_ < total) {
       while (started < total && active_.size() < kConcurrent) Start(started++, prompts, sampling);
-      QUERN_ASSIGN_OR_RETURN(std::vector<Completion> finished, engine_.Step());
-      for (Completion& completion : finished) {
-        const size_t index = active_.at(completion.sequence);
+      QUERN_ASSIGN_OR_RETURN(std::vector<Completion> completions, engine_.Step());
+      for (Completion& completion : completions) {
+        Active& active = active_.at(completion.sequence);
+        active.text.Finish();
+        done_[active.index] = Line(active, prompts[active.index / static_cast<size_t>(options_.n)], completion);
         active_.erase(completion.sequence);
         engine_.Close(completion.sequence);
-        done_[index] = std::move(completion);
+        ++finished;
       }
-      for (auto it = done_.find(printed_); it != done_.end(); it = done_.find(printed_)) {
-        Print(printed_, prompts[printed_ / static_cast<size_t>(options_.n)], it->second);
+      for (auto it = done_.find(printed_); it != done_.end(); it = done_.find(++printed_)) {
+        std::printf("%s\n", it->second.c_str());
         done_.erase(it);
-        ++printed_;
       }
+      std::fflush(stdout);
+      progress.Show(finished, engine_.generated_tokens());
     }
     return {};
   }
 
  private:
-  uint64_t SeedOf(size_t index) const { return options_.seed + index % static_cast<size_t>(options_.n); }
+  struct Active {
+    size_t index;
+    TextStream text;
+  };
 
-  // The continuation's text; what a SentencePiece tokenizer strips at the start of a text is kept.
-  std::string TextOf(const std::vector<int32_t>& prompt, std::span<const int32_t> tokens) const {
-    if (tokenizer_ == nullptr) return {};
-    std::vector<int32_t> all = prompt;
-    all.insert(all.end(), tokens.begin(), tokens.end());
-    const std::string before = tokenizer_->Decode(prompt, true);
-    const std::string whole = tokenizer_->Decode(all, true);
-    return whole.starts_with(before) ? whole.substr(before.size()) : tokenizer_->Decode(tokens, true);
-  }
+  uint64_t SeedOf(size_t index) const { return options_.seed + index % static_cast<size_t>(options_.n); }
 
   void Start(size_t index, const std::vector<Prompt>& prompts, const SamplingOptions& sampling) {
     const Prompt& prompt = prompts[index / static_cast<size_t>(options_.n)];
+    const int64_t sequence = engine_.Open();
+    Active& active =
+        active_.emplace(sequence, Active{index, {served_.tokenizer, prompt.ids, options_.stop}}).first->second;
     GenerateOptions generate;
     generate.max_new_tokens = options_.max_tokens;
     generate.sampling = sampling;
     generate.seed = SeedOf(index);
-    if (!options_.ignore_eos) generate.stop_ids = end_ids_;
-    if (!options_.stop.empty()) {
-      generate.stop = [this, &prompt](std::span<const int32_t> tokens) {
-        const std::string text = TextOf(prompt.ids, tokens);
-        return std::any_of(options_.stop.begin(), options_.stop.end(),
-                           [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
-      };
-    }
-    const int64_t sequence = engine_.Open();
+    generate.top_log_probs = options_.top_log_probs;
+    if (!options_.ignore_eos) generate.stop_ids = served_.end_ids;
+    generate.stop = [&active](std::span<const int32_t> tokens) { return active.text.Add(tokens.back()); };
     engine_.Extend(sequence, prompt.ids);
     engine_.Generate(sequence, std::move(generate));
-    active_[sequence] = index;
   }
 
-  void Print(size_t index, const Prompt& prompt, const Completion& completion) const {
-    std::string text = TextOf(prompt.ids, completion.tokens);
-    size_t cut = std::string::npos;
-    for (const std::string& stop : options_.stop) cut = std::min(cut, text.find(stop));
-    if (cut != std::string::npos) text.resize(cut);
-    if (options_.output == "text") {
-      const std::string before = tokenizer_ == nullptr ? std::string() : tokenizer_->Decode(prompt.ids, true);
-      std::printf("%s%s\n", before.c_str(), text.c_str());
-    } else {
-      Json log_probs = Json::array();
-      for (const float value : completion.log_probs) log_probs.push_back(NineDigits(value));
-      const Json json = {{"index", index},
-                         {"prompt_token_ids", prompt.ids},
-                         {"token_ids", completion.tokens},
-                         {"text", text},
-                         {"logprobs", log_probs},
-                         {"finish_reason", completion.finish_reason == FinishReason::kStop ? "stop" : "length"},
-                         {"seed", SeedOf(index)}};
-      std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  std::string Line(const Active& active, const Prompt& prompt, const Completion& completion) const {
+    if (options_.output == "text")
+      return (served_.tokenizer == nullptr ? "" : served_.tokenizer->Decode(prompt.ids, true)) + active.text.text();
+    Json log_probs = Json::array();
+    for (const float value : completion.log_probs) log_probs.push_back(NineDigits(value));
+    Json json = {{"index", active.index},
+                 {"prompt_token_ids", prompt.ids},
+                 {"token_ids", completion.tokens},
+                 {"text", active.text.text()},
+                 {"logprobs", log_probs},
+                 {"finish_reason", completion.finish_reason == FinishReason::kStop ? "stop" : "length"},
+                 {"seed", SeedOf(active.index)}};
+    if (options_.top_log_probs > 0) {
+      Json steps = Json::array();
+      for (const std::vector<TokenLogProb>& top : completion.top) {
+        Json step = Json::array();
+        for (const TokenLogProb& entry : top) step.push_back({entry.id, NineDigits(entry.log_prob)});
+        steps.push_back(std::move(step));
+      }
+      json["top_logprobs"] = std::move(steps);
     }
-    std::fflush(stdout);
+    return json.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
 
   const GenerateCommandOptions& options_;
   Engine& engine_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
-  std::vector<int32_t> end_ids_;
-  std::map<int64_t, size_t> active_;  // sequence -> index
-  std::map<size_t, Completion> done_;
+  const ServedPolicy& served_;
+  std::map<int64_t, Active> active_;    // by sequence
+  std::map<size_t, std::string> done_;  // lines that wait for those before them, by index
   size_t printed_ = 0;
 };
 
 Result<int> Generate(const GenerateCommandOptions& options) {
-  QUERN_ASSIGN_OR_RETURN(v1::PolicySpec spec, LoadPolicyDirectory(options.model));
-  const std::string& directory = spec.weights(0).path();
-  QUERN_RETURN_IF_ERROR(CheckSupported(directory));
-  QUERN_ASSIGN_OR_RETURN(const DType precision, PrecisionFor(options.precision, directory));
+  QUERN_ASSIGN_OR_RETURN(const v1::PolicySpec spec, LoadPolicyDirectory(options.model));
   ThreadPool pool(options.threads);
   const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
-  QUERN_ASSIGN_OR_RETURN(auto policy, LoadPolicy(*ops, spec, precision));
-  std::shared_ptr<const Tokenizer> tokenizer;
-  if (Result<std::shared_ptr<const Tokenizer>> loaded = Tokenizer::Load(directory); loaded.ok()) {
-    tokenizer = *loaded;
-  } else if (options.token_ids.empty()) {
-    return loaded.status();
-  }
-  const int64_t vocabulary = policy->models[0]->transformer.config().vocab_size;
-  QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, tokenizer.get(), vocabulary));
-  std::vector<int32_t> end_ids;
-  if (const auto config = LoadGenerationConfig(directory); config.ok()) end_ids = config->eos_token_ids;
-  Engine engine(*ops, {});
-  engine.SetPolicy(std::move(policy));
+  QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));
+  QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, served));
+  Engine engine(*ops, {.kv_bytes = options.kv_cache_mib << 20});
+  engine.SetPolicy(served.policy);
   for (const Prompt& prompt : prompts) {
     if (static_cast<int64_t>(prompt.ids.size()) >= engine.max_positions())
       return InvalidArgument(StrCat("a prompt of ", prompt.ids.size(), " tokens leaves no room in the model's ",
@@ -230,7 +245,7 @@ Result<int> Generate(const GenerateCommandOptions& options) {
   sampling.top_p = static_cast<float>(options.top_p);
   sampling.min_p = static_cast<float>(options.min_p);
   sampling.repetition_penalty = static_cast<float>(options.repetition_penalty);
-  QUERN_RETURN_IF_ERROR(Generator(options, engine, tokenizer, std::move(end_ids)).Run(prompts, sampling));
+  QUERN_RETURN_IF_ERROR(Generator(options, engine, served).Run(prompts, sampling));
   return kExitOk;
 }
 
@@ -300,7 +315,9 @@ void AddGenerateCommands(CommandSet& commands) {
   CLI::App* command = commands.app().add_subcommand("generate", "sample continuations");
   AddModelOptions(command, *generate);
   CLI::Option* prompt = command->add_option("--prompt", generate->prompt, "text to continue");
-  CLI::Option* input = command->add_option("--input", generate->input, "JSON Lines of {\"prompt\"} or {\"token_ids\"}");
+  CLI::Option* input =
+      command->add_option("--input,--prompts", generate->input,
+                          "JSON Lines of {\"prompt\"}, {\"messages\"} or {\"token_ids\"}; - for standard input");
   CLI::Option* ids = command->add_option("--token-ids", generate->token_ids, "1,2,3")->delimiter(',');
   prompt->excludes(input)->excludes(ids);
   input->excludes(ids);
@@ -314,6 +331,10 @@ void AddGenerateCommands(CommandSet& commands) {
   command->add_option("--seed", generate->seed, "completion i of a prompt uses seed + i");
   command->add_option("--n", generate->n, "completions of each prompt")->check(CLI::Range(1, 1 << 20));
   command->add_option("--stop", generate->stop, "end at this text, which is not printed; may be repeated")->take_all();
+  command->add_option("--top-logprobs", generate->top_log_probs, "so many of the likeliest ids of each step (json)")
+      ->check(CLI::Range(0, 1000));
+  command->add_option("--kv-cache-mib", generate->kv_cache_mib, "memory for keys and values")
+      ->check(CLI::Range(1, 1 << 24));
   command->add_flag("--ignore-eos", generate->ignore_eos, "go on after an end-of-text token");
   command->add_flag("--no-bos", generate->no_bos, "add no special tokens to the prompt");
   command->add_option("-o,--output", generate->output, "text or json")->check(CLI::IsMember({"text", "json"}));

@@ -70,6 +70,7 @@ class QuernProcess {
   }
 
   pid_t pid() const { return pid_; }
+  const std::string& out() const { return out_; }  // the file that its standard output goes to
   void Signal(int signal) const { kill(pid_, signal); }
 
   Ended Wait(std::chrono::seconds limit = std::chrono::seconds(60)) {

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "base/random.h"
 
 namespace quern {
 namespace {
@@ -64,6 +67,47 @@ TEST(Sampler, TopKTopPAndMinPCutTheTail) {
   shares = Shares(LogitsOf({0.1, 0.2, 0.3, 0.4}), min_p);
   EXPECT_EQ(shares[1], 0);
   EXPECT_NEAR(shares[2], 0.3 / 0.7, 1e-3);
+}
+
+// What is kept of a row, by sorting all of it.
+std::vector<int32_t> KeptByTheBook(const std::vector<float>& logits, const SamplingOptions& options) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<std::pair<double, int32_t>> order;
+  for (size_t i = 0; i < logits.size(); ++i)
+    order.emplace_back(-std::exp((logits[i] - largest) / options.temperature), static_cast<int32_t>(i));
+  std::sort(order.begin(), order.end());
+  size_t keep = order.size();
+  if (options.top_k > 0) keep = std::min(keep, static_cast<size_t>(options.top_k));
+  double mass = 0, sum = 0;
+  for (size_t i = 0; i < keep; ++i) mass -= order[i].first;
+  size_t count = 0;
+  while (count < keep && (count == 0 || sum < mass * options.top_p)) sum -= order[count++].first;
+  while (count > 1 && -order[count - 1].first < options.min_p) --count;
+  std::vector<int32_t> kept;
+  for (size_t i = 0; i < count; ++i) kept.push_back(order[i].second);
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+TEST(Sampler, KeepsTheIdsThatSortingAllOfThemGives) {
+  std::vector<float> scratch;
+  std::vector<int32_t> kept;
+  for (uint64_t trial = 0; trial < 300; ++trial) {
+    Random random(8, trial);
+    std::vector<float> logits(1 + random.Below(3000));
+    const float scale = static_cast<float>(1 + random.Below(12));
+    // Steps of a quarter: many are equal.
+    for (float& z : logits) z = std::floor(random.UniformFloat() * scale * 4) / 4;
+    SamplingOptions options;
+    options.temperature = 0.5f + random.UniformFloat();
+    if (random.Below(2) == 0) options.top_k = static_cast<int32_t>(1 + random.Below(200));
+    if (random.Below(2) == 0) options.top_p = 0.05f + 0.9f * random.UniformFloat();
+    if (random.Below(2) == 0 || options.plain()) options.min_p = 0.3f * random.UniformFloat();
+    const int32_t drawn = SampleToken(logits, options, {}, random.UniformFloat(), scratch, &kept);
+    const std::vector<int32_t> expected = KeptByTheBook(logits, options);
+    ASSERT_EQ(kept, expected) << trial;
+    ASSERT_TRUE(std::binary_search(kept.begin(), kept.end(), drawn));
+  }
 }
 
 TEST(Sampler, RepetitionPenaltyLowersSeenIdsOfBothSigns) {
