@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   quern::CommandSet commands(app);
   quern::AddRunCommand(commands);
   quern::AddResumeCommand(commands);
+  quern::AddQueueCommands(commands);
   quern::AddPolicyCommands(commands);
   quern::AddModelCommands(commands);
   quern::AddServeCommand(commands);

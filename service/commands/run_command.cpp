@@ -11,6 +11,8 @@
 #include "base/strings.h"
 #include "model/hf/content_hash.h"
 #include "service/command.h"
+#include "service/job_queue.h"
+#include "service/launcher.h"
 #include "service/prepare.h"
 #include "service/result.h"
 #include "service/run_directory.h"
@@ -107,10 +109,22 @@ std::string EndedState(const Run& run, std::string* result_json) {
   return json.value("state", "");
 }
 
+Result<int> ResumeQueued(const JobQueue& queue, const QueuedJob& job) {
+  QUERN_RETURN_IF_ERROR(queue.Requeue(job));
+  QUERN_RETURN_IF_ERROR(EnsureLauncher(queue));
+  std::fprintf(stderr, "%s: is in the queue again; next: quern logs %s --follow     quern wait %s\n", job.id.c_str(),
+               job.id.c_str(), job.id.c_str());
+  return kExitOk;
+}
+
 Result<int> ResumeJob(const ResumeOptions& options) {
   Result<Run> loaded = LoadRun(options.run);
   if (!loaded.ok()) {
     if (loaded.status().code() != StatusCode::kNotFound) return loaded.status();
+    if (!PathExists(options.run)) {
+      QUERN_ASSIGN_OR_RETURN(const JobQueue queue, JobQueue::Open());
+      if (const Result<QueuedJob> job = queue.Find(options.run); job.ok()) return ResumeQueued(queue, *job);
+    }
     std::fprintf(stderr, "quern: %s\n", loaded.status().message().c_str());
     return kExitNotFound;
   }
@@ -155,7 +169,7 @@ void AddRunCommand(CommandSet& commands) {
 void AddResumeCommand(CommandSet& commands) {
   auto options = std::make_shared<ResumeOptions>();
   CLI::App* command = commands.app().add_subcommand("resume", "go on with a job that stopped, for whatever reason");
-  command->add_option("run", options->run, "run directory")->required();
+  command->add_option("run", options->run, "run directory, or the id of a submitted job")->required();
   command->add_option("--actors", options->actors, "another number of actors from now on")->check(CLI::Range(1, 256));
   command->add_flag("--in-process", options->in_process, "every role as a thread of this process, for a debugger");
   commands.SetBody(command, [options] { return ResumeJob(*options); });

@@ -129,7 +129,7 @@ TEST_F(DiskTest, ADiskThatFailsNowAndThenLosesNothing) {
   ASSERT_TRUE(store.ok()) << store.status().message();
   uint64_t refused = 0;
   while (disk->injected() < errors) {
-    disk->FailOneIn(2 + random.Below(20));
+    disk->FailOneIn(20 + random.Below(150));
     for (uint64_t n = random.Below(30); n > 0; --n) {
       bool stored = false;
       const std::vector<std::string> uids = Insert(**store, random, &stored);
