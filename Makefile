@@ -31,7 +31,7 @@ crash-test: all
 	@scripts/install-deps.sh test
 	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
 	@cmake --build --preset release --parallel $(JOBS) --target crash_test
-	@QUERN_BINARY=$(CURDIR)/build/release/quern QUERN_CRASH=full build/release/tests/crash/crash_test
+	@QUERN_BINARY=$(CURDIR)/build/release/quern QUERN_SOURCE_DIR=$(CURDIR) QUERN_CRASH=full build/release/tests/crash/crash_test
 
 format:
 	@scripts/install-deps.sh check

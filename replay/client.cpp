@@ -30,6 +30,12 @@ Result<v1::ContainsReply> ReplayClient::Contains(const v1::ContainsRequest& requ
   return rpc_->Call<v1::ContainsReply>("replay.Contains", request, deadline);
 }
 
+Result<v1::BackupReply> ReplayClient::Backup(const std::string& to, Deadline deadline) {
+  v1::BackupRequest request;
+  request.set_to(to);
+  return rpc_->Call<v1::BackupReply>("replay.Backup", request, deadline);
+}
+
 Result<v1::SampleReply> ReplayClient::Sample(const v1::SampleRequest& request, Deadline deadline) {
   return rpc_->Call<v1::SampleReply>("replay.Sample", request, deadline);
 }

@@ -55,6 +55,15 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options) : store_(stor
     return TypedHandler<v1::ContainsRequest, v1::ContainsReply>(
         [store](const v1::ContainsRequest& request) { return store->Contains(request); })(payload);
   });
+  server_.Handle("replay.Backup", TypedHandler<v1::BackupRequest, v1::BackupReply>(
+                                      [store](const v1::BackupRequest& request) -> Result<v1::BackupReply> {
+                                        if (!request.to().starts_with('/'))
+                                          return InvalidArgument("backup: '" + request.to() + "' is no absolute path");
+                                        v1::BackupReply reply;
+                                        reply.set_watermark(store->watermark());
+                                        QUERN_RETURN_IF_ERROR(store->Backup(request.to()));
+                                        return reply;
+                                      }));
   server_.Handle("replay.Sample", TypedHandler<v1::SampleRequest, v1::SampleReply>(
                                       [store](const v1::SampleRequest& request) { return store->Sample(request); }));
   server_.Handle("replay.Query", TypedHandler<v1::QueryRequest, v1::QueryReply>(

@@ -280,9 +280,19 @@ Result<int> Verify(const ReplayOptions& options) {
 }
 
 Result<int> Backup(const ReplayOptions& options) {
-  QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
-  QUERN_RETURN_IF_ERROR(store->Backup(options.to));
-  std::printf("%llu records copied to %s\n", static_cast<unsigned long long>(store->watermark()), options.to.c_str());
+  std::error_code error;
+  const std::string to = std::filesystem::absolute(options.to, error).lexically_normal();
+  if (error) return FromErrno(error.value(), options.to);
+  QUERN_ASSIGN_OR_RETURN(const auto replay, OpenStore(options, false));
+  uint64_t records = 0;
+  if (auto* const client = dynamic_cast<ReplayClient*>(replay.get()); client != nullptr) {
+    QUERN_ASSIGN_OR_RETURN(const v1::BackupReply reply, client->Backup(to, Deadline::After(kDeadline)));
+    records = reply.watermark();
+  } else if (auto* const store = dynamic_cast<Store*>(replay.get()); store != nullptr) {
+    QUERN_RETURN_IF_ERROR(store->Backup(to));
+    records = store->watermark();
+  }
+  std::printf("%llu records copied to %s\n", static_cast<unsigned long long>(records), options.to.c_str());
   return kExitOk;
 }
 
@@ -407,8 +417,9 @@ void AddReplayCommand(CommandSet& commands) {
     AddStore(command, options);
   }
   {
-    auto [command, options] = add("backup", "copy a store that no server has open", Backup);
+    auto [command, options] = add("backup", "copy a store, also while a job uses it", Backup);
     AddStore(command, options);
+    AddKeys(command, options);
     command->add_option("--to", options->to, "new directory")->required();
   }
   {

@@ -84,5 +84,48 @@ TEST(JobKills, EveryJobEndsAsIfNothingHadHappened) {
   totals.coordinator_kills += killed[2];
 }
 
+// The demo's job, offline and online: all its processes are killed at ten random moments.
+TEST(JobKills, TheWordleExampleKilledTenTimesEndsWithTheSameWeights) {
+  if (CrashCount(1, 0) == 0) GTEST_SKIP() << "only in make crash-test";
+  const char* source = getenv("QUERN_SOURCE_DIR");
+  ASSERT_NE(source, nullptr);
+  const std::string job = JoinPath(source, "examples/wordle.yaml");
+  const auto limit = std::chrono::minutes(15);
+  Trace undisturbed;
+  double seconds = 0;
+  {
+    const QuernProcess::Folder folder;
+    const auto begin = std::chrono::steady_clock::now();
+    const auto ended = QuernProcess(folder, {"run", job, "output_dir=" + folder.File("run")}).Wait(limit);
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    undisturbed = TraceOf(folder);
+  }
+  const QuernProcess::Folder folder;
+  Random random(CrashSeed(), 11);
+  std::vector<std::string> arguments = {"run", job, "output_dir=" + folder.File("run")};
+  int kills = 0;
+  for (; kills < 10; ++kills) {
+    QuernProcess process(folder, arguments);
+    // The ten spread over the whole job.
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds / 11 * (0.6 + 0.8 * random.Uniform())));
+    if (PathExists(folder.File("run/result.json"))) break;
+    for (int i = 0; i < 2; ++i)  // once more: what was being started
+      for (const pid_t pid : ProcessesWith({folder.path()})) kill(pid, SIGKILL);
+    EXPECT_EQ(process.Wait().code, 128 + SIGKILL);
+    ASSERT_TRUE(Eventually([&] { return ProcessesWith({folder.path()}).empty(); }));
+    if (PathExists(folder.File("run/job.json"))) arguments = {"resume", folder.File("run")};
+  }
+  const auto ended = QuernProcess(folder, arguments).Wait(limit);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const Trace trace = TraceOf(folder);
+  EXPECT_EQ(trace.weights, undisturbed.weights);
+  EXPECT_EQ(trace.table, undisturbed.table);
+  EXPECT_EQ(trace.records, undisturbed.records);
+  EXPECT_GE(kills, 8);
+  std::printf("%d kills of the whole job\n", kills);
+  Totals().acknowledged += trace.records;
+}
+
 }  // namespace
 }  // namespace quern

@@ -111,6 +111,23 @@ TEST_F(ServerTest, ADirectoryThatAServerHasOpenIsReachedThroughIt) {
   EXPECT_EQ(OpenReplay(JoinPath(folder_.path(), "none")).status().code(), StatusCode::kNotFound);
 }
 
+TEST_F(ServerTest, ABackupIsMadeWhileItServes) {
+  Start();
+  auto client = *ReplayClient::Connect(address_);
+  ASSERT_TRUE(client->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")}), Soon()).ok());
+  const std::string to = JoinPath(folder_.path(), "copy");
+  const auto backup = client->Backup(to, Soon());
+  ASSERT_TRUE(backup.ok()) << backup.status().message();
+  EXPECT_EQ(backup->watermark(), 2u);
+  ASSERT_TRUE(client->Insert(MakeInsert({MakeTrajectory("c")}), Soon()).ok());
+  EXPECT_EQ(client->Backup(to, Soon()).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(client->Backup("relative", Soon()).status().code(), StatusCode::kInvalidArgument);
+  const auto copy = Store::Open(to);
+  ASSERT_TRUE(copy.ok()) << copy.status().message();
+  EXPECT_EQ((*copy)->watermark(), 2u);
+  EXPECT_TRUE((*copy)->Verify()->problems.empty());
+}
+
 TEST_F(ServerTest, ServesInprocToo) {
   address_ = "inproc://server_test.replay";
   Start();
