@@ -39,6 +39,8 @@ struct RpcServerCounters {
   uint64_t requests = 0;
   uint64_t malformed = 0;      // messages dropped: wrong number of frames, wrong id size
   uint64_t undeliverable = 0;  // replies dropped because their client had left
+  uint64_t connections = 0;    // accepted so far (ipc and tcp)
+  uint64_t handshakes = 0;     // of those, the ones that spoke ZMTP and, on tcp, had a key on the list
 };
 
 class RpcServer {
@@ -74,6 +76,7 @@ class RpcServer {
   Status Bind(const std::string& address);
   void Serve();
   void ServeWithWorkers(Workers& workers);
+  void CountConnections();
   void Receive(size_t most, std::vector<Request>* requests);
   void Dispatch(std::vector<Request>& requests);
   Result<std::string> RunHandler(Request& request);
@@ -89,6 +92,8 @@ class RpcServer {
   std::atomic<uint64_t> requests_{0};
   std::atomic<uint64_t> malformed_{0};
   std::atomic<uint64_t> undeliverable_{0};
+  std::atomic<uint64_t> connections_{0};
+  std::atomic<uint64_t> handshakes_{0};
 };
 
 struct RpcClientOptions {

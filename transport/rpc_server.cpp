@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <exception>
 #include <mutex>
@@ -70,19 +71,27 @@ struct RpcServer::Request {
 
 struct RpcServer::Socket {
   void* zmq = nullptr;
-  int wake = -1;  // eventfd: stop, or replies are ready
-  int lock = -1;  // flock of an ipc address: libzmq would silently take over a live server's path
+  void* monitor = nullptr;  // null on inproc
+  int wake = -1;            // eventfd: stop, or replies are ready
+  int lock = -1;            // flock of an ipc address: libzmq would silently take over a live server's path
   std::atomic<bool> stop{false};
 
   void Wake() const {
     const uint64_t one = 1;
     QUERN_CHECK(write(wake, &one, sizeof(one)) == sizeof(one));
   }
+  void CloseMonitor() {
+    if (monitor == nullptr) return;
+    zmq_socket_monitor(zmq, nullptr, 0);
+    zmq_close(monitor);
+    monitor = nullptr;
+  }
   void ClearWake() const {
     uint64_t count;
     if (read(wake, &count, sizeof(count)) < 0) QUERN_CHECK(errno == EAGAIN);
   }
   ~Socket() {
+    CloseMonitor();
     if (zmq != nullptr) zmq_close(zmq);
     if (wake >= 0) close(wake);
     if (lock >= 0) close(lock);
@@ -151,6 +160,15 @@ Status RpcServer::Bind(const std::string& address) {
     if (flock(socket->lock, LOCK_EX | LOCK_NB) != 0)
       return AlreadyExists(address + ": in use by another server: stop it, or take another address");
   }
+  if (kind != AddressKind::kInproc) {
+    static std::atomic<uint64_t> next{0};
+    const std::string endpoint = StrCat("inproc://quern.connections.", next++);
+    if (zmq_socket_monitor(socket->zmq, endpoint.c_str(), ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
+      return Internal(StrCat(address, ": ", zmq_strerror(zmq_errno())));
+    socket->monitor = zmq_socket(ZmqContext(), ZMQ_PAIR);
+    if (socket->monitor == nullptr || zmq_connect(socket->monitor, endpoint.c_str()) != 0)
+      return Internal(StrCat(address, ": ", zmq_strerror(zmq_errno())));
+  }
   std::string where = address;
   if (kind == AddressKind::kTcp && where.ends_with(":0")) where.replace(where.size() - 1, 1, "*");
   // A server of this process that was just stopped may still be closing its port.
@@ -193,6 +211,7 @@ void RpcServer::Stop() {
   socket_->stop = true;
   socket_->Wake();
   thread_.join();
+  socket_->CloseMonitor();
   if (!address_.starts_with("inproc:")) CloseListener(socket_->zmq, address_);
   socket_.reset();
   if (!domain_.empty()) ForgetCurveDomain(domain_);
@@ -200,7 +219,22 @@ void RpcServer::Stop() {
 }
 
 RpcServerCounters RpcServer::counters() const {
-  return {.requests = requests_, .malformed = malformed_, .undeliverable = undeliverable_};
+  return {.requests = requests_,
+          .malformed = malformed_,
+          .undeliverable = undeliverable_,
+          .connections = connections_,
+          .handshakes = handshakes_};
+}
+
+void RpcServer::CountConnections() {
+  std::vector<Frame> frames;
+  while (socket_->monitor != nullptr && ReceiveFrames(socket_->monitor, ZMQ_DONTWAIT, &frames)) {
+    uint16_t event = 0;
+    if (frames.empty() || frames[0].view().size() < sizeof(event)) continue;
+    std::memcpy(&event, frames[0].view().data(), sizeof(event));
+    if (event == ZMQ_EVENT_ACCEPTED) ++connections_;
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) ++handshakes_;
+  }
 }
 
 void RpcServer::Receive(size_t most, std::vector<Request>* requests) {
@@ -223,11 +257,14 @@ void RpcServer::Receive(size_t most, std::vector<Request>* requests) {
 }
 
 void RpcServer::Serve() {
-  zmq_pollitem_t items[] = {{socket_->zmq, 0, ZMQ_POLLIN, 0}, {nullptr, socket_->wake, ZMQ_POLLIN, 0}};
+  zmq_pollitem_t items[] = {
+      {socket_->zmq, 0, ZMQ_POLLIN, 0}, {nullptr, socket_->wake, ZMQ_POLLIN, 0}, {socket_->monitor, 0, ZMQ_POLLIN, 0}};
   std::vector<Request> requests;
   while (!socket_->stop) {
-    if (zmq_poll(items, 2, -1) < 0) QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));
+    if (zmq_poll(items, socket_->monitor == nullptr ? 2 : 3, -1) < 0)
+      QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));
     if (socket_->stop) return;
+    CountConnections();
     requests.clear();
     Receive(kGroupRequests, &requests);
     Dispatch(requests);
@@ -260,9 +297,13 @@ void RpcServer::ServeWithWorkers(Workers& workers) {
       std::lock_guard lock(workers.mutex);
       room = most_waiting - std::min(most_waiting, workers.waiting.size());
     }
-    zmq_pollitem_t items[] = {{nullptr, socket_->wake, ZMQ_POLLIN, 0}, {socket_->zmq, 0, ZMQ_POLLIN, 0}};
-    if (zmq_poll(items, room > 0 ? 2 : 1, -1) < 0) QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));
+    std::vector<zmq_pollitem_t> items = {{nullptr, socket_->wake, ZMQ_POLLIN, 0}};
+    if (socket_->monitor != nullptr) items.push_back({socket_->monitor, 0, ZMQ_POLLIN, 0});
+    if (room > 0) items.push_back({socket_->zmq, 0, ZMQ_POLLIN, 0});
+    if (zmq_poll(items.data(), static_cast<int>(items.size()), -1) < 0)
+      QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));
     socket_->ClearWake();
+    CountConnections();
     requests.clear();
     Receive(room, &requests);
     {
