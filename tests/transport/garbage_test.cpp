@@ -118,9 +118,10 @@ void Harass(RpcServer& server, RpcClient& client, uint64_t seed) {
   EXPECT_EQ(server.counters().connections, connections_before + static_cast<uint64_t>(count));
   if (server.address().starts_with("tcp://")) {
     EXPECT_EQ(server.counters().handshakes, handshakes_before);
-    EXPECT_EQ(server.counters().malformed, 0u);  // without a key nothing is heard; in an ipc folder of mode 700 it is
+    // Without a key nothing is heard. On ipc, where the folder's mode keeps strangers out, noise may look like frames.
+    EXPECT_EQ(server.counters().malformed, 0u);
+    EXPECT_EQ(server.counters().requests, static_cast<uint64_t>(2 + count / 100));
   }
-  EXPECT_EQ(server.counters().requests, static_cast<uint64_t>(2 + count / 100));
   EXPECT_LT(ResidentBytes() - resident, int64_t{32} << 20);
 }
 
