@@ -1,5 +1,6 @@
 #include "actors/actor_role.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "base/log.h"
@@ -8,6 +9,7 @@
 #include "methods/q_sft.h"
 #include "model/hf/content_hash.h"
 #include "replay/writer.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -20,7 +22,11 @@ constexpr auto kFlushEvery = std::chrono::seconds(2);
 class Actor {
  public:
   explicit Actor(const ActorRoleOptions& options)
-      : options_(options), pool_(options.threads), ops_(NewCpuOps(&pool_)), engine_(*ops_, options.engine) {}
+      : options_(options),
+        metrics_(options.metrics, kRoleActor),
+        pool_(options.threads),
+        ops_(NewCpuOps(&pool_)),
+        engine_(*ops_, options.engine) {}
 
   Status Run() {
     QUERN_ASSIGN_OR_RETURN(writer_, ReplayWriter::Open(options_.replay, StrCat("actor-", options_.index),
@@ -60,6 +66,8 @@ class Actor {
     gauges["episodes"] = static_cast<double>(episodes_);
     gauges["generated_tokens"] = static_cast<double>(engine_.generated_tokens());
     gauges["duplicates"] = static_cast<double>(writer_->duplicates());
+    metrics_->Add(kActorGenerated, static_cast<double>(engine_.generated_tokens()) - counted_tokens_);
+    counted_tokens_ = static_cast<double>(engine_.generated_tokens());
     QUERN_ASSIGN_OR_RETURN(const v1::HeartbeatReply reply, Call<v1::HeartbeatReply>("Heartbeat", request));
     return !reply.stop();
   }
@@ -73,14 +81,29 @@ class Actor {
     Status fatal;
     Clock::time_point last_heartbeat = begin;
     Clock::time_point last_flush = begin;
+    size_t spool_bytes = 0;
+    const auto show_spool = [&] {
+      metrics_->Set(kActorUnacked, static_cast<double>(writer_->unacknowledged()));
+      metrics_->Set(kActorSpool, static_cast<double>(spool_bytes));
+    };
     const auto flush = [&]() -> Status {
       if (Status flushed = writer_->Flush(Deadline::After(options_.insert_timeout)); !flushed.ok())
         return fatal = flushed;
+      metrics_->Add(kActorResent, static_cast<double>(writer_->duplicates()) - counted_duplicates_);
+      counted_duplicates_ = static_cast<double>(writer_->duplicates());
+      spool_bytes = 0;
+      show_spool();
       last_flush = Clock::now();
       return {};
     };
+    std::shared_ptr<const EnvironmentFactory> environment = options_.environment;
+    std::string environment_name = task.has_environment() ? task.environment().name() : options_.environment_name;
     const auto sink = [&](v1::Trajectory trajectory) -> Status {
-      writer_->Append(trajectory.SerializeAsString(), trajectory.uid());
+      CountEpisode(trajectory, environment_name);
+      std::string bytes = trajectory.SerializeAsString();
+      spool_bytes += bytes.size();
+      writer_->Append(std::move(bytes), trajectory.uid());
+      show_spool();
       ++episodes_;
       return {};
     };
@@ -96,7 +119,15 @@ class Actor {
       if (!stored.ok()) fatal = stored.status();
       return stored;
     };
+    uint64_t tokens_at_step = static_cast<uint64_t>(engine_.generated_tokens());
+    Clock::time_point step_begin = begin;
     rollout.tick = [&]() -> Status {
+      // Only steps that wrote something: the others read prompts or wait for the environment.
+      if (const auto tokens = static_cast<uint64_t>(engine_.generated_tokens()); tokens != tokens_at_step) {
+        metrics_->Observe(kActorStep, SecondsSince(step_begin));
+        tokens_at_step = tokens;
+      }
+      step_begin = Clock::now();
       if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
         last_heartbeat = Clock::now();
         Result<bool> go_on = Heartbeat(StrCat("playing ", task.stage()));
@@ -112,7 +143,6 @@ class Actor {
       engine = &engine_;
     }
     uint64_t generated = 0;
-    std::shared_ptr<const EnvironmentFactory> environment = options_.environment;
     if (status.ok() && task.has_environment()) {
       auto other = EnvironmentOf(task.environment());
       status = other.status();
@@ -130,15 +160,29 @@ class Actor {
     if (status.ok()) status = flush();
     if (!fatal.ok()) return fatal;
     writer_->Discard();  // of a task that was broken off; else there is nothing left
+    spool_bytes = 0;
+    show_spool();
     if (status.code() == StatusCode::kCancelled)
       return {};  // the lease runs out; nothing unacknowledged is reported done
     if (!status.ok()) {
       LogError(StrCat("task ", task.id(), " of ", task.stage(), ": ", status.ToString()));
+      metrics_->Add(kActorFailures);
       done.set_error(status.ToString());
     }
     done.set_generated_tokens(generated);
     done.set_seconds(SecondsSince(begin));
     return Call<v1::CompleteTaskReply>("CompleteTask", done).status();
+  }
+
+  void CountEpisode(const v1::Trajectory& trajectory, const std::string& environment) {
+    const char* outcome = trajectory.success() ? "success" : trajectory.done() ? "failure" : "cut";
+    metrics_->Add(kActorEpisodes, 1, {{"env", environment}, {"outcome", outcome}});
+    metrics_->Add(kActorTurns, trajectory.turns_size(), {{"env", environment}});
+    metrics_->Observe(kActorReward, trajectory.episode_return(), {{"env", environment}});
+    const std::string& mask = trajectory.loss_mask();
+    metrics_->Add(kActorPrompt, static_cast<double>(std::count(mask.begin(), mask.end(), '\0')));
+    if (trajectory.source() == v1::SOURCE_REAL) return;  // a scripted player wrote it
+    for (const v1::Turn& turn : trajectory.turns()) metrics_->Observe(kActorResponse, turn.end() - turn.begin());
   }
 
   Result<std::vector<bool>> Stored(const std::vector<std::string>& uids) {
@@ -180,6 +224,8 @@ class Actor {
     // Versions replace each other: a few recent ones are kept for policies that are evaluated in turn.
     if (models_.size() >= 4) models_.erase(models_.begin());
     models_.emplace_back(key, model);
+    metrics_->Observe(kActorWeights, SecondsSince(begin));
+    metrics_->Set(kActorVersion, static_cast<double>(version.version()));
     LogInfo(StrFormat("loaded %s version %llu in %.0f ms", version.name().c_str(),
                       static_cast<unsigned long long>(version.version()), 1e3 * SecondsSince(begin)));
     return std::shared_ptr<const ServedModel>(model);
@@ -215,6 +261,7 @@ class Actor {
   }
 
   const ActorRoleOptions& options_;
+  MetricsOrOwn metrics_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   Engine engine_;
@@ -223,6 +270,8 @@ class Actor {
   uint64_t episodes_ = 0;
   std::map<std::string, std::shared_ptr<const EnvironmentFactory>> environments_;  // by name and options
   std::unique_ptr<ReplayWriter> writer_;
+  double counted_tokens_ = 0;      // of engine_, in metrics_
+  double counted_duplicates_ = 0;  // of writer_
 };
 
 }  // namespace

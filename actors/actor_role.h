@@ -8,6 +8,7 @@
 #include "actors/rollout.h"
 #include "model/tokenizer/tokenizer.h"
 #include "replay/client.h"
+#include "transport/metrics.h"
 #include "transport/rpc.h"
 
 namespace quern {
@@ -18,6 +19,7 @@ struct ActorRoleOptions {
   RpcClient* coordinator = nullptr;
   Replay* replay = nullptr;
   std::shared_ptr<const EnvironmentFactory> environment;  // the job's; tasks may name others
+  std::string environment_name;                           // its name, for metrics
   std::string base_dir;                                   // where relative files of those are looked up
   std::shared_ptr<const Tokenizer> tokenizer;
   RolloutOptions rollout;
@@ -27,6 +29,7 @@ struct ActorRoleOptions {
   int64_t insert_batch = 64;                            // trajectories an insert
   Duration call_timeout = std::chrono::seconds(30);     // for the coordinator's answers
   Duration insert_timeout = std::chrono::seconds(120);  // until the store acknowledges
+  Metrics* metrics = nullptr;                           // of role "actor"; may be null
   const std::atomic<bool>* stop = nullptr;              // set: leave after what is acknowledged
 };
 

@@ -24,6 +24,8 @@ class Deadline {
 };
 
 inline double ToSeconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+// The wall clock, for people and files.
+inline double UnixSeconds() { return ToSeconds(std::chrono::system_clock::now().time_since_epoch()); }
 inline double SecondsSince(Clock::time_point begin) { return ToSeconds(Clock::now() - begin); }
 
 }  // namespace quern

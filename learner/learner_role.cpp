@@ -12,12 +12,14 @@
 #include "compute/cpu/cpu_ops.h"
 #include "learner/batch_source.h"
 #include "learner/batch_statistics.h"
+#include "learner/event_file.h"
 #include "learner/heldout.h"
 #include "learner/probes.h"
 #include "learner/train_stage.h"
 #include "methods/sft.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -28,7 +30,11 @@ constexpr int64_t kMostHeldoutRecords = 4096;
 class Learner {
  public:
   explicit Learner(const LearnerRoleOptions& options)
-      : options_(options), pool_(options.threads), ops_(NewCpuOps(&pool_)), batch_options_(options.batch) {}
+      : options_(options),
+        metrics_(options.metrics, kRoleLearner),
+        pool_(options.threads),
+        ops_(NewCpuOps(&pool_)),
+        batch_options_(options.batch) {}
 
   Status Run() {
     QUERN_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_directory));
@@ -49,11 +55,15 @@ class Learner {
       }
       v1::StageDoneRequest done;
       done.set_name(next.stage().name());
+      metrics_->Set(kLearnerTraining, 1);
       const Status trained = RunStage(next.stage(), *done.mutable_metrics());
+      metrics_->Set(kLearnerTraining, 0);
+      events_.reset();
       if (trained.code() == StatusCode::kCancelled) return {};
       if (!trained.ok()) {
         LogError(next.stage().name() + ": " + trained.ToString());
         done.set_error(trained.ToString());
+        metrics_->Add(kLearnerFailures);
       }
       QUERN_RETURN_IF_ERROR(Call<v1::StageDoneReply>("StageDone", done).status());
       if (trained.ok()) QUERN_RETURN_IF_ERROR(Checkpoints(next.stage()).Remove());
@@ -245,13 +255,19 @@ class Learner {
     }
     const auto save = [&](int64_t step) {
       // Training is worth more than the checkpoint: without room for it the stage goes on.
+      const auto save_begin = Clock::now();
       const Status saved = SaveState(checkpoints, {.step = step,
                                                    .tokens = tokens,
                                                    .seconds = seconds_before + SecondsSince(begin),
                                                    .metrics = prepared_metrics,
                                                    .mixture = mixture.state(),
                                                    .progress = mixture.progress()});
-      if (!saved.ok()) LogWarning(StrCat(stage.name(), ": no checkpoint of step ", step, ": ", saved.message()));
+      if (!saved.ok()) {
+        LogWarning(StrCat(stage.name(), ": no checkpoint of step ", step, ": ", saved.message()));
+        return;
+      }
+      metrics_->Observe(kLearnerCheckpoint, SecondsSince(save_begin));
+      metrics_->Set(kLearnerCheckpointTime, UnixSeconds());
     };
     StepReport last;
     for (int64_t step = first_step; step < steps; ++step) {
@@ -268,11 +284,13 @@ class Learner {
       objective->SetProgress(static_cast<double>(step) / static_cast<double>(steps));
       QUERN_ASSIGN_OR_RETURN(last, trainer_->Step(batch, *objective, q_sft ? &bootstrap : nullptr));
       tokens += last.tokens;
+      CountStep(last, wait, SecondsSince(step_begin), GeneratedShare(shares));
       const bool final_step = step + 1 == steps;
       std::map<std::string, double> numbers = {{"omega", GeneratedShare(shares)}};
       const bool check = !final_step && (step + 1) % check_every == 0;
       if (check) {
         numbers["heldout_loss"] = heldout.Measure(*trainer_).loss;
+        metrics_->Set(kLearnerHeldout, numbers["heldout_loss"]);
         if (mixture.ObserveCheck(numbers["heldout_loss"], numbers["omega"])) {
           LogWarning(StrCat(stage.name(), ": the held-out loss rose; the generated share is halved"));
         }
@@ -372,6 +390,33 @@ class Learner {
     return arrays;
   }
 
+  void CountStep(const StepReport& report, double wait, double train, double generated_share) {
+    metrics_->Add(kLearnerSteps);
+    metrics_->Add(kLearnerTokens, static_cast<double>(report.tokens));
+    metrics_->Observe(kLearnerPhase, wait, {{"phase", "wait"}});
+    metrics_->Observe(kLearnerPhase, train, {{"phase", "train"}});
+    metrics_->Set(kLearnerLoss, report.loss, {{"term", "total"}});
+    for (const auto& [name, value] : report.method) metrics_->Set(kLearnerLoss, value, {{"term", name}});
+    metrics_->Set(kLearnerEntropy, report.entropy);
+    metrics_->Set(kLearnerGradient, report.grad_norm);
+    metrics_->Set(kLearnerRate, report.learning_rate);
+    metrics_->Set(kLearnerShare, generated_share);
+  }
+
+  // The numbers of `line` as an event of the stage's file. Who looks at them can do without: a failure is a warning.
+  void WriteEvent(const std::string& stage, int64_t step, const nlohmann::ordered_json& line) {
+    if (options_.tensorboard_directory.empty()) return;
+    if (events_ == nullptr) {
+      Result<std::unique_ptr<EventFile>> made = EventFile::Create(JoinPath(options_.tensorboard_directory, stage));
+      if (!made.ok()) return LogWarning(made.status().message());
+      events_ = std::move(*made);
+    }
+    std::vector<std::pair<std::string, double>> values;
+    for (const auto& [name, value] : line.items())
+      if (value.is_number() && name != "step") values.emplace_back(name, value.get<double>());
+    if (const Status status = events_->Write(step, values); !status.ok()) LogWarning(status.message());
+  }
+
   void LogStep(const std::string& stage, int64_t step, const StepReport& report,
                const std::map<std::string, double>& mixture, double wait, double seconds) {
     nlohmann::ordered_json line = {{"stage", stage},
@@ -387,6 +432,7 @@ class Learner {
                                    {"step_seconds", seconds}};
     for (const auto& [name, value] : report.method) line[name] = value;
     for (const auto& [name, value] : mixture) line[name] = value;
+    WriteEvent(stage, step, line);
     if (options_.metrics_path.empty()) return;
     std::FILE* file = std::fopen(options_.metrics_path.c_str(), "a");
     if (file == nullptr) return;
@@ -395,6 +441,7 @@ class Learner {
   }
 
   Status Publish(const v1::TrainStage& stage, const TrainStageOptions& o) {
+    const auto begin = Clock::now();
     v1::PublishRequest request;
     request.set_stage(stage.name());
     v1::WeightVersion& weights = *request.mutable_weights();
@@ -422,10 +469,15 @@ class Learner {
     weights.set_content_hash(hash);
     if (hash == last_hash_) LogWarning(stage.name() + ": published weights equal the previous version's, " + hash);
     last_hash_ = hash;
-    return Call<v1::PublishReply>("Publish", request).status();
+    QUERN_RETURN_IF_ERROR(Call<v1::PublishReply>("Publish", request).status());
+    metrics_->Observe(kLearnerPhase, SecondsSince(begin), {{"phase", "publish"}});
+    metrics_->Set(kLearnerVersion, static_cast<double>(weights.version()));
+    return {};
   }
 
   const LearnerRoleOptions& options_;
+  MetricsOrOwn metrics_;
+  std::unique_ptr<EventFile> events_;  // of the stage under way
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   BatchOptions batch_options_;

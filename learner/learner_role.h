@@ -8,6 +8,7 @@
 #include "learner/checkpoints.h"
 #include "model/config.h"
 #include "replay/replay.h"
+#include "transport/metrics.h"
 #include "transport/rpc.h"
 
 namespace quern {
@@ -17,16 +18,18 @@ struct LearnerRoleOptions {
   RpcClient* coordinator = nullptr;
   Replay* replay = nullptr;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::string model_directory;    // the untrained model: what a start named "base" of version 0 means
-  std::string weights_directory;  // published versions are written here: NAME-VERSION/
-  std::string metrics_path;       // metrics.jsonl: one object a logged step
-  BatchOptions batch;             // max_positions 0: the model's
-  int32_t reserved_token = -1;    // Q-SFT's dummy action
+  std::string model_directory;        // the untrained model: what a start named "base" of version 0 means
+  std::string weights_directory;      // published versions are written here: NAME-VERSION/
+  std::string metrics_path;           // metrics.jsonl: one object a logged step
+  std::string tensorboard_directory;  // the same numbers as event files, a folder a stage; empty: none
+  BatchOptions batch;                 // max_positions 0: the model's
+  int32_t reserved_token = -1;        // Q-SFT's dummy action
   DType precision = DType::kBf16;
   int threads = 0;  // 0: all cores
   int64_t log_every_steps = 10;
   Duration call_timeout = std::chrono::seconds(30);
   CheckpointOptions checkpoints;
+  Metrics* metrics = nullptr;  // of role "learner"; may be null
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -5,13 +5,14 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "replay/server_address.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
 namespace {
 
 // One sync for all inserts that wait.
-std::vector<Result<std::string>> InsertAll(Store& store, const RecordLimits& limits,
+std::vector<Result<std::string>> InsertAll(Store& store, Metrics& metrics, const RecordLimits& limits,
                                            const std::vector<std::string_view>& payloads) {
   std::vector<Result<std::string>> results(payloads.size(), Internal("unset"));
   std::vector<v1::InsertRequest> requests(payloads.size());
@@ -29,21 +30,42 @@ std::vector<Result<std::string>> InsertAll(Store& store, const RecordLimits& lim
     good.push_back(&requests[i]);
     places.push_back(i);
   }
+  const auto begin = Clock::now();
   const std::vector<Result<v1::InsertReply>> replies = store.InsertGroup(good);
+  uint64_t inserted = 0;
   for (size_t k = 0; k < replies.size(); ++k) {
-    if (replies[k].ok())
-      results[places[k]] = replies[k]->SerializeAsString();
-    else
+    if (!replies[k].ok()) {
       results[places[k]] = replies[k].status();
+      continue;
+    }
+    results[places[k]] = replies[k]->SerializeAsString();
+    inserted += replies[k]->inserted();
+    if (replies[k]->gap()) metrics.Add(kReplayGaps);
+    metrics.Add(kReplayDuplicates, static_cast<double>(replies[k]->duplicates()));
+    if (replies[k]->inserted() > 0) metrics.Add(kReplayBytes, static_cast<double>(payloads[places[k]].size()));
   }
+  if (inserted > 0) {
+    metrics.Observe(kReplayCommit, SecondsSince(begin));
+    metrics.Observe(kReplayGroup, static_cast<double>(inserted));
+    metrics.Add(kReplayCommitted, static_cast<double>(inserted));
+  }
+  for (const Result<std::string>& result : results)
+    if (!result.ok()) metrics.Add(kReplayRejected, 1, {{"reason", StatusCodeName(result.status().code())}});
   return results;
+}
+
+const char* SamplerOf(const v1::SampleRequest& request) {
+  if (request.parts_size() > 0) return "parts";
+  return request.top_fraction() > 0 && request.top_fraction() < 1 ? "top" : "uniform";
 }
 
 }  // namespace
 
-ReplayServer::ReplayServer(Store* store, RpcServerOptions options) : store_(store), server_(std::move(options)) {
-  server_.HandleBatch("replay.Insert", [store](const std::vector<std::string_view>& payloads) {
-    return InsertAll(*store, RecordLimits(), payloads);
+ReplayServer::ReplayServer(Store* store, RpcServerOptions options, Metrics* given)
+    : store_(store), metrics_(given, kRoleReplay), server_(std::move(options)) {
+  Metrics* const metrics = metrics_.get();
+  server_.HandleBatch("replay.Insert", [store, metrics](const std::vector<std::string_view>& payloads) {
+    return InsertAll(*store, *metrics, RecordLimits(), payloads);
   });
   server_.Handle("replay.OpenWriter",
                  TypedHandler<v1::OpenWriterRequest, v1::OpenWriterReply>(
@@ -64,10 +86,24 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options) : store_(stor
                                         QUERN_RETURN_IF_ERROR(store->Backup(request.to()));
                                         return reply;
                                       }));
-  server_.Handle("replay.Sample", TypedHandler<v1::SampleRequest, v1::SampleReply>(
-                                      [store](const v1::SampleRequest& request) { return store->Sample(request); }));
-  server_.Handle("replay.Query", TypedHandler<v1::QueryRequest, v1::QueryReply>(
-                                     [store](const v1::QueryRequest& request) { return store->Query(request); }));
+  const auto damaged = [metrics](const Status& status) {
+    if (status.code() == StatusCode::kDataLoss) metrics->Add(kReplayCorruption);
+  };
+  server_.Handle(
+      "replay.Sample",
+      TypedHandler<v1::SampleRequest, v1::SampleReply>([store, metrics, damaged](const v1::SampleRequest& request) {
+        const auto begin = Clock::now();
+        Result<v1::SampleReply> reply = store->Sample(request);
+        metrics->Observe(kReplaySample, SecondsSince(begin), {{"sampler", SamplerOf(request)}});
+        damaged(reply.status());
+        return reply;
+      }));
+  server_.Handle("replay.Query",
+                 TypedHandler<v1::QueryRequest, v1::QueryReply>([store, damaged](const v1::QueryRequest& request) {
+                   Result<v1::QueryReply> reply = store->Query(request);
+                   damaged(reply.status());
+                   return reply;
+                 }));
   server_.Handle("replay.Stats", TypedHandler<v1::StatsRequest, v1::StatsReply>(
                                      [store](const v1::StatsRequest& request) { return store->Stats(request); }));
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "replay/store.h"
+#include "transport/metrics.h"
 #include "transport/rpc.h"
 
 namespace quern {
@@ -12,8 +13,8 @@ namespace quern {
 // replay.Sample, replay.Query, replay.Stats.
 class ReplayServer {
  public:
-  // The store must outlive the server.
-  ReplayServer(Store* store, RpcServerOptions options = {});
+  // Store and metrics (of role "replay-server"; may be null) must outlive the server.
+  ReplayServer(Store* store, RpcServerOptions options = {}, Metrics* metrics = nullptr);
   ~ReplayServer();
   // Also writes the address to DIRECTORY/server.address, for commands that are given the directory.
   Status Start(const std::string& address);
@@ -23,6 +24,7 @@ class ReplayServer {
 
  private:
   Store* store_;
+  MetricsOrOwn metrics_;
   RpcServer server_;
   bool announced_ = false;
 };

@@ -51,6 +51,8 @@ std::vector<Result<v1::InsertReply>> Store::InsertGroup(const std::vector<const 
   for (const v1::InsertRequest* request : requests) checked.push_back(CheckRequest(*request, impl_->options.limits));
 
   Impl& store = *impl_;
+  if (store.options.read_only)
+    return FailAll(checked, FailedPrecondition(store.directory + ": opened for reading only"));
   std::lock_guard write_lock(store.write_mutex);
   const bool recovering = !store.read_only.empty();
   for (int attempt = 1;; ++attempt) {
@@ -208,7 +210,11 @@ Result<v1::QueryReply> Store::Query(const v1::QueryRequest& request) {
   v1::QueryReply reply;
   uint64_t count = 0;
   size_t bytes = 0;
-  for (uint64_t number = request.after() + 1; number != 0 && number <= table.newest(); ++number) {
+  const bool down = request.newest_first();
+  const uint64_t newest = table.newest();
+  uint64_t number =
+      down ? (request.after() == 0 ? newest : std::min(newest, request.after() - 1)) : request.after() + 1;
+  for (; number != 0 && number <= newest; down ? --number : ++number) {
     if (!filter.Matches(table.row(number))) continue;
     const bool full = !request.count_only() && (count >= limit || bytes >= kPageBytes);
     if (full && !filter.needs_text()) {

@@ -16,8 +16,17 @@ namespace quern {
 
 struct StoreOptions {
   bool create_if_missing = true;
+  bool read_only = false;  // what is there at the moment of opening; beside a process that writes, or after it
   RecordLimits limits;
   std::shared_ptr<rocksdb::FileSystem> file_system;  // tests: faults
+};
+
+// For gauges and alerts.
+struct StoreHealth {
+  uint64_t level0_files = 0;  // files that compaction has not come to; writes stop at 1000
+  uint64_t wal_bytes = 0;
+  uint64_t disk_free_bytes = 0;
+  double open_seconds = 0;  // what the last opening took
 };
 
 struct VerifyReport {
@@ -63,6 +72,7 @@ class Store : public Replay {
   // Empty, or why inserts are refused at present.
   std::string read_only_reason() const;
   const std::string& directory() const;
+  StoreHealth Health() const;
 
   // Reads everything: checksums, that every record parses and agrees with its index rows, that no uid is stored twice.
   Result<VerifyReport> Verify();

@@ -1,4 +1,7 @@
+#include <rocksdb/transaction_log.h>
 #include <rocksdb/utilities/checkpoint.h>
+
+#include <cstdlib>
 
 #include "base/file.h"
 #include "base/strings.h"
@@ -65,6 +68,24 @@ Result<VerifyReport> Store::Verify() {
   if (!uid->status().ok()) problem(uid->status().ToString());
   if (uids != report.records) problem(StrCat(uids, " uids for ", report.records, " records"));
   return report;
+}
+
+StoreHealth Store::Health() const {
+  const Impl& store = *impl_;
+  std::shared_lock lock(store.state_mutex);
+  StoreHealth health;
+  health.open_seconds = store.open_seconds;
+  if (const Result<uint64_t> free = DiskFreeBytes(store.directory); free.ok()) health.disk_free_bytes = *free;
+  if (store.db == nullptr) return health;
+  for (rocksdb::ColumnFamilyHandle* family : store.families) {
+    std::string files;
+    if (store.db->GetProperty(family, "rocksdb.num-files-at-level0", &files))
+      health.level0_files += std::strtoull(files.c_str(), nullptr, 10);
+  }
+  rocksdb::VectorLogPtr logs;
+  if (store.db->GetSortedWalFiles(logs).ok())
+    for (const auto& log : logs) health.wal_bytes += log->SizeFileBytes();
+  return health;
 }
 
 Status Store::Backup(const std::string& to) {

@@ -144,13 +144,15 @@ Status Store::Impl::OpenDatabase(bool create) {
   QUERN_RETURN_IF_ERROR(CheckDirectory(directory, create));
   rocksdb::DBOptions database = DatabaseOptions();
   database.create_if_missing = create;
-  database.create_missing_column_families = true;
+  database.create_missing_column_families = !options.read_only;
   if (options.file_system != nullptr) {
     if (env == nullptr) env = rocksdb::NewCompositeEnv(options.file_system);
     database.env = env.get();
   }
   rocksdb::DB* opened = nullptr;
-  QUERN_RETURN_IF_ERROR(FromRocks(rocksdb::DB::Open(database, directory, Families(), &families, &opened)));
+  QUERN_RETURN_IF_ERROR(
+      FromRocks(options.read_only ? rocksdb::DB::OpenForReadOnly(database, directory, Families(), &families, &opened)
+                                  : rocksdb::DB::Open(database, directory, Families(), &families, &opened)));
   db.reset(opened);
   return {};
 }
@@ -194,8 +196,10 @@ Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreOp
   auto impl = std::make_unique<Impl>();
   impl->directory = directory;
   impl->options = std::move(options);
-  QUERN_RETURN_IF_ERROR(impl->OpenDatabase(impl->options.create_if_missing));
+  const auto begin = Clock::now();
+  QUERN_RETURN_IF_ERROR(impl->OpenDatabase(impl->options.create_if_missing && !impl->options.read_only));
   QUERN_RETURN_IF_ERROR(impl->LoadState());
+  impl->open_seconds = SecondsSince(begin);
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
 

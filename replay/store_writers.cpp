@@ -41,6 +41,7 @@ Result<v1::OpenWriterReply> Store::OpenWriter(const v1::OpenWriterRequest& reque
   if (name.empty() || name.size() > limits.name_bytes)
     return InvalidArgument(StrCat("a writer's name has 1 to ", limits.name_bytes, " bytes"));
   Impl& store = *impl_;
+  if (store.options.read_only) return FailedPrecondition(store.directory + ": opened for reading only");
   std::lock_guard write_lock(store.write_mutex);
   if (!store.read_only.empty()) QUERN_RETURN_IF_ERROR(store.Recover());
   v1::WriterState state;

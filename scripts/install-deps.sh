@@ -2,13 +2,14 @@
 # Installs what Quern needs on Debian 12 and is not there yet. As root, or with sudo.
 #   install-deps.sh [build|test|check]     build: the quern binary (default); test: and its tests; check: and clang-format
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 packages=(
   g++ make cmake ninja-build pkg-config
   protobuf-compiler libprotobuf-dev
   libzmq3-dev
   librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev libbz2-dev zlib1g-dev libgflags-dev
-  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev libboost1.81-dev
+  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev libboost1.81-dev prometheus-cpp-dev
 )
 case "${1:-build}" in
   build) ;;
@@ -22,11 +23,27 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 
+# Checks the alert rules. The package itself would start a server on this machine.
+fetch_promtool() {
+  command -v promtool >/dev/null || [ -x build/tools/promtool ] && return
+  local folder
+  folder=$(mktemp -d)
+  if (cd "$folder" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1; then
+    mkdir -p build/tools && cp "$folder/usr/bin/promtool" build/tools/
+  else
+    echo "install-deps.sh: promtool could not be fetched: the alert rules' test is skipped" >&2
+  fi
+  rm -rf "$folder"
+}
+
 missing=()
 for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
+if [ ${#missing[@]} -eq 0 ]; then
+  [ "${1:-build}" != test ] || fetch_promtool
+  exit 0
+fi
 
 sudo=()
 if [ "$(id -u)" -ne 0 ]; then
@@ -43,3 +60,4 @@ if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; }; 
   echo "install-deps.sh: apt-get failed (its last lines are above)" >&2
   exit 1
 fi
+[ "${1:-build}" != test ] || fetch_promtool

@@ -57,6 +57,7 @@ int UsageError(const std::string& message);
 void AddRunCommand(CommandSet& commands);      // run
 void AddResumeCommand(CommandSet& commands);   // resume
 void AddQueueCommands(CommandSet& commands);   // submit, list, status, wait, logs, cancel, delete, slots
+void AddUiCommand(CommandSet& commands);       // ui
 void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
 void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
 void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init

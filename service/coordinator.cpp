@@ -7,6 +7,7 @@
 #include "base/strings.h"
 #include "service/chains.h"
 #include "service/policies.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -74,6 +75,10 @@ v1::HelloReply Coordinator::Hello(const v1::HelloRequest& request, Clock::time_p
   member.member.set_pid(request.pid());
   member.heard = now;
   member.gone = false;
+  if (again) {
+    Note(StrCat(request.role(), " ", request.index(), " has started again"));
+    if (options_.counters != nullptr) options_.counters->Add(kRestarts, 1, {{"role", request.role()}});
+  }
   if (again && request.role() == "actor") {
     for (const auto& failure : tasks_.FailAll(request.index(), "its actor died and was started again", now))
       HandleTaskFailure(failure);
@@ -311,6 +316,38 @@ v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_poi
   return reply;
 }
 
+void Coordinator::UpdateGauges(Clock::time_point now) {
+  if (options_.counters == nullptr) return;
+  Metrics& metrics = *options_.counters;
+  std::lock_guard lock(mutex_);
+  std::map<std::string, std::pair<int, int>> alive_and_gone;
+  std::map<std::string, double> silent;
+  for (const auto& [key, member] : members_) {
+    auto& [alive, gone] = alive_and_gone[key.first];
+    ++(member.gone ? gone : alive);
+    double& age = silent[key.first];
+    if (!member.gone) age = std::max(age, ToSeconds(now - member.heard));
+  }
+  for (const auto& [role, counts] : alive_and_gone) {
+    metrics.Set(kMembers, counts.first, {{"role", role}, {"state", "alive"}});
+    metrics.Set(kMembers, counts.second, {{"role", role}, {"state", "gone"}});
+    metrics.Set(kHeartbeatAge, silent[role], {{"role", role}});
+  }
+  for (const State state : {State::kRunning, State::kSucceeded, State::kFailed, State::kStopping})
+    metrics.Set(kJobState, state_ == state ? 1 : 0, {{"state", StateName(state)}});
+  for (const Stage& stage : stages_) {
+    if (stage.state == StageState::kPending) continue;
+    const double total = static_cast<double>(std::max<uint64_t>(1, stage.total));
+    metrics.Set(kStageProgress, static_cast<double>(stage.done) / total, {{"stage", stage.plan.name}});
+  }
+  metrics.Set(kSinceProgress, state_ == State::kRunning ? ToSeconds(now - last_progress_) : 0);
+}
+
+void Coordinator::Note(const std::string& text) {
+  LogWarning(text);
+  if (options_.on_event) options_.on_event(text);
+}
+
 void Coordinator::Stop(const std::string& reason) {
   std::lock_guard lock(mutex_);
   if (state_ != State::kRunning) return;
@@ -363,10 +400,8 @@ void Coordinator::HandleTaskFailure(const TaskTable::Failure& failure) {
   const std::string what = StrCat("stage ", stage.plan.name, ": episodes ", failure.task.first_episode, " to ",
                                   failure.task.first_episode + failure.task.episodes - 1, " failed on actor ",
                                   failure.actor, ": ", failure.reason);
-  if (!failure.final) {
-    LogWarning(what + "; given out again");
-    return;
-  }
+  if (options_.counters != nullptr) options_.counters->Add(kTaskFailures);
+  if (!failure.final) return Note(what + "; given out again");
   Fail(StrCat(what, " (failed ", failure.failures, " times, given up)"));
 }
 
@@ -381,7 +416,7 @@ void Coordinator::CheckMembers(Clock::time_point now) {
     const std::string what =
         StrFormat("%s %u has not been heard of for %.0f s", key.first.c_str(), key.second, timeout);
     if (key.first == "actor") {
-      LogWarning(what);
+      Note(what);
       for (const auto& failure : tasks_.FailAll(key.second, "its actor is not heard of", now))
         HandleTaskFailure(failure);
     } else {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +16,7 @@
 #include "service/metrics_log.h"
 #include "service/plan.h"
 #include "service/task_table.h"
+#include "transport/metrics.h"
 
 namespace quern {
 
@@ -22,13 +24,15 @@ struct CoordinatorOptions {
   Job job;
   Plan plan;
   std::string run_directory;
-  std::string replay_address;                        // told to the roles
-  std::map<std::string, v1::WeightVersion> weights;  // what train stages outside the plan published; kBaseModel
-  std::map<std::string, v1::ChainProgram> programs;  // of method regenesis, by arm
-  int32_t reserved_token = -1;                       // Q-SFT's dummy action
-  double heartbeat_timeout_s = 60;                   // an actor unheard of for this long has lost its leases
-  std::unique_ptr<MetricsLog> metrics;               // may be null
-  std::unique_ptr<Journal> journal;                  // may be null; what is in it is gone on with
+  std::string replay_address;                             // told to the roles
+  std::map<std::string, v1::WeightVersion> weights;       // what train stages outside the plan published; kBaseModel
+  std::map<std::string, v1::ChainProgram> programs;       // of method regenesis, by arm
+  int32_t reserved_token = -1;                            // Q-SFT's dummy action
+  double heartbeat_timeout_s = 60;                        // an actor unheard of for this long has lost its leases
+  std::unique_ptr<MetricsLog> metrics;                    // may be null
+  Metrics* counters = nullptr;                            // of role "coordinator"; may be null
+  std::function<void(const std::string& text)> on_event;  // something went wrong that the job survives; may be null
+  std::unique_ptr<Journal> journal;                       // may be null; what is in it is gone on with
 };
 
 // Drives a job's plan: hands out leases and train stages, knows members and weights, notices when nothing moves. Logic
@@ -49,6 +53,8 @@ class Coordinator {
   v1::StageDoneReply StageDone(const v1::StageDoneRequest& request, Clock::time_point now);
   Result<v1::PublishReply> Publish(const v1::PublishRequest& request, Clock::time_point now);
   v1::StatusReply GetStatus(const v1::StatusRequest& request, Clock::time_point now);
+  // Puts gauges of members, stages and the job's state into the counters' metrics.
+  void UpdateGauges(Clock::time_point now);
   void Stop(const std::string& reason);
 
   // To be called several times a second from one thread: starts stages (imports run here), re-issues expired leases,
@@ -106,7 +112,8 @@ class Coordinator {
   const v1::WeightVersion* WeightsOf(const std::string& stage) const;
   Stage* FindStage(const std::string& name);
   void SavePublished() const;
-  bool JournalWritten();  // false, and the job has failed, when it could not be
+  void Note(const std::string& text);  // an event, and a line of the log
+  bool JournalWritten();               // false, and the job has failed, when it could not be
   void RecordProgress(Clock::time_point now) { last_progress_ = now; }
 
   mutable std::mutex mutex_;

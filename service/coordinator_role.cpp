@@ -7,7 +7,11 @@
 #include "replay/client.h"
 #include "service/chains.h"
 #include "service/coordinator.h"
+#include "service/event_log.h"
+#include "service/page.h"
+#include "service/role_http.h"
 #include "service/roles.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -77,16 +81,46 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
   base.set_name(kBaseModel);
   base.set_path(run.model.directory);
   base.set_content_hash(run.model.content_hash);
+  // A client of its own: what people look at does not hold up the coordinator.
+  QUERN_ASSIGN_OR_RETURN(RpcClientOptions page_client, ClientOptions(run, kCoordinatorRole, kReplayRole));
+  QUERN_ASSIGN_OR_RETURN(auto page_store, ReplayClient::Connect(run.replay_address, std::move(page_client)));
+  const auto page = std::make_unique<RunPage>(run, std::move(page_store));
+  QUERN_ASSIGN_OR_RETURN(const auto http,
+                         RoleHttp::Start(run, {.role = kCoordinatorRole,
+                                               .port = static_cast<int>(run.job.network.http_port),
+                                               .open_paths = {"/"},
+                                               .more = [&page](HttpRequest request, std::shared_ptr<HttpReply> reply) {
+                                                 page->Handle(std::move(request), std::move(reply));
+                                               }}));
+  options.counters = &http->metrics();
+  options.on_event = [&run](const std::string& text) { AppendEvent(run, kCoordinatorRole, text); };
   Coordinator coordinator(std::move(options), replay.get(), Clock::now());
+  page->ShowLive([&coordinator] { return coordinator.GetStatus(v1::StatusRequest(), Clock::now()); });
+  const struct Detach {
+    RunPage& page;
+    ~Detach() { page.ShowLive(nullptr); }
+  } detach{*page};
 
   QUERN_ASSIGN_OR_RETURN(RpcServerOptions server_options, ServerOptions(run, kCoordinatorRole));
   RpcServer server(std::move(server_options));
   Serve(server, coordinator);
   QUERN_RETURN_IF_ERROR(server.Start(run.coordinator_address));
   LogInfo("serving " + run.job.name + " at " + server.address());
+  http->SetReady();
   bool ended = false;
+  RpcServerCounters counted;
+  Clock::time_point last_gauges{};
   while (!stop.load()) {
     coordinator.Tick(Clock::now());
+    if (Clock::now() - last_gauges > std::chrono::seconds(1)) {
+      last_gauges = Clock::now();
+      coordinator.UpdateGauges(last_gauges);
+      const RpcServerCounters counters = server.counters();
+      http->metrics().Add(kRpcMalformed, static_cast<double>(counters.malformed - counted.malformed));
+      http->metrics().Add(kConnections, static_cast<double>(counters.connections - counted.connections));
+      http->metrics().Add(kHandshakes, static_cast<double>(counters.handshakes - counted.handshakes));
+      counted = counters;
+    }
     const Coordinator::State state = coordinator.state();
     if (!ended && state != Coordinator::State::kRunning) {
       ended = true;

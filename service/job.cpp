@@ -284,6 +284,7 @@ void AnchorPaths(Job& job, const Origins& origins) {
   if (job.regenesis.guidelines != "default" && job.regenesis.guidelines != "none")
     anchor("regenesis.guidelines", job.regenesis.guidelines);
   if (job.regenesis.templates != "default") anchor("regenesis.templates", job.regenesis.templates);
+  anchor("network.http_token_file", job.network.http_token_file);
   const auto anchor_all = [&](const std::string& key, std::vector<std::string>& files) {
     const bool whole = origins.overrides.contains(key);
     for (size_t i = 0; i < files.size(); ++i) anchor(whole ? key : StrCat(key, ".", i), files[i]);

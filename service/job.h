@@ -219,6 +219,10 @@ struct NetworkSection {
   std::string host = "127.0.0.1";
   int64_t coordinator_port = 7801;
   int64_t replay_port = 7802;
+  // Metrics and the page: docs/metrics.md.
+  std::string http_host = "127.0.0.1";  // an IP address; another than loopback needs a token
+  int64_t http_port = 0;                // of the coordinator; 0: a free one, as the others have
+  std::string http_token_file;          // its first line is asked of every request
 };
 
 // The whole job, every default filled in. Keys are those of the fields; docs/cli.md shows them all.

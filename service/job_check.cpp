@@ -271,6 +271,11 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.OneOf("network.transport", job.network.transport, {"ipc", "tcp"});
   check.Between("network.coordinator_port", static_cast<double>(job.network.coordinator_port), 1, 65535);
   check.Between("network.replay_port", static_cast<double>(job.network.replay_port), 1, 65535);
+  check.Between("network.http_port", static_cast<double>(job.network.http_port), 0, 65535);
+  const std::string& host = job.network.http_host;
+  if (!host.starts_with("127.") && host != "::1" && job.network.http_token_file.empty())
+    check.Fail("network.http_host",
+               "'" + host + "' can be reached from other machines: give network.http_token_file as well");
   check.AtLeast("progress_timeout_s", job.progress_timeout_s, 1);
   check.AtLeast("checkpoint.every_steps", static_cast<double>(job.checkpoint.every_steps), 0);
   check.AtLeast("checkpoint.every_seconds", job.checkpoint.every_seconds, 0);

@@ -1,7 +1,6 @@
 #include "service/journal.h"
 
 #include <fcntl.h>
-#include <sys/time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -11,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "base/deadline.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/strings.h"
@@ -22,12 +22,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr char kChecksum[] = "xxh3";
-
-double UnixSeconds() {
-  timeval now;
-  gettimeofday(&now, nullptr);
-  return static_cast<double>(now.tv_sec) + 1e-6 * static_cast<double>(now.tv_usec);
-}
 
 std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   quern::AddRunCommand(commands);
   quern::AddResumeCommand(commands);
   quern::AddQueueCommands(commands);
+  quern::AddUiCommand(commands);
   quern::AddPolicyCommands(commands);
   quern::AddModelCommands(commands);
   quern::AddServeCommand(commands);

@@ -1,22 +1,15 @@
 #include "service/metrics_log.h"
 
 #include <fcntl.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-namespace quern {
+#include "base/deadline.h"
 
-namespace {
-double UnixSeconds() {
-  timeval now;
-  gettimeofday(&now, nullptr);
-  return static_cast<double>(now.tv_sec) + 1e-6 * static_cast<double>(now.tv_usec);
-}
-}  // namespace
+namespace quern {
 
 Result<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);

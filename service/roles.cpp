@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
 #include "actors/actor_role.h"
@@ -15,6 +16,8 @@
 #include "replay/client.h"
 #include "replay/server.h"
 #include "service/prepare.h"
+#include "service/role_http.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -59,10 +62,57 @@ std::vector<int32_t> EndIds(const std::string& directory) {
 
 }  // namespace
 
+namespace {
+
+// When the store's first record was made, unix seconds; nothing while it is empty.
+std::optional<double> FirstRecordTime(Store& store) {
+  v1::QueryRequest first;
+  first.set_limit(1);
+  const Result<v1::QueryReply> page = store.Query(first);
+  v1::Trajectory trajectory;
+  if (!page.ok() || page->trajectories().empty() || !trajectory.ParseFromString(page->trajectories(0)))
+    return std::nullopt;
+  return 1e-3 * static_cast<double>(trajectory.created_unix_ms());
+}
+
+// What is looked at once a second.
+class StoreGauges {
+ public:
+  StoreGauges(Store& store, const ReplayServer& server, Metrics& metrics)
+      : store_(store), server_(server), metrics_(metrics) {}
+  void Update(bool read_only) {
+    const StoreHealth health = store_.Health();
+    metrics_.Set(kReplayRecords, static_cast<double>(store_.watermark()));
+    metrics_.Set(kReplayStalled, read_only ? 1 : 0);
+    metrics_.Set(kReplayLevel0, static_cast<double>(health.level0_files));
+    metrics_.Set(kReplayWal, static_cast<double>(health.wal_bytes));
+    metrics_.Set(kReplayDisk, static_cast<double>(health.disk_free_bytes));
+    metrics_.Set(kReplayOpen, health.open_seconds);
+    if (!first_) first_ = FirstRecordTime(store_);
+    if (first_) metrics_.Set(kReplayOldest, std::max(0.0, UnixSeconds() - *first_));
+    const RpcServerCounters now = server_.counters();
+    metrics_.Add(kReplayRejected, static_cast<double>(now.malformed - counted_.malformed), {{"reason", "malformed"}});
+    metrics_.Add(kReplayConnections, static_cast<double>(now.connections - counted_.connections));
+    metrics_.Add(kReplayHandshakes, static_cast<double>(now.handshakes - counted_.handshakes));
+    counted_ = now;
+  }
+
+ private:
+  Store& store_;
+  const ReplayServer& server_;
+  Metrics& metrics_;
+  std::optional<double> first_;
+  RpcServerCounters counted_;
+};
+
+}  // namespace
+
 Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
+  QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kReplayRole}));
   QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::Open(run.Path("replay")));
   QUERN_ASSIGN_OR_RETURN(RpcServerOptions options, ServerOptions(run, kReplayRole));
-  ReplayServer server(store.get(), std::move(options));
+  ReplayServer server(store.get(), std::move(options), &http->metrics());
+  StoreGauges gauges(*store, server, http->metrics());
   QUERN_RETURN_IF_ERROR(server.Start(run.replay_address));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kReplayRole));
   Clock::time_point last_heartbeat{};
@@ -72,6 +122,8 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
     if (reason.empty()) writable = Clock::now();
     if (Clock::now() - writable > kReadOnlyPatience) return ResourceExhausted(reason);
     if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
+      gauges.Update(!reason.empty());
+      http->SetReady(reason);
       v1::HeartbeatRequest heartbeat;
       heartbeat.set_role(kReplayRole);
       heartbeat.set_activity(reason.empty() ? "serving" : "read-only: " + reason);
@@ -91,6 +143,7 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
 
 Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   const Job& job = run.job;
+  QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kLearnerRole}));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kLearnerRole));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kLearnerRole));
   QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0, stop));
@@ -103,6 +156,8 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.model_directory = run.model.directory;
   options.weights_directory = run.Path("weights");
   options.metrics_path = run.Path("metrics.jsonl");
+  options.tensorboard_directory = run.Path("tensorboard");
+  options.metrics = &http->metrics();
   options.batch.max_positions = 0;
   options.batch.rewards.min_return = sample->min_return();
   options.batch.rewards.max_return = sample->max_return();
@@ -117,11 +172,13 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
                          .every_seconds = job.checkpoint.every_seconds,
                          .keep = job.checkpoint.keep};
   options.stop = &stop;
+  http->SetReady();
   return RunLearner(options);
 }
 
 Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& stop) {
   const Job& job = run.job;
+  QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kActorRole, .index = index}));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kActorRole));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kActorRole));
   QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index, stop));
@@ -130,6 +187,8 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.coordinator = coordinator.get();
   options.replay = replay.get();
   QUERN_ASSIGN_OR_RETURN(options.environment, EnvironmentOf(job));
+  options.environment_name = job.environment;
+  options.metrics = &http->metrics();
   options.base_dir = job.base_dir;
   QUERN_ASSIGN_OR_RETURN(options.tokenizer, Tokenizer::Load(run.model.directory));
   options.rollout.run = run.name();
@@ -141,6 +200,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   const int share = std::max(1, Cores() / static_cast<int>(job.actors));
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
   options.stop = &stop;
+  http->SetReady();
   return RunActor(options);
 }
 

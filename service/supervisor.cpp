@@ -8,7 +8,9 @@
 
 #include "base/strings.h"
 #include "proto/coordinator.pb.h"
+#include "service/event_log.h"
 #include "service/live_view.h"
+#include "service/role_http.h"
 #include "service/role_runner.h"
 #include "service/roles.h"
 #include "transport/rpc.h"
@@ -82,12 +84,13 @@ class Supervisor {
       if (exit.hopeless || restarts_ >= run_.job.max_restarts) {
         if (!exit.hopeless) what += StrCat("; max_restarts (", restarts_, ") is used up");
         outcome_ = JobOutcome{.state = "failed", .error = what, .result_json = {}};
+        AppendEvent(run_, "supervisor", what);
         broken_ = exit.role != kActorRole;
         continue;
       }
       ++restarts_;
       const int64_t times = deaths_[exit.role]++;
-      view_.Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_restarts, ")"));
+      Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_restarts, ")"));
       restart_at_[{exit.role, exit.index}] =
           Clock::now() + std::min<Duration>(kLongestBackOff, kFirstBackOff * (1 << std::min<int64_t>(times, 10)));
     }
@@ -108,6 +111,11 @@ class Supervisor {
     }
   }
 
+  void Note(const std::string& text) {
+    view_.Note(text);
+    AppendEvent(run_, "supervisor", text);
+  }
+
   std::optional<v1::StatusReply> Query() {
     const Result<v1::StatusReply> status =
         client_->Call<v1::StatusReply>("coordinator.Status", v1::StatusRequest(), Deadline::After(kStatusDeadline));
@@ -121,12 +129,18 @@ class Supervisor {
     next_status_ = Clock::now() + kStatusEvery;
     const std::optional<v1::StatusReply> status = Query();
     if (!status) return;
+    // Its port is another one when the coordinator was started again.
+    if (const std::string url = RoleUrl(run_, kCoordinatorRole, 0); !url.empty() && url != page_) {
+      page_ = url;
+      view_.Note("page: " + url);
+    }
     if (status->state() == "succeeded" || status->state() == "failed")
       outcome_ = JobOutcome{.state = status->state(), .error = status->error(), .result_json = status->result_json()};
   }
 
   void Cancel() {
     outcome_ = JobOutcome{.state = "cancelled", .error = {}, .result_json = {}};
+    AppendEvent(run_, "supervisor", "cancelled");
     view_.Note("stopping: actors first, then learner, store and coordinator (Ctrl-C again: at once)");
     if (!Reachable()) return;
     v1::StopRequest stop;
@@ -165,6 +179,7 @@ class Supervisor {
   std::map<std::string, int64_t> deaths_;  // by role
   std::map<std::pair<std::string, uint32_t>, Clock::time_point> restart_at_;
   Clock::time_point next_status_{};
+  std::string page_;  // where the coordinator's page is
 };
 
 }  // namespace

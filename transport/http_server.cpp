@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/io_context.hpp>
@@ -162,7 +163,9 @@ class Session : public std::enable_shared_from_this<Session> {
     const HttpServerOptions& options = shared_->options;
     if (!options.token.empty()) {
       const std::string_view given = request[http::field::authorization];
-      const bool open = request.method() == http::verb::get && request.target() == "/healthz";
+      const bool open =
+          request.method() == http::verb::get &&
+          std::find(options.open_paths.begin(), options.open_paths.end(), request.target()) != options.open_paths.end();
       constexpr std::string_view kBearer = "Bearer ";
       if (!open && (!given.starts_with(kBearer) || !SameSecret(given.substr(kBearer.size()), options.token)))
         return Refuse(401, "this server needs the header \"Authorization: Bearer TOKEN\" with its token");

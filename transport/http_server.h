@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 
@@ -38,9 +39,10 @@ using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<Http
 struct HttpServerOptions {
   std::string host = "127.0.0.1";  // an IP address
   int port = 0;                    // 0: a free one
-  // "Authorization: Bearer TOKEN" is asked of every request but GET /healthz. Needed where `host` is no loopback
+  // "Authorization: Bearer TOKEN" is asked of every request but GET of `open_paths`. Needed where `host` is no loopback
   // address; without one only requests whose Host is this machine are answered (DNS rebinding).
   std::string token = "";
+  std::vector<std::string> open_paths = {"/healthz"};
   int64_t max_body_bytes = int64_t{4} << 20;
   int max_connections = 1024;
   int idle_timeout_s = 60;  // for a request to arrive, and for a client to take a piece of the answer

@@ -176,6 +176,17 @@ TEST_F(StoreTest, FiltersQueriesPagesAndStats) {
     }
     EXPECT_EQ(numbers, (std::vector<uint64_t>{1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}));
 
+    page.set_newest_first(true);
+    page.set_after(0);
+    std::vector<uint64_t> back;
+    while (true) {
+      const auto reply = *store_->Query(page);
+      back.insert(back.end(), reply.numbers().begin(), reply.numbers().end());
+      if (!reply.more()) break;
+      page.set_after(back.back());
+    }
+    EXPECT_EQ(back, std::vector<uint64_t>(numbers.rbegin(), numbers.rend()));
+
     v1::StatsRequest request;
     request.mutable_filter()->set_run("one");
     const auto stats = *store_->Stats(request);
@@ -194,6 +205,25 @@ TEST_F(StoreTest, FiltersQueriesPagesAndStats) {
     EXPECT_EQ(stats.tags(0).records(), 2u);
     Open();
   }
+}
+
+TEST_F(StoreTest, ReadOnlyBesideAWriterItShowsWhatWasThere) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
+  StoreOptions options;
+  options.read_only = true;
+  auto reader = Store::Open(store_->directory(), options);
+  ASSERT_TRUE(reader.ok()) << reader.status().message();
+  EXPECT_EQ((*reader)->watermark(), 2u);
+  EXPECT_EQ((*reader)->Query(v1::QueryRequest())->trajectories_size(), 2);
+  EXPECT_EQ((*reader)->Insert(MakeInsert({MakeTrajectory("c")})).status().code(), StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("c")})).ok());
+  EXPECT_EQ((*reader)->watermark(), 2u);
+  const StoreHealth health = store_->Health();
+  EXPECT_GT(health.wal_bytes, 0u);
+  EXPECT_GT(health.disk_free_bytes, 0u);
+  ExpectSound(3);
+  EXPECT_FALSE(Store::Open(JoinPath(folder_.path(), "none"), options).ok());
+  EXPECT_FALSE(PathExists(JoinPath(folder_.path(), "none")));
 }
 
 TEST_F(StoreTest, SamplingDependsOnTheSetOfRecordsNotOnTheirOrder) {

@@ -10,6 +10,7 @@
 #include "tests/service/fake_replay.h"
 #include "tests/service/test_jobs.h"
 #include "tests/transport/temporary_folder.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 namespace {
@@ -25,6 +26,8 @@ class CoordinatorTest : public testing::Test {
     options.plan = MakePlan(job);
     options.weights[kBaseModel].set_name(kBaseModel);
     options.weights[kBaseModel].set_path("/base");
+    options.counters = &metrics_;
+    options.on_event = [this](const std::string& text) { events_.push_back(text); };
     if (journal_folder_) {
       coordinator_.reset();
       options.journal = *Journal::Open(JoinPath(journal_folder_->path(), "journal.jsonl"));
@@ -94,6 +97,8 @@ class CoordinatorTest : public testing::Test {
 
   FakeReplay store_;
   std::optional<TemporaryFolder> journal_folder_;  // with a journal, Make goes on where the coordinator before it was
+  Metrics metrics_{kRoleCoordinator};
+  std::vector<std::string> events_;
   std::unique_ptr<Coordinator> coordinator_;
   Clock::time_point now_ = Clock::now();
 };
@@ -387,6 +392,49 @@ TEST_F(CoordinatorTest, TheNewestFinishedPolicyPlays) {
   // Round 2 may begin before round 1 was learned from: it plays what there is.
   EXPECT_EQ(acting["online-1"], "/weights/value-2");
   EXPECT_EQ(acting["online-2"], "/weights/value-2");
+}
+
+TEST_F(CoordinatorTest, WhatPrometheusAndThePageSeeOfIt) {
+  Make(SmallJob());
+  const auto hello = [&](const char* role, uint32_t index, int64_t pid) {
+    v1::HelloRequest request;
+    request.set_role(role);
+    request.set_index(index);
+    request.set_pid(pid);
+    coordinator_->Hello(request, now_);
+  };
+  hello("learner", 0, 10);
+  hello("actor", 0, 11);
+  hello("actor", 1, 12);
+  const auto shows = [&](const std::string& line) {
+    coordinator_->UpdateGauges(now_);
+    return metrics_.Text().find("\nquern_coordinator_" + line + "\n") != std::string::npos;
+  };
+  EXPECT_TRUE(shows("members{role=\"actor\",state=\"alive\"} 2"));
+  EXPECT_TRUE(shows("job_state{state=\"running\"} 1"));
+  EXPECT_TRUE(shows("job_state{state=\"failed\"} 0"));
+  EXPECT_TRUE(shows("stage_progress_ratio{stage=\"collect:random\"} 0"));
+  EXPECT_TRUE(shows("task_failures_total 0"));
+  EXPECT_TRUE(events_.empty());
+
+  const v1::LeaseTaskReply first = Lease(0);
+  ASSERT_TRUE(first.has_task());
+  Complete(0, first.task());
+  EXPECT_EQ(first.task().stage(), "eval:player:best");
+  EXPECT_TRUE(shows("stage_progress_ratio{stage=\"eval:player:best\"} 0.5"));
+  const v1::LeaseTaskReply second = Lease(1);
+  hello("actor", 1, 13);
+  EXPECT_TRUE(shows("restarts_total{role=\"actor\"} 1"));
+  EXPECT_TRUE(shows("task_failures_total 1"));
+  ASSERT_EQ(events_.size(), 2u);
+  EXPECT_EQ(events_[0], "actor 1 has started again");
+  EXPECT_NE(events_[1].find("given out again"), std::string::npos) << events_[1];
+  now_ += seconds(7);
+  EXPECT_TRUE(shows("seconds_without_progress 7"));
+  EXPECT_TRUE(shows("heartbeat_age_seconds{role=\"learner\"} 7"));
+  coordinator_->Stop("enough");
+  EXPECT_TRUE(shows("job_state{state=\"stopping\"} 1"));
+  EXPECT_TRUE(shows("seconds_without_progress 0"));
 }
 
 }  // namespace

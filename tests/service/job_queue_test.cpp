@@ -58,7 +58,7 @@ TEST_F(JobQueueTest, ASubmissionIdIsTakenOnce) {
   EXPECT_TRUE(again_);
   EXPECT_EQ(queue_.Submit(MakeJob("a", 1), "nightly", &again_).status().code(), StatusCode::kAlreadyExists);
   EXPECT_EQ(queue_.List()->size(), 1u);
-  for (const std::string id : {"a/b", "..", "with space", std::string(65, 'a').c_str()})
+  for (const std::string& id : std::vector<std::string>{"a/b", "..", "with space", std::string(65, 'a')})
     EXPECT_EQ(queue_.Submit(MakeJob("a"), id, &again_).status().code(), StatusCode::kInvalidArgument) << id;
 }
 
