@@ -24,6 +24,8 @@ inline int64_t DTypeSize(DType dtype) {
   return 0;
 }
 
+inline bool IsFp8(DType dtype) { return dtype == DType::kE4M3 || dtype == DType::kE5M2; }
+
 inline const char* DTypeName(DType dtype) {
   switch (dtype) {
     case DType::kF32: return "fp32";

@@ -1,6 +1,7 @@
 #include "compute/fp8.h"
 
 #include <algorithm>
+#include <array>
 
 namespace quern {
 
@@ -17,6 +18,16 @@ float Fp8ToFloat(uint8_t code, DType dtype) {
   const float value = e4m3 ? std::bit_cast<float>(magnitude << E4M3Codec::kShift) * 0x1p120f
                            : std::bit_cast<float>(magnitude << E5M2Codec::kShift) * 0x1p112f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+}
+
+const float* Fp8Values(DType dtype) {
+  const auto table = [](DType of) {
+    std::array<float, 256> values{};
+    for (size_t code = 0; code < values.size(); ++code) values[code] = Fp8ToFloat(static_cast<uint8_t>(code), of);
+    return values;
+  };
+  static const std::array<float, 256> kE4M3Values = table(DType::kE4M3), kE5M2Values = table(DType::kE5M2);
+  return dtype == DType::kE4M3 ? kE4M3Values.data() : kE5M2Values.data();
 }
 
 uint8_t FloatToFp8(float x, const Fp8Format& format) {

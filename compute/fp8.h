@@ -21,6 +21,7 @@ inline constexpr Fp8Format kE4M3Gaudi{DType::kE4M3, 240.0f};
 inline constexpr Fp8Format kE5M2{DType::kE5M2, 57344.0f};
 
 float Fp8ToFloat(uint8_t code, DType dtype);  // exact
+const float* Fp8Values(DType dtype);          // of all 256 codes
 
 // Nearest, ties to even; beyond `max`, infinities included, +-max; NaN is 0x7f. As cvt.rn.satfinite of PTX.
 uint8_t FloatToFp8(float x, const Fp8Format& format);

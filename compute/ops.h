@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "compute/fp8.h"
 #include "compute/kv_layout.h"
 #include "compute/tensor.h"
 
@@ -29,15 +30,56 @@ class PackedMatrix {
 // Below, T rows are tokens; "act" is the activation dtype (fp32 or bf16), "acc" is fp32. In the reference backend every
 // view may also be fp64. Views may not overlap unless said. Sizes that disagree are CHECK failures.
 
+// FP8 values: codes [T, D] stand for code * scale[row] / column_scale[column]. Every scale is a power of two, so that
+// it moves exponents only: it makes no difference in which order, or on which side of a product's sum, scales are
+// applied, and a code times its scale is a bf16 value.
+struct QuantizeArgs {
+  enum class Scale {
+    kRow,     // from each row's largest magnitude: a row's codes depend on that row alone
+    kTensor,  // one, from all of x
+    kGiven,   // one, read from `scale`; beyond it values saturate
+  };
+  TensorView x;                  // [T, D] act or acc
+  TensorView column_scale = {};  // [1, D] acc, or empty: x is multiplied by it first
+  Fp8Format format;
+  Scale rule = Scale::kRow;
+  bool stochastic = false;  // rounding, from `seed` and the element's place in x
+  uint64_t seed = 0;
+  TensorView codes;  // [T, D] of the format's dtype
+  TensorView scale;  // [1, T] (kRow) or [1, 1] acc; NaN where x has a value that is not finite
+  TensorView amax =
+      {};  // [1, 1] acc, or empty: becomes the larger of itself and x's largest magnitude after column_scale
+  TensorView counts = {};  // [1, 2] i32, or empty: added to: values that saturated, values that became zero
+};
+
+struct DequantizeArgs {
+  TensorView codes;              // [T, D] FP8
+  TensorView scale;              // [1, T] or [1, 1] acc
+  TensorView column_scale = {};  // as in QuantizeArgs
+  TensorView y;                  // [T, D] act or acc; exact
+};
+
+// amax[i] = max(amax[i], |x[t, i]| for every row t). NaN counts as larger than everything.
+struct ColumnAmaxArgs {
+  TensorView x;     // [T, D] act or acc
+  TensorView amax;  // [1, D] acc
+};
+
+// An FP8 matrix (`out` made with an FP8 dtype) has one scale for each of its n columns, from the column's largest
+// magnitude, or `scale` for all.
 struct PackArgs {
   TensorView
       weight;  // [n, k] as stored by Hugging Face (outputs x inputs); fp32, bf16 or fp16. With `transposed`: [k, n]
-  bool transposed = false;  // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
+  bool transposed = false;      // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
+  TensorView input_scale = {};  // FP8 only: [1, k] acc, or empty: multiplied along k first; powers of two
+  Fp8Format format = {};        // FP8 only
+  TensorView scale = {};        // FP8 only: [1, 1] acc, or empty
   PackedMatrix* out = nullptr;
 };
 
 struct MatMulArgs {
-  TensorView a;                     // [T, k] act
+  TensorView a;                     // [T, k] act; FP8 when b is
+  TensorView a_scale = {};          // with an FP8 a: [1, T] or [1, 1] acc
   const PackedMatrix* b = nullptr;  // k x n
   TensorView c;                     // [T, n] act or acc
   TensorView bias;                  // [1, n] acc, or empty
@@ -205,9 +247,21 @@ struct ScatterRowsArgs {
 };
 
 // AdamW (Loshchilov & Hutter 2019) on flat buffers; bias correction from `step` (1-based); p -= lr * weight_decay * p
-// apart from the adaptive step. Gradients are multiplied by grad_scale (clipping) on the fly.
+// apart from the adaptive step. Gradients are multiplied by grad_scale (clipping) on the fly. The arithmetic is fp32;
+// bf16 parameters and FP8 moments are rounded stochastically at the end, from the words of Philox4x32(counter =
+// {element low, element high, 0, 0}, key = seed): the first for m, the second for v, the third for param. A v that is
+// not zero keeps at least the smallest code: beside an m that was rounded up, a v that was rounded to zero would let
+// eps alone bound the step.
 struct AdamWArgs {
-  TensorView param, grad, m, v;  // [1, n] fp32
+  TensorView param;  // [1, n] acc, or bf16
+  TensorView grad;   // [1, n] acc
+  TensorView m, v;   // [1, n] acc; or FP8 both: m E4M3, v E5M2
+  // With FP8 moments: [1, n / block, rounded up] acc, a block's largest magnitude / the format's max; value = code *
+  // scale. Not powers of two: v would not decay under a scale that moves by whole binades.
+  TensorView m_scale = {}, v_scale = {};
+  int64_t block = 0;          // elements that share a scale; 0: all
+  uint64_t seed = 0;          // another one for every step
+  int64_t first_element = 0;  // number of param's first element, for the counter
   float learning_rate = 0;
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
   float weight_decay = 0;
@@ -224,6 +278,9 @@ class Ops {
 
   virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
   virtual void Pack(const PackArgs& args) = 0;
+  virtual void Quantize(const QuantizeArgs& args) = 0;
+  virtual void Dequantize(const DequantizeArgs& args) = 0;
+  virtual void ColumnAmax(const ColumnAmaxArgs& args) = 0;
   virtual void MatMul(const MatMulArgs& args) = 0;
   virtual void MatMulGradWeight(const MatMulGradWeightArgs& args) = 0;
   virtual void BiasBackward(const BiasBackwardArgs& args) = 0;
@@ -246,7 +303,7 @@ class Ops {
   virtual void AdamW(const AdamWArgs& args) = 0;
   // Sum of squares in a fixed order that does not depend on the number of threads.
   virtual double SquaredNorm(const TensorView& x) = 0;
-  // y += alpha * (x - y): Polyak averaging. Both [1, n] fp32.
+  // y += alpha * (x - y): Polyak averaging. Both [1, n]; y fp32, x fp32 or bf16.
   virtual void Lerp(const TensorView& x, float alpha, const TensorView& y) = 0;
   // y = x with a change of dtype.
   virtual void Cast(const TensorView& x, const TensorView& y) = 0;

@@ -102,6 +102,7 @@ void WriteElement(const TensorView& view, int64_t row, int64_t col, float value)
     case DType::kF64: view.Row<double>(row)[col] = value; break;
     case DType::kBf16: view.Row<Bf16>(row)[col] = Bf16(value); break;
     case DType::kF16: view.Row<uint16_t>(row)[col] = FloatToHalf(value); break;
+    case DType::kI32: view.Row<int32_t>(row)[col] = static_cast<int32_t>(value); break;
     default: QUERN_CHECK(false, StrCat("cannot write ", DTypeName(view.dtype)));
   }
 }
@@ -122,8 +123,24 @@ void CpuOps::ForChunks(int64_t count, int64_t chunk, const Body& body) {
 std::unique_ptr<PackedMatrix> CpuOps::NewPacked(DType dtype, int64_t k, int64_t n) {
   return cpu::NewPacked(dtype, k, n, *gemm_);
 }
-void CpuOps::Pack(const PackArgs& args) { cpu::Pack(args, *pool_); }
-void CpuOps::MatMul(const MatMulArgs& args) { cpu::MatMul(args, *pool_, scratch_); }
+void CpuOps::Pack(const PackArgs& args) {
+  QUERN_CHECK(args.out != nullptr);
+  if (IsFp8(args.out->dtype())) {
+    PackFp8(args);
+  } else {
+    cpu::Pack(args, *pool_);
+  }
+}
+void CpuOps::MatMul(const MatMulArgs& args) {
+  if (!IsFp8(args.a.dtype)) return cpu::MatMul(args, *pool_, scratch_);
+  QUERN_CHECK(args.b != nullptr && IsFp8(args.b->dtype()));
+  // bf16 holds a code times its scale, so multiplying decoded values is multiplying codes and scaling the sum.
+  const Arena::Scope scope(scratch_);
+  MatMulArgs decoded = args;
+  decoded.a = scratch_.New(DType::kBf16, args.a.rows, args.a.cols);
+  Dequantize({.codes = args.a, .scale = args.a_scale, .y = decoded.a});
+  cpu::MatMul(decoded, *pool_, scratch_);
+}
 void CpuOps::MatMulGradWeight(const MatMulGradWeightArgs& args) {
   cpu::MatMulGradWeight(args, *pool_, scratch_, *gemm_);
 }
@@ -333,11 +350,12 @@ void CpuOps::MaxRatio(const MaxRatioArgs& args) {
 
 void CpuOps::AdamW(const AdamWArgs& args) {
   const int64_t count = args.param.cols;
-  CheckAcc(args.param, 1, count, "param");
   CheckAcc(args.grad, 1, count, "grad");
+  QUERN_CHECK(args.step >= 1);
+  if (IsFp8(args.m.dtype)) return AdamWFp8(args);
+  CheckAct(args.param, 1, count, "param");
   CheckAcc(args.m, 1, count, "m");
   CheckAcc(args.v, 1, count, "v");
-  QUERN_CHECK(args.step >= 1);
   ForChunks(count, kElementChunk, [&](int64_t begin, int64_t end) { kernels_->adamw(args, begin, end); });
 }
 
@@ -356,11 +374,9 @@ double CpuOps::SquaredNorm(const TensorView& x) {
 }
 
 void CpuOps::Lerp(const TensorView& x, float alpha, const TensorView& y) {
-  CheckAcc(x, 1, x.cols, "x");
+  CheckAct(x, 1, x.cols, "x");
   CheckAcc(y, 1, x.cols, "y");
-  ForChunks(x.cols, kElementChunk, [&](int64_t begin, int64_t end) {
-    kernels_->lerp(x.Row<float>(0) + begin, alpha, y.Row<float>(0) + begin, end - begin);
-  });
+  ForChunks(x.cols, kElementChunk, [&](int64_t begin, int64_t end) { kernels_->lerp(x, alpha, y, begin, end); });
 }
 
 void CpuOps::Cast(const TensorView& x, const TensorView& y) {

@@ -25,6 +25,9 @@ class CpuOps : public Ops {
   const char* name() const override { return "cpu"; }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
   void Pack(const PackArgs& args) override;
+  void Quantize(const QuantizeArgs& args) override;
+  void Dequantize(const DequantizeArgs& args) override;
+  void ColumnAmax(const ColumnAmaxArgs& args) override;
   void MatMul(const MatMulArgs& args) override;
   void MatMulGradWeight(const MatMulGradWeightArgs& args) override;
   void BiasBackward(const BiasBackwardArgs& args) override;
@@ -55,6 +58,9 @@ class CpuOps : public Ops {
   // Calls body(begin, end) for consecutive ranges of at most `chunk` covering [0, count).
   template <typename Body>
   void ForChunks(int64_t count, int64_t chunk, const Body& body);
+
+  void PackFp8(const PackArgs& args);
+  void AdamWFp8(const AdamWArgs& args);
 
   ThreadPool* pool_;
   const cpu::RowKernels* kernels_;

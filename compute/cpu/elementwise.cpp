@@ -47,10 +47,14 @@ double SquaredNorm(const float* x, int64_t count) {
   return sum;
 }
 
-void Lerp(const float* x, float alpha, float* y, int64_t count) {
-  ForVectors(count, [&](int64_t i, auto lanes) {
-    const F16 old = Load(y + i, lanes);
-    Store(y + i, Fma(Set(alpha), Load(x + i, lanes) - old, old), lanes);
+void Lerp(const TensorView& x, float alpha, const TensorView& y, int64_t begin, int64_t end) {
+  WithType(x, [&](auto in) {
+    const auto* from = Row<decltype(in)>(x, 0) + begin;
+    auto* to = Row<float>(y, 0) + begin;
+    ForVectors(end - begin, [&](int64_t i, auto lanes) {
+      const F16 old = Load(to + i, lanes);
+      Store(to + i, Fma(Set(alpha), Load(from + i, lanes) - old, old), lanes);
+    });
   });
 }
 

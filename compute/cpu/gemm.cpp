@@ -165,23 +165,23 @@ const GemmKernels& KernelsFor(Isa isa) {
 void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
   QUERN_CHECK(args.b != nullptr);
   const auto& b = static_cast<const CpuPackedMatrix&>(*args.b);
-  const FormatKernels& format = b.kernels().For(b.dtype());
+  const FormatKernels& format = b.kernels().For(b.value_dtype());
   const int64_t rows = args.a.rows;
   QUERN_CHECK(args.a.cols == b.k() && args.c.cols == b.n() && args.c.rows == rows);
-  QUERN_CHECK(args.a.dtype == b.dtype(), std::string(DTypeName(args.a.dtype)) + " times " + DTypeName(b.dtype()));
+  QUERN_CHECK(args.a.dtype == b.value_dtype(), std::string(DTypeName(args.a.dtype)) + " times " + DTypeName(b.dtype()));
   QUERN_CHECK(args.c.dtype == DType::kF32 || (args.c.dtype == DType::kBf16 && !args.accumulate));
   QUERN_CHECK(args.bias.empty() || (args.bias.dtype == DType::kF32 && args.bias.cols == b.n()));
   if (rows == 0 || b.n() == 0) return;
 
   const Arena::Scope scope(scratch);
-  const bool pairs = b.dtype() == DType::kBf16;
+  const bool pairs = b.value_dtype() == DType::kBf16;
   TensorView a = args.a;
   if (format.widen_a) {
     a = scratch.New(DType::kF32, rows, 2 * b.k_words());
     WidenRows(args.a, a, pool);
   } else if (const int64_t padded = b.k_words() * (pairs ? 2 : 1); format.k_word_multiple > 1 && padded != b.k()) {
-    a = scratch.New(b.dtype(), rows, padded);
-    const int64_t size = DTypeSize(b.dtype());
+    a = scratch.New(b.value_dtype(), rows, padded);
+    const int64_t size = DTypeSize(b.value_dtype());
     for (int64_t r = 0; r < rows; ++r) {
       std::memcpy(MutableBytes(a, r, 0), Bytes(args.a, r, 0), static_cast<size_t>(b.k() * size));
       std::memset(MutableBytes(a, r, b.k()), 0, static_cast<size_t>((padded - b.k()) * size));

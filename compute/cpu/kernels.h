@@ -22,6 +22,11 @@ struct AttentionBackwardTask {
   float* scratch = nullptr;  // AttentionBackwardScratch floats
 };
 
+// Largest magnitudes of the updated moments.
+struct MomentAmax {
+  float m = 0, v = 0;
+};
+
 int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position);
 int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count);
 
@@ -47,8 +52,16 @@ struct RowKernels {
   void (*log_softmax_backward)(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*max_ratio)(const MaxRatioArgs& args, int64_t row, float* scratch);  // scratch: V floats
   void (*adamw)(const AdamWArgs& args, int64_t begin, int64_t end);
+  void (*adamw_amax)(const AdamWArgs& args, int64_t begin, int64_t end, MomentAmax* amax);
+  void (*adamw_fp8)(const AdamWArgs& args, int64_t begin, int64_t end, const MomentAmax& amax);
+  // Magnitudes are fp32 bits, so that NaN is the largest.
+  uint32_t (*row_amax)(const TensorView& x, const TensorView& column_scale, int64_t row);
+  void (*column_amax)(const ColumnAmaxArgs& args, int64_t begin, int64_t end);  // columns
+  // One row with the factor before the cast; adds to counts[0], saturated, and counts[1], flushed.
+  void (*quantize_row)(const QuantizeArgs& args, int64_t row, float factor, int32_t* counts);
+  void (*dequantize)(const DequantizeArgs& args, int64_t begin, int64_t end);
   double (*squared_norm)(const float* x, int64_t count);
-  void (*lerp)(const float* x, float alpha, float* y, int64_t count);
+  void (*lerp)(const TensorView& x, float alpha, const TensorView& y, int64_t begin, int64_t end);
   void (*cast)(const TensorView& x, const TensorView& y, int64_t begin, int64_t end);  // fp32 and bf16
 };
 
@@ -75,8 +88,14 @@ void LogSoftmax(const LogSoftmaxArgs& args, int64_t begin, int64_t end);
 void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
 void MaxRatio(const MaxRatioArgs& args, int64_t row, float* scratch);
 void AdamW(const AdamWArgs& args, int64_t begin, int64_t end);
+void AdamWAmax(const AdamWArgs& args, int64_t begin, int64_t end, MomentAmax* amax);
+void AdamWFp8(const AdamWArgs& args, int64_t begin, int64_t end, const MomentAmax& amax);
+uint32_t RowAmax(const TensorView& x, const TensorView& column_scale, int64_t row);
+void ColumnAmax(const ColumnAmaxArgs& args, int64_t begin, int64_t end);
+void QuantizeRow(const QuantizeArgs& args, int64_t row, float factor, int32_t* counts);
+void Dequantize(const DequantizeArgs& args, int64_t begin, int64_t end);
 double SquaredNorm(const float* x, int64_t count);
-void Lerp(const float* x, float alpha, float* y, int64_t count);
+void Lerp(const TensorView& x, float alpha, const TensorView& y, int64_t begin, int64_t end);
 void Cast(const TensorView& x, const TensorView& y, int64_t begin, int64_t end);
 
 extern const RowKernels kRowKernels;

@@ -83,7 +83,7 @@ void PackInputsFirst(const TensorView& w, CpuPackedMatrix& out, int64_t panel, i
   const int64_t width = out.panel_cols();
   const int64_t first = panel * width;
   const int64_t cols = std::min(width, out.n() - first);
-  [[maybe_unused]] const FormatKernels& format = out.kernels().For(out.dtype());
+  [[maybe_unused]] const FormatKernels& format = out.kernels().For(out.value_dtype());
   for (int64_t k = begin; k < end; ++k) {
     uint32_t* __restrict line = out.Panel(panel) + k * width;
     int64_t done = 0;
@@ -142,12 +142,12 @@ void PackFrom(const PackArgs& args, CpuPackedMatrix& out, ThreadPool& pool) {
 
 CpuPackedMatrix::CpuPackedMatrix(const GemmKernels& kernels, DType dtype, int64_t k, int64_t n)
     : PackedMatrix(dtype, k, n), kernels_(&kernels) {
-  QUERN_CHECK(dtype == DType::kF32 || dtype == DType::kBf16, DTypeName(dtype));
+  QUERN_CHECK(dtype == DType::kF32 || dtype == DType::kBf16 || IsFp8(dtype), DTypeName(dtype));
   QUERN_CHECK(k >= 0 && n >= 0);
-  const FormatKernels& format = kernels.For(dtype);
+  const FormatKernels& format = kernels.For(value_dtype());
   panel_cols_ = format.panel_cols;
   panels_ = (n + panel_cols_ - 1) / panel_cols_;
-  k_words_ = RoundUp(dtype == DType::kBf16 ? (k + 1) / 2 : k, format.k_word_multiple);
+  k_words_ = RoundUp(value_dtype() == DType::kBf16 ? (k + 1) / 2 : k, format.k_word_multiple);
   // A panel is a whole number of cache lines.
   storage_ = Tensor(DType::kI32, panels_, RoundUp(k_words_ * panel_cols_, 16));
 }
@@ -161,7 +161,7 @@ void Pack(const PackArgs& args, ThreadPool& pool) {
   auto& out = static_cast<CpuPackedMatrix&>(*args.out);
   QUERN_CHECK(args.weight.rows == (args.transposed ? out.k() : out.n()) &&
               args.weight.cols == (args.transposed ? out.n() : out.k()));
-  if (out.dtype() == DType::kBf16) {
+  if (out.value_dtype() == DType::kBf16) {
     PackFrom<Bf16>(args, out, pool);
   } else {
     PackFrom<float>(args, out, pool);

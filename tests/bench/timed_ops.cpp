@@ -42,6 +42,15 @@ void TimedOps::Print(const char* units, double count, double seconds, double cpu
 void TimedOps::Pack(const PackArgs& args) {
   Time(args.transposed ? "Pack transposed" : "Pack", 0, [&] { ops_.Pack(args); });
 }
+void TimedOps::Quantize(const QuantizeArgs& args) {
+  Time("Quantize", 0, [&] { ops_.Quantize(args); });
+}
+void TimedOps::Dequantize(const DequantizeArgs& args) {
+  Time("Dequantize", 0, [&] { ops_.Dequantize(args); });
+}
+void TimedOps::ColumnAmax(const ColumnAmaxArgs& args) {
+  Time("ColumnAmax", 0, [&] { ops_.ColumnAmax(args); });
+}
 void TimedOps::MatMul(const MatMulArgs& args) {
   Time(StrCat("MatMul ", args.b->k(), "x", args.b->n()),
        2.0 * static_cast<double>(args.a.rows * args.b->k() * args.b->n()), [&] { ops_.MatMul(args); });

@@ -29,6 +29,9 @@ class TimedOps : public Ops {
     return ops_.NewPacked(dtype, k, n);
   }
   void Pack(const PackArgs& args) override;
+  void Quantize(const QuantizeArgs& args) override;
+  void Dequantize(const DequantizeArgs& args) override;
+  void ColumnAmax(const ColumnAmaxArgs& args) override;
   void MatMul(const MatMulArgs& args) override;
   void MatMulGradWeight(const MatMulGradWeightArgs& args) override;
   void BiasBackward(const BiasBackwardArgs& args) override;
