@@ -24,7 +24,7 @@ struct ActorRoleOptions {
   std::shared_ptr<const Tokenizer> tokenizer;
   RolloutOptions rollout;
   EngineOptions engine;
-  DType precision = DType::kBf16;
+  Recipe precision;
   int threads = 1;
   int64_t insert_batch = 64;                            // trajectories an insert
   Duration call_timeout = std::chrono::seconds(30);     // for the coordinator's answers

@@ -11,15 +11,15 @@ namespace quern {
 
 // A model ready to generate: one immutable weight version with its forward pass.
 struct ServedModel {
-  ServedModel(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
-      : transformer(ops, config, dtype, max_positions), weights(ops, config, dtype, false) {}
+  ServedModel(Ops& ops, const ModelConfig& config, const Recipe& recipe, int64_t max_positions)
+      : transformer(ops, config, recipe.act, max_positions), weights(ops, config, recipe, false) {}
   Transformer transformer;
   Weights weights;
   std::string content;  // hash of the weights; empty: not known, equal to nothing but itself
 };
 
 // Loads a Hugging Face directory. max_positions: 0 takes the configuration's. `ops` must outlive the model.
-Result<std::shared_ptr<ServedModel>> LoadServedModel(Ops& ops, const std::string& directory, DType dtype,
+Result<std::shared_ptr<ServedModel>> LoadServedModel(Ops& ops, const std::string& directory, const Recipe& recipe,
                                                      int64_t max_positions = 0);
 
 // What the engine samples from: models and how their logits become one distribution. Models of one policy share the

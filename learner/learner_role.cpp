@@ -41,8 +41,8 @@ class Learner {
     if (batch_options_.max_positions <= 0 || batch_options_.max_positions > config_.max_positions) {
       batch_options_.max_positions = config_.max_positions;
     }
-    trainer_ =
-        std::make_unique<Trainer>(*ops_, config_, options_.precision, batch_options_.max_positions, TrainerOptions{});
+    trainer_ = std::make_unique<Trainer>(*ops_, config_, options_.precision, batch_options_.max_positions,
+                                         TrainerOptions{.optimizer = {}, .memory = options_.optimizer});
     while (!options_.stop->load()) {
       QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat("waiting for a stage", {}));
       if (!go_on) return {};
@@ -87,11 +87,16 @@ class Learner {
     return !reply.stop();
   }
 
-  Status LoadInto(const v1::WeightVersion& version, Parameters& parameters) {
+  Result<std::shared_ptr<const Checkpoint>> OpenVersion(const v1::WeightVersion& version) {
     const std::string& dir = version.version() == 0 ? options_.model_directory : version.path();
     QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(dir));
     if (Status matches = checkpoint->CheckMatches(config_); !matches.ok()) return matches.Annotate(dir);
-    return parameters.CopyFrom(checkpoint->Source()).Annotate(dir);
+    return checkpoint;
+  }
+
+  Status LoadIntoTrainer(const v1::WeightVersion& version) {
+    QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, OpenVersion(version));
+    return trainer_->CopyFrom(checkpoint->Source());
   }
 
   using Metrics = google::protobuf::Map<std::string, double>;
@@ -127,7 +132,7 @@ class Learner {
     }
     QUERN_ASSIGN_OR_RETURN(const HeldoutSet heldout, Heldout(o));
     if (heldout.empty()) return FailedPrecondition(StrCat("no record is tagged ", kHeldoutTag));
-    QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(0), trainer_->parameters()));
+    QUERN_RETURN_IF_ERROR(LoadIntoTrainer(stage.initial(0)));
     trainer_->set_max_micro_batch_tokens(o.micro_batch_tokens);
     QUERN_RETURN_IF_ERROR(trainer_->Begin(o.optimizer, std::nullopt));
     const HeldoutLoss measured = heldout.Measure(*trainer_);
@@ -172,7 +177,7 @@ class Learner {
       context.batch_size = o.batch_size;
       context.heldout = &heldout;
       // The untrained model (version 0): a stage's own first weights may have seen the real data already.
-      context.reset = [&] { return LoadInto(v1::WeightVersion(), trainer_->parameters()); };
+      context.reset = [&] { return LoadIntoTrainer(v1::WeightVersion()); };
       double steps = 0;
       context.alive = [&](const std::string& activity) -> Status {
         ++steps;
@@ -205,7 +210,7 @@ class Learner {
       QUERN_ASSIGN_OR_RETURN(heldout, Heldout(o));
     }
     const auto start = [&]() -> Status {
-      QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(stage.initial_size() - 1), trainer_->parameters()));
+      QUERN_RETURN_IF_ERROR(LoadIntoTrainer(stage.initial(stage.initial_size() - 1)));
       return trainer_->Begin(o.optimizer, q_sft ? std::optional<float>(o.q_sft.polyak) : std::nullopt);
     };
     StageCheckpoints checkpoints = Checkpoints(stage);
@@ -231,10 +236,9 @@ class Learner {
     Trainer::Bootstrap bootstrap{nullptr, o.q_sft.support_epsilon, o.q_sft.support_top_p, o.q_sft.reserved_token};
     if (q_sft) {
       objective = std::make_unique<QSftObjective>(o.q_sft, config_.vocab_size);
-      Parameters phi(config_);
-      QUERN_RETURN_IF_ERROR(LoadInto(stage.initial(0), phi));
+      QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> phi, OpenVersion(stage.initial(0)));
       behaviour = std::make_unique<Weights>(*ops_, config_, options_.precision, false);
-      QUERN_RETURN_IF_ERROR(behaviour->Load(phi.Source()));
+      QUERN_RETURN_IF_ERROR(behaviour->Load(phi->Source()));
       bootstrap.behaviour = behaviour.get();
     }
 
@@ -335,8 +339,10 @@ class Learner {
 
   // The key holds what the stage's numbers are a function of.
   StageCheckpoints Checkpoints(const v1::TrainStage& stage) const {
-    std::string key =
-        StrCat(stage.method(), " ", options_.precision == DType::kF32 ? "fp32" : "bf16", " ", stage.options_json());
+    const OptimizerMemory& memory = options_.optimizer;
+    std::string key = StrCat(stage.method(), " ", RecipeName(options_.precision), " ", stage.options_json());
+    if (memory.fp8_moments) key += StrCat(" fp8-moments ", memory.block);
+    if (memory.bf16_masters) key += " bf16-masters";
     for (const v1::WeightVersion& initial : stage.initial()) key += " " + initial.content_hash();
     return StageCheckpoints(options_.checkpoints, stage.name(), key);
   }
@@ -417,6 +423,20 @@ class Learner {
     if (const Status status = events_->Write(step, values); !status.ok()) LogWarning(status.message());
   }
 
+  // Of every layer, "NAME.LAYER".
+  void LogFp8(const StepReport& report, nlohmann::ordered_json& line) {
+    for (size_t i = 0; i < report.fp8.size(); ++i) {
+      const StepReport::Fp8Layer& layer = report.fp8[i];
+      const GateLinearCorrelation gate = CorrelateGateAndLinear(trainer_->parameters(), static_cast<int64_t>(i));
+      line[StrCat("fp8_saturated.", i)] = layer.saturated;
+      line[StrCat("fp8_flushed.", i)] = layer.flushed;
+      line[StrCat("fp8_gradient_saturated.", i)] = layer.gradient_saturated;
+      line[StrCat("fp8_gradient_flushed.", i)] = layer.gradient_flushed;
+      line[StrCat("linear_amax.", i)] = layer.linear_amax;
+      line[StrCat("gate_linear_correlation.", i)] = gate.largest;
+    }
+  }
+
   void LogStep(const std::string& stage, int64_t step, const StepReport& report,
                const std::map<std::string, double>& mixture, double wait, double seconds) {
     nlohmann::ordered_json line = {{"stage", stage},
@@ -431,6 +451,7 @@ class Learner {
                                    {"wait_seconds", wait},
                                    {"step_seconds", seconds}};
     for (const auto& [name, value] : report.method) line[name] = value;
+    LogFp8(report, line);
     for (const auto& [name, value] : mixture) line[name] = value;
     WriteEvent(stage, step, line);
     if (options_.metrics_path.empty()) return;
@@ -455,7 +476,7 @@ class Learner {
     const std::string unfinished = dir + ".unfinished";
     QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
     QUERN_RETURN_IF_ERROR(
-        SaveModelDirectory(unfinished, config_, trainer_->parameters().Source(),
+        SaveModelDirectory(unfinished, config_, trainer_->Source(),
                            {.dtype = DType::kF32, .source_dir = options_.model_directory, .generation = std::nullopt}));
     QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(unfinished));
     // A learner that died after it had published comes here again, and has the same to say.

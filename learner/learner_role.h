@@ -6,7 +6,9 @@
 
 #include "learner/batch_builder.h"
 #include "learner/checkpoints.h"
+#include "learner/moments.h"
 #include "model/config.h"
+#include "model/recipe.h"
 #include "replay/replay.h"
 #include "transport/metrics.h"
 #include "transport/rpc.h"
@@ -24,7 +26,8 @@ struct LearnerRoleOptions {
   std::string tensorboard_directory;  // the same numbers as event files, a folder a stage; empty: none
   BatchOptions batch;                 // max_positions 0: the model's
   int32_t reserved_token = -1;        // Q-SFT's dummy action
-  DType precision = DType::kBf16;
+  Recipe precision;
+  OptimizerMemory optimizer;
   int threads = 0;  // 0: all cores
   int64_t log_every_steps = 10;
   Duration call_timeout = std::chrono::seconds(30);

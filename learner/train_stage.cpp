@@ -139,6 +139,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   o.q_sft.rule = rule == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
   o.reward_scale = reward_scale == "exponential" ? RewardScale::Kind::kExponential : RewardScale::Kind::kLinear;
   if (o.weights_name.empty()) o.weights_name = stage.name();
+  o.optimizer.seed = o.seed;
   return o;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/random.h"
 #include "base/strings.h"
 
 namespace quern {
@@ -40,24 +41,53 @@ std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_to
   return out;
 }
 
-Trainer::Trainer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions, const TrainerOptions& options)
+Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int64_t max_positions,
+                 const TrainerOptions& options)
     : ops_(ops),
       options_(options),
-      transformer_(ops, config, dtype, max_positions),
+      transformer_(ops, config, recipe.act, max_positions),
       loss_head_(ops, transformer_),
-      parameters_(config, transformer_.acc_dtype()),
+      parameters_(config, options.memory.bf16_masters ? DType::kBf16 : transformer_.acc_dtype()),
       gradients_(config, transformer_.acc_dtype()),
-      first_moment_(config, transformer_.acc_dtype()),
-      second_moment_(config, transformer_.acc_dtype()),
-      weights_(ops, config, dtype, true) {}
+      moments_(ops, parameters_.layout(), transformer_.acc_dtype(), options.memory),
+      weights_(ops, config, recipe, true) {
+  if (!recipe.smooth_channels()) return;
+  smooth_scales_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
+  linear_amax_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
+  ops_.Fill(smooth_scales_, 1);
+}
+
+TensorSource Trainer::Source() const {
+  if (smooth_scales_.view().empty()) return parameters_.Source();
+  return [this](const std::string& name) -> Result<TensorView> {
+    for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer)
+      if (name == SmoothScaleName(layer)) return smooth_scales_.view().Rows(layer, 1);
+    return parameters_.View(name);
+  };
+}
+
+Status Trainer::CopyFrom(const TensorSource& source) {
+  QUERN_RETURN_IF_ERROR(parameters_.CopyFrom(source));
+  for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer) {
+    const TensorView to = smooth_scales_.view().Rows(layer, 1);
+    const Result<TensorView> from = source(SmoothScaleName(layer));
+    if (from.ok() && from->cols == to.cols) {
+      ops_.Cast(*from, to);
+    } else if (from.ok() || from.status().code() == StatusCode::kNotFound) {
+      ops_.Fill(to, 1);
+    } else {
+      return from.status();
+    }
+  }
+  return {};
+}
 
 Status Trainer::Begin(const OptimizerOptions& optimizer, std::optional<float> polyak) {
   options_.optimizer = optimizer;
   step_ = 0;
-  ops_.Fill(first_moment_.flat(), 0);
-  ops_.Fill(second_moment_.flat(), 0);
+  moments_.Clear();
   ops_.Fill(gradients_.flat(), 0);
-  QUERN_RETURN_IF_ERROR(weights_.Load(parameters_.Source()));
+  QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   polyak_ = polyak;
   if (!polyak) {
     target_parameters_.reset();
@@ -66,22 +96,76 @@ Status Trainer::Begin(const OptimizerOptions& optimizer, std::optional<float> po
   }
   target_parameters_ = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype());
   ops_.Cast(parameters_.flat(), target_parameters_->flat());
-  target_weights_ = std::make_unique<Weights>(ops_, transformer_.config(), transformer_.dtype(), false);
-  return target_weights_->Load(target_parameters_->Source());
+  target_weights_ = std::make_unique<Weights>(ops_, transformer_.config(), weights_.recipe(), false);
+  return LoadTarget();
+}
+
+// The target copy smooths as the weights do.
+Status Trainer::LoadTarget() {
+  const TensorSource own = Source();
+  return target_weights_->Load([&](const std::string& name) -> Result<TensorView> {
+    return target_parameters_->layout().Has(name) ? Result<TensorView>(target_parameters_->View(name)) : own(name);
+  });
 }
 
 std::vector<std::pair<std::string, TensorView>> Trainer::State() {
-  std::vector<std::pair<std::string, TensorView>> state = {{"parameters", parameters_.flat()},
-                                                           {"first_moment", first_moment_.flat()},
-                                                           {"second_moment", second_moment_.flat()}};
+  std::vector<std::pair<std::string, TensorView>> state = {{"parameters", parameters_.flat()}};
+  for (auto& array : moments_.State()) state.push_back(std::move(array));
+  if (TensorView scales = smooth_scales_; !scales.empty()) {
+    scales.cols = scales.stride = scales.rows * scales.cols;
+    scales.rows = 1;
+    state.emplace_back("smooth_scales", scales);
+  }
   if (target_parameters_ != nullptr) state.emplace_back("target_parameters", target_parameters_->flat());
   return state;
 }
 
 Status Trainer::Resume(int64_t step) {
   step_ = step;
-  QUERN_RETURN_IF_ERROR(weights_.Load(parameters_.Source()));
-  return target_weights_ == nullptr ? Status() : target_weights_->Load(target_parameters_->Source());
+  QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
+  return target_weights_ == nullptr ? Status() : LoadTarget();
+}
+
+void Trainer::ObserveFp8(const Saved& saved, StepReport& report) {
+  if (!weights_.recipe().fp8()) return;
+  const auto layers = static_cast<size_t>(transformer_.config().layers);
+  report.fp8.resize(layers);
+  for (size_t i = 0; i < layers; ++i) {
+    const SavedBlock& block = saved.blocks[i];
+    StepReport::Fp8Layer& out = report.fp8[i];
+    const int32_t* counts = block.fp8_counts.Row<int32_t>(0);
+    out.saturated += counts[0];
+    out.flushed += counts[1];
+    out.gradient_saturated += counts[2];
+    out.gradient_flushed += counts[3];
+    const float* amax = block.linear_amax.Row<float>(0);
+    for (int64_t c = 0; c < block.linear_amax.cols; ++c)
+      out.linear_amax = std::max(out.linear_amax, static_cast<double>(amax[c]));
+    if (!linear_amax_.view().empty())
+      ops_.ColumnAmax({.x = block.linear_amax, .amax = linear_amax_.view().Rows(static_cast<int64_t>(i), 1)});
+  }
+}
+
+// From counts to shares.
+void Trainer::FinishFp8(StepReport& report) const {
+  const ModelConfig& c = transformer_.config();
+  const auto rows = static_cast<double>(report.tokens);
+  const double forward = rows * static_cast<double>(2 * c.hidden_size + c.q_size() + c.intermediate_size);
+  const double backward = rows * static_cast<double>(2 * c.hidden_size + c.qkv_size() + 2 * c.intermediate_size);
+  for (StepReport::Fp8Layer& layer : report.fp8) {
+    layer.saturated /= forward;
+    layer.flushed /= forward;
+    layer.gradient_saturated /= backward;
+    layer.gradient_flushed /= backward;
+  }
+}
+
+void Trainer::UpdateSmoothScales() {
+  for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer) {
+    float* scale = smooth_scales_.Row<float>(layer);
+    const float* amax = linear_amax_.Row<float>(layer);
+    for (int64_t c = 0; c < smooth_scales_.cols(); ++c) scale[c] = SmoothScale(amax[c]);
+  }
 }
 
 TensorView Trainer::ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved) {
@@ -96,6 +180,7 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
   report.loss_tokens = static_cast<int64_t>(batch.rows.size());
   if (batch.rows.empty()) return InvalidArgument("a training batch without a single agent token");
   const auto normaliser = static_cast<double>(batch.rows.size());
+  if (!linear_amax_.view().empty()) ops_.Fill(linear_amax_, 0);
   for (TrainingBatch& part : SplitBatch(batch, options_.max_micro_batch_tokens)) {
     report.tokens += part.tokens.rows();
     if (part.rows.empty()) continue;
@@ -119,11 +204,13 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     const LossHead::Result head = loss_head_.ForwardBackward(weights_, hidden, part.rows, coefficients,
                                                              objective.reserved_token(), dhidden, gradients_, arena_);
     transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients_, arena_);
+    ObserveFp8(saved, report);
     report.loss += head.loss;
     report.mean_log_prob += head.log_prob_sum / normaliser;
     report.entropy += head.entropy_sum / normaliser;
   }
   for (auto& [name, value] : report.method) value /= normaliser;
+  FinishFp8(report);
   return report;
 }
 
@@ -142,32 +229,46 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   }
   report.learning_rate = static_cast<double>(LearningRate(o, step_));
   ++step_;
-  const std::vector<ParameterInfo>& infos = parameters_.layout().parameters();
-  for (size_t begin = 0; begin < infos.size();) {
-    size_t end = begin;
-    int64_t count = 0;
-    while (end < infos.size() && infos[end].decay == infos[begin].decay)
-      count += infos[end].rows * infos[end].cols, ++end;
-    const auto part = [&](Parameters& p) { return p.flat().Cols(infos[begin].offset, count); };
-    ops_.AdamW({.param = part(parameters_),
-                .grad = part(gradients_),
-                .m = part(first_moment_),
-                .v = part(second_moment_),
-                .learning_rate = static_cast<float>(report.learning_rate),
-                .beta1 = o.beta1,
-                .beta2 = o.beta2,
-                .eps = o.eps,
-                .weight_decay = infos[begin].decay ? o.weight_decay : 0.0f,
-                .grad_scale = grad_scale,
-                .step = step_});
-    begin = end;
-  }
-  QUERN_RETURN_IF_ERROR(weights_.Load(parameters_.Source()));
+  AdamWArgs adamw{.param = {}, .grad = {}, .m = {}, .v = {}};
+  adamw.seed = MixSeed(o.seed, static_cast<uint64_t>(step_));
+  adamw.learning_rate = static_cast<float>(report.learning_rate);
+  adamw.beta1 = o.beta1;
+  adamw.beta2 = o.beta2;
+  adamw.eps = o.eps;
+  adamw.weight_decay = o.weight_decay;
+  adamw.grad_scale = grad_scale;
+  adamw.step = step_;
+  moments_.Step(adamw, parameters_, gradients_);
+  UpdateSmoothScales();
+  QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   if (polyak_) {
     ops_.Lerp(parameters_.flat(), *polyak_, target_parameters_->flat());
-    QUERN_RETURN_IF_ERROR(target_weights_->Load(target_parameters_->Source()));
+    QUERN_RETURN_IF_ERROR(LoadTarget());
   }
   return report;
+}
+
+GateLinearCorrelation CorrelateGateAndLinear(const Parameters& parameters, int64_t layer) {
+  const TensorView gate = parameters.View(LayerPrefix(layer) + "mlp.gate_proj.weight");
+  const TensorView up = parameters.View(LayerPrefix(layer) + "mlp.up_proj.weight");
+  const auto at = [](const TensorView& x, int64_t r, int64_t c) {
+    if (x.dtype == DType::kF64) return x.Row<double>(r)[c];
+    return static_cast<double>(x.dtype == DType::kBf16 ? static_cast<float>(x.Row<Bf16>(r)[c]) : x.Row<float>(r)[c]);
+  };
+  GateLinearCorrelation out;
+  for (int64_t r = 0; r < gate.rows; ++r) {
+    double gg = 0, uu = 0, gu = 0;
+    for (int64_t c = 0; c < gate.cols; ++c) {
+      const double g = at(gate, r, c), u = at(up, r, c);
+      gg += g * g;
+      uu += u * u;
+      gu += g * u;
+    }
+    const double cosine = gg > 0 && uu > 0 ? std::abs(gu) / std::sqrt(gg * uu) : 0;
+    out.largest = std::max(out.largest, cosine);
+    out.mean += cosine / static_cast<double>(gate.rows);
+  }
+  return out;
 }
 
 std::vector<float> Trainer::Score(const TrainingBatch& batch) {

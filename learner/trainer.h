@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "learner/loss_head.h"
+#include "learner/moments.h"
 #include "methods/objective.h"
 #include "methods/q_sft.h"
 #include "model/transformer.h"
@@ -22,6 +23,7 @@ struct OptimizerOptions {
   float beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f;
   float weight_decay = 0.01f;
   float max_grad_norm = 1.0f;  // 0: no clipping
+  uint64_t seed = 0;           // of stochastic rounding
 };
 
 // Learning rate of 0-based step `step`: linear warm-up, then the schedule.
@@ -29,6 +31,7 @@ float LearningRate(const OptimizerOptions& options, int64_t step);
 
 struct TrainerOptions {
   OptimizerOptions optimizer;
+  OptimizerMemory memory = {};
   int64_t max_micro_batch_tokens = 4096;  // a step's batch is split by whole sequences to stay below this
 };
 
@@ -41,7 +44,21 @@ struct StepReport {
   int64_t tokens = 0;  // rows of the batch
   int64_t loss_tokens = 0;
   MethodMetrics method;  // per loss token
+  // FP8 recipes: shares of all values cast to FP8, and by layer.
+  struct Fp8Layer {
+    double saturated = 0, flushed = 0;                    // by casts of activations
+    double gradient_saturated = 0, gradient_flushed = 0;  // by casts of gradients
+    double linear_amax = 0;                               // largest magnitude of the SwiGLU's linear branch
+  };
+  std::vector<Fp8Layer> fp8;
 };
+
+// Largest and mean over the channels of a layer of |cosine| between the rows of its gate and its up projection: a
+// channel near 1 squares its input.
+struct GateLinearCorrelation {
+  double largest = 0, mean = 0;
+};
+GateLinearCorrelation CorrelateGateAndLinear(const Parameters& parameters, int64_t layer);
 
 // Master weights, moments and the training step of one model. Owns nothing of where data comes from or weights go.
 // Not thread-safe.
@@ -56,9 +73,14 @@ class Trainer {
   };
 
   // max_positions bounds the length of a sequence.
-  Trainer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions, const TrainerOptions& options);
+  Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int64_t max_positions,
+          const TrainerOptions& options);
 
   Parameters& parameters() { return parameters_; }
+  // Weights and, where the recipe has them, smooth scales: what a version of weights is.
+  TensorSource Source() const;
+  // From what Source() gave at some time; scales that `source` does not have are ones.
+  Status CopyFrom(const TensorSource& source);
   void set_max_micro_batch_tokens(int64_t tokens) { options_.max_micro_batch_tokens = tokens; }
   const Transformer& transformer() const { return transformer_; }
   const Weights& weights() const { return weights_; }
@@ -87,13 +109,20 @@ class Trainer {
   Parameters& gradients() { return gradients_; }
 
  private:
+  void ObserveFp8(const Saved& saved, StepReport& report);
+  void FinishFp8(StepReport& report) const;
+  void UpdateSmoothScales();
+  Status LoadTarget();
   TensorView ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved);
 
   Ops& ops_;
   TrainerOptions options_;
   Transformer transformer_;
   LossHead loss_head_;
-  Parameters parameters_, gradients_, first_moment_, second_moment_;
+  Parameters parameters_, gradients_;
+  Moments moments_;
+  Tensor smooth_scales_;  // [layers, F], empty unless the recipe smooths channels
+  Tensor linear_amax_;    // [layers, F], of the step under way
   Weights weights_;
   std::optional<float> polyak_;
   std::unique_ptr<Parameters> target_parameters_;

@@ -1,11 +1,16 @@
 #include "model/parameters.h"
 
+#include <map>
+#include <memory>
+
 #include "base/random.h"
 #include "base/strings.h"
 
 namespace quern {
 
 std::string LayerPrefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+std::string SmoothScaleName(int64_t layer) { return LayerPrefix(layer) + "mlp.smooth_scale"; }
 
 void ParameterLayout::Add(const std::string& name, int64_t rows, int64_t cols, bool decay) {
   parameters_.push_back({name, rows, cols, size_, decay});
@@ -72,13 +77,18 @@ TensorView Parameters::View(const std::string& name, int64_t rows) const {
 }
 
 TensorSource Parameters::Source() const {
-  return [this](const std::string& name) -> Result<TensorView> { return View(name); };
+  return [this](const std::string& name) -> Result<TensorView> {
+    if (!layout_.Has(name)) return NotFound(name + ": not a weight of this model");
+    return View(name);
+  };
 }
 
 void Parameters::Initialize(const ModelConfig& config, uint64_t seed) {
   const auto set = [this](int64_t index, double value) {
     if (data_.dtype() == DType::kF64) {
       data_.Row<double>(0)[index] = static_cast<float>(value);
+    } else if (data_.dtype() == DType::kBf16) {
+      data_.Row<Bf16>(0)[index] = Bf16(static_cast<float>(value));
     } else {
       data_.Row<float>(0)[index] = static_cast<float>(value);
     }
@@ -107,6 +117,31 @@ double ElementAsDouble(const TensorView& view, int64_t row, int64_t col) {
 
 }  // namespace
 
+TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& source) {
+  const auto folded = std::make_shared<std::map<std::string, Tensor>>();
+  return [config, source, folded](const std::string& name) -> Result<TensorView> {
+    if (name.ends_with(".mlp.smooth_scale")) return NotFound(name + ": folded into the weights");
+    QUERN_ASSIGN_OR_RETURN(const TensorView view, source(name));
+    const size_t mlp = name.find(".mlp.");
+    const bool up = name.ends_with(".mlp.up_proj.weight") || name.ends_with(".mlp.up_proj.bias");
+    if (mlp == std::string::npos || (!up && !name.ends_with(".mlp.down_proj.weight"))) return view;
+    const Result<TensorView> scale = source(name.substr(0, mlp) + ".mlp.smooth_scale");
+    if (!scale.ok()) return scale.status().code() == StatusCode::kNotFound ? Result<TensorView>(view) : scale.status();
+    QUERN_CHECK(scale->cols == config.intermediate_size);
+    Tensor& out = (*folded)[name];
+    out = Tensor(DType::kF32, view.rows, view.cols);
+    for (int64_t r = 0; r < view.rows; ++r) {
+      for (int64_t c = 0; c < view.cols; ++c) {
+        const bool bias = view.rows == 1;
+        const double s = ElementAsDouble(*scale, 0, up && !bias ? r : c);
+        out.Row<float>(r)[c] =
+            static_cast<float>(up ? ElementAsDouble(view, r, c) * s : ElementAsDouble(view, r, c) / s);
+      }
+    }
+    return out.view();
+  };
+}
+
 Status Parameters::CopyFrom(const TensorSource& source) {
   for (const ParameterInfo& info : layout_.parameters()) {
     QUERN_ASSIGN_OR_RETURN(const TensorView from, source(info.name));
@@ -120,6 +155,8 @@ Status Parameters::CopyFrom(const TensorSource& source) {
         const double value = ElementAsDouble(from, r, c);
         if (to.dtype == DType::kF64) {
           to.Row<double>(r)[c] = value;
+        } else if (to.dtype == DType::kBf16) {
+          to.Row<Bf16>(r)[c] = Bf16(static_cast<float>(value));
         } else {
           to.Row<float>(r)[c] = static_cast<float>(value);
         }

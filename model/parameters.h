@@ -40,11 +40,18 @@ class ParameterLayout {
 // "model.layers.3." for 3.
 std::string LayerPrefix(int64_t layer);
 
+// Name of a layer's Smooth-SwiGLU scales ([1, F], powers of two), which belong to a weight version beside its weights.
+std::string SmoothScaleName(int64_t layer);
+
 // Gives a weight by its Hugging Face name: from training masters, a checkpoint file or a test. fp32, bf16, fp16 or
 // fp64.
 using TensorSource = std::function<Result<TensorView>(const std::string& name)>;
 
-// Flat storage for master weights, gradients or optimizer moments: fp32 (fp64 for gradient checks).
+// `source` with every layer's smooth scales folded into its up and down projections: the same function of the tokens,
+// without any rounding that was not there. Without scales the source itself.
+TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& source);
+
+// Flat storage for master weights or gradients: fp32, bf16 (fp64 for gradient checks).
 class Parameters {
  public:
   explicit Parameters(const ModelConfig& config, DType dtype = DType::kF32);

@@ -79,6 +79,12 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     s.middle = arena.New(acc, t, c.hidden_size);
     s.middle_inv_rms = arena.New(acc, 1, t);
     s.middle_normed = arena.New(dtype_, t, c.hidden_size);
+    if (weights.recipe().fp8()) {
+      s.fp8_counts = arena.New(DType::kI32, 1, 4);
+      ops_.Fill(s.fp8_counts, 0);
+      s.linear_amax = arena.New(DType::kF32, 1, c.intermediate_size);
+      ops_.Fill(s.linear_amax, 0);
+    }
     return s;
   };
 
@@ -96,11 +102,12 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     s.input = residual;
     if (saved == nullptr) s.middle = residual;
     const int64_t kv_layer = kv.one_layer ? 0 : layer;
+    const TensorView counts = s.fp8_counts.empty() ? TensorView{} : s.fp8_counts.Cols(0, 2);
 
     ops_.RmsNorm(
         {.x = s.input, .weight = w.input_norm, .eps = c.rms_norm_eps, .y = s.normed, .inv_rms = s.input_inv_rms});
     const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
-    ops_.MatMul({.a = s.normed, .b = w.qkv.forward.get(), .c = raw, .bias = w.qkv.bias});
+    LinearForward(ops_, w.qkv, s.normed, raw, false, arena, counts);
     ops_.Rotary(Rotary(w, batch, raw, s.qkv));
     ops_.KvWrite(
         {.qkv = s.qkv, .sequences = batch.sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
@@ -114,24 +121,22 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
                     .out = s.attention,
                     .lse = s.lse});
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
-    ops_.MatMul({.a = s.attention,
-                 .b = w.attention_output.forward.get(),
-                 .c = s.middle,
-                 .bias = w.attention_output.bias,
-                 .accumulate = true});
+    LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, counts);
 
     ops_.RmsNorm({.x = s.middle,
                   .weight = w.post_attention_norm,
                   .eps = c.rms_norm_eps,
                   .y = s.middle_normed,
                   .inv_rms = s.middle_inv_rms});
-    ops_.MatMul({.a = s.middle_normed, .b = w.gate_up.forward.get(), .c = s.gate_up, .bias = w.gate_up.bias});
+    LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, counts);
+    if (!s.linear_amax.empty())
+      ops_.ColumnAmax({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .amax = s.linear_amax});
     ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
     if (saved != nullptr) {
       residual = arena.New(acc, t, c.hidden_size);
       ops_.Cast(s.middle, residual);
     }
-    ops_.MatMul({.a = s.hidden, .b = w.down.forward.get(), .c = residual, .bias = w.down.bias, .accumulate = true});
+    LinearForward(ops_, w.down, s.hidden, residual, true, arena, counts);
     if (saved != nullptr) saved->blocks.push_back(s);
   }
   TensorView inv_rms;
@@ -186,7 +191,7 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
     // all.
     const auto linear_backward = [&](const LinearWeight& weight, const std::string& name, const TensorView& dout,
                                      const TensorView& x, const TensorView& dx) {
-      ops_.MatMul({.a = dout, .b = weight.transposed.get(), .c = dx, .bias = {}});
+      LinearInputGradient(ops_, weight, dout, dx, arena, s.fp8_counts.empty() ? TensorView{} : s.fp8_counts.Cols(2, 2));
       ops_.MatMulGradWeight({.dy = dout, .x = x, .dw = gradients.View(name + ".weight", dout.cols)});
       if (!weight.bias.view().empty()) {
         TensorView dbias = gradients.View(name + ".bias");

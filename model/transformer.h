@@ -25,6 +25,8 @@ struct SavedBlock {
   TensorView middle_normed;  // input of the gate/up product
   TensorView gate_up;        // [T, 2F]
   TensorView hidden;         // SwiGLU output [T, F]
+  TensorView fp8_counts;     // [1, 4] i32, FP8 recipes: saturated and flushed to zero by forward casts, then backward
+  TensorView linear_amax;    // [1, F], FP8 recipes: largest magnitude of the SwiGLU's linear branch
 };
 
 struct Saved {

@@ -4,9 +4,11 @@
 
 namespace quern {
 
-Weights::Weights(Ops& ops, const ModelConfig& config, DType dtype, bool trainable)
-    : ops_(ops), config_(config), dtype_(dtype), trainable_(trainable) {
+Weights::Weights(Ops& ops, const ModelConfig& config, const Recipe& recipe, bool trainable)
+    : ops_(ops), config_(config), recipe_(recipe), trainable_(trainable) {
   blocks.resize(static_cast<size_t>(config.layers));
+  for (BlockWeights& b : blocks) b.qkv.recipe = b.attention_output.recipe = b.gate_up.recipe = b.down.recipe = recipe;
+  head.recipe = recipe.act;
 }
 
 Status Weights::LoadLinear(const TensorSource& source, const std::vector<std::string>& names, LinearWeight& out) {
@@ -41,15 +43,20 @@ Status Weights::LoadLinear(const TensorSource& source, const std::vector<std::st
     }
     whole = gathered;
   }
-  if (!out.forward) out.forward = ops_.NewPacked(dtype_, whole.cols, whole.rows);
-  if (out.forward->k() != whole.cols || out.forward->n() != whole.rows) {
+  if (!PackLinear(ops_, whole, trainable_, out))
     return InvalidArgument(names[0] + ".weight: the shape changed between versions");
-  }
-  ops_.Pack({.weight = whole, .transposed = false, .out = out.forward.get()});
-  if (trainable_) {
-    if (!out.transposed) out.transposed = ops_.NewPacked(dtype_, whole.rows, whole.cols);
-    ops_.Pack({.weight = whole, .transposed = true, .out = out.transposed.get()});
-  }
+  return {};
+}
+
+Status Weights::LoadSmoothScale(const TensorSource& source, int64_t layer, LinearWeight& down) {
+  const int64_t width = config_.intermediate_size;
+  const Result<TensorView> scale = source(SmoothScaleName(layer));
+  down.input_scale = Tensor();
+  if (!scale.ok()) return scale.status().code() == StatusCode::kNotFound ? Status() : scale.status();
+  if (scale->cols != width)
+    return InvalidArgument(StrCat(SmoothScaleName(layer), ": ", scale->cols, " values, expected ", width));
+  down.input_scale = Tensor(DType::kF32, 1, width);
+  ops_.Cast(*scale, down.input_scale);
   return {};
 }
 
@@ -73,7 +80,7 @@ Status Weights::LoadVector(const TensorSource& source, const std::vector<std::st
 Status Weights::Load(const TensorSource& source) {
   const ModelConfig& c = config_;
   QUERN_ASSIGN_OR_RETURN(const TensorView table, source("model.embed_tokens.weight"));
-  if (embedding.rows() != table.rows) embedding = Tensor(dtype_, table.rows, table.cols);
+  if (embedding.rows() != table.rows) embedding = Tensor(dtype(), table.rows, table.cols);
   ops_.Cast(table, embedding);
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::string p = LayerPrefix(layer);
@@ -84,6 +91,7 @@ Status Weights::Load(const TensorSource& source) {
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "q_proj", a + "k_proj", a + "v_proj"}, b.qkv));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "o_proj"}, b.attention_output));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.gate_proj", p + "mlp.up_proj"}, b.gate_up));
+    if (recipe_.smooth_channels()) QUERN_RETURN_IF_ERROR(LoadSmoothScale(source, layer, b.down));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.down_proj"}, b.down));
     if (c.attention_bias) {
       QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "q_proj.bias", a + "k_proj.bias", a + "v_proj.bias"}, b.qkv.bias));
@@ -106,11 +114,7 @@ Status Weights::Load(const TensorSource& source) {
 
 int64_t Weights::bytes() const {
   int64_t total = embedding.bytes() + final_norm.bytes();
-  const auto add = [&total](const LinearWeight& w) {
-    if (w.forward) total += w.forward->bytes();
-    if (w.transposed) total += w.transposed->bytes();
-    total += w.bias.bytes();
-  };
+  const auto add = [&total](const LinearWeight& w) { total += w.bytes(); };
   for (const BlockWeights& b : blocks) {
     add(b.qkv);
     add(b.attention_output);

@@ -5,16 +5,10 @@
 
 #include "compute/ops.h"
 #include "model/config.h"
+#include "model/linear.h"
 #include "model/parameters.h"
 
 namespace quern {
-
-// A weight matrix as products use it: packed for the forward product, and for the input gradient when trainable.
-struct LinearWeight {
-  std::unique_ptr<PackedMatrix> forward;
-  std::unique_ptr<PackedMatrix> transposed;  // null unless trainable
-  Tensor bias;                               // empty when the layer has none
-};
 
 struct BlockWeights {
   Tensor input_norm, post_attention_norm;
@@ -25,15 +19,17 @@ struct BlockWeights {
 // Everything a forward pass reads, in the backend's layout: one weight version. Immutable between calls of Load.
 class Weights {
  public:
-  // dtype: activation dtype of the model (bf16, fp32; fp64 with the reference backend). Products read weights in that
-  // dtype; norms and biases stay fp32 (fp64).
-  Weights(Ops& ops, const ModelConfig& config, DType dtype, bool trainable);
-  // (Re)packs all weights from `source`. An error names the weight.
+  // The recipe's dtype is that of activations (bf16, fp32; fp64 with the reference backend), of the embedding and the
+  // head; norms and biases stay fp32 (fp64).
+  Weights(Ops& ops, const ModelConfig& config, const Recipe& recipe, bool trainable);
+  // (Re)packs all weights from `source`. An error names the weight. Where the recipe smooths channels, `source` is
+  // asked for each layer's SmoothScaleName as well; none are ones.
   Status Load(const TensorSource& source);
 
   const ModelConfig& config() const { return config_; }
-  DType dtype() const { return dtype_; }
-  DType acc_dtype() const { return dtype_ == DType::kF64 ? DType::kF64 : DType::kF32; }
+  const Recipe& recipe() const { return recipe_; }
+  DType dtype() const { return recipe_.act; }
+  DType acc_dtype() const { return dtype() == DType::kF64 ? DType::kF64 : DType::kF32; }
   int64_t bytes() const;
 
   Tensor embedding;  // [V, D] dtype
@@ -43,10 +39,11 @@ class Weights {
 
  private:
   Status LoadLinear(const TensorSource& source, const std::vector<std::string>& names, LinearWeight& out);
+  Status LoadSmoothScale(const TensorSource& source, int64_t layer, LinearWeight& down);
   Status LoadVector(const TensorSource& source, const std::vector<std::string>& names, Tensor& out);
   Ops& ops_;
   ModelConfig config_;
-  DType dtype_;
+  Recipe recipe_;
   bool trainable_;
 };
 

@@ -12,7 +12,7 @@
 
 namespace quern {
 
-Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec& spec, DType precision) {
+Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec& spec, const Recipe& precision) {
   auto policy = std::make_shared<Policy>();
   policy->label = spec.name();
   for (const v1::WeightVersion& weights : spec.weights()) {
@@ -46,7 +46,7 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
   Engine engine(*ops, {});
   if (!spec.weights().empty()) {
-    QUERN_ASSIGN_OR_RETURN(auto policy, LoadPolicy(*ops, spec, job.precision == "fp32" ? DType::kF32 : DType::kBf16));
+    QUERN_ASSIGN_OR_RETURN(auto policy, LoadPolicy(*ops, spec, RecipeOf(job.precision, job.smooth_swiglu)));
     engine.SetPolicy(std::move(policy));
   }
   v1::RolloutTask task;

@@ -11,7 +11,7 @@
 namespace quern {
 
 // The models of a policy, loaded, and how they combine. `ops` must outlive it.
-Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec& spec, DType precision);
+Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec& spec, const Recipe& precision);
 
 struct Evaluation {
   uint64_t episodes = 0;

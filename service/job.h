@@ -214,6 +214,13 @@ struct CheckpointSection {
   int64_t keep = 2;
 };
 
+// What the optimizer keeps (docs/methods.md): of the learner, whatever `precision` is.
+struct OptimizerSection {
+  std::string moments = "fp32";         // fp32 | fp8
+  int64_t block = 0;                    // elements that share a scale of FP8 moments; 0: a weight matrix
+  std::string master_weights = "fp32";  // fp32 | bf16
+};
+
 struct NetworkSection {
   std::string transport = "ipc";  // ipc | tcp (CURVE)
   std::string host = "127.0.0.1";
@@ -231,10 +238,12 @@ struct Job {
   uint64_t seed = 0;
   std::string output_dir;          // the run directory; empty: runs/NAME-N
   std::string base_dir;            // absolute; relative files of the job are looked up here (the job file's folder)
-  std::string precision = "bf16";  // bf16 | fp32
-  std::string device = "auto";     // auto | cpu
-  int64_t threads = 0;             // of the learner; 0: all cores
-  int64_t actor_threads = 0;       // of one actor; 0: cores / actors, at least 1
+  std::string precision = "bf16";  // bf16 | fp32 | fp8
+  std::string smooth_swiglu = "channel";  // of FP8 precisions: channel | row | off
+  OptimizerSection optimizer;
+  std::string device = "auto";  // auto | cpu
+  int64_t threads = 0;          // of the learner; 0: all cores
+  int64_t actor_threads = 0;    // of one actor; 0: cores / actors, at least 1
   int64_t actors = 2;
   std::string model_name_or_path;               // a Hugging Face directory, or `model` below
   std::string chat_template = "auto";           // auto: the model directory's, where it has one | none

@@ -215,7 +215,11 @@ std::string FindProblem(const Job& job, std::string& key) {
   if (job.name.empty() || job.name.size() > 64 || job.name[0] == '.' ||
       !std::all_of(job.name.begin(), job.name.end(), plain))
     check.Fail("name", "must be 1 to 64 letters, digits, '-', '_' or '.', not '" + job.name + "'");
-  check.OneOf("precision", job.precision, {"bf16", "fp32"});
+  check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8"});
+  check.OneOf("smooth_swiglu", job.smooth_swiglu, {"channel", "row", "off"});
+  check.OneOf("optimizer.moments", job.optimizer.moments, {"fp32", "fp8"});
+  check.OneOf("optimizer.master_weights", job.optimizer.master_weights, {"fp32", "bf16"});
+  check.AtLeast("optimizer.block", static_cast<double>(job.optimizer.block), 0);
   check.OneOf("device", job.device, {"auto", "cpu"});
   check.OneOf("chat_template", job.chat_template, {"auto", "none"});
   check.Between("threads", static_cast<double>(job.threads), 0, 1024);

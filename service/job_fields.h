@@ -243,6 +243,13 @@ void Fields(V& v, ModelSection& o) {
   v.Field("tokenizer", o.tokenizer);
 }
 
+template <class V>
+void Fields(V& v, OptimizerSection& o) {
+  v.Field("moments", o.moments);
+  v.Field("block", o.block);
+  v.Field("master_weights", o.master_weights);
+}
+
 struct EnvironmentSection {
   std::string& name;
   OptionMap& options;
@@ -277,6 +284,8 @@ void Fields(V& v, Job& o) {
   v.Field("output_dir", o.output_dir);
   v.Field("base_dir", o.base_dir);
   v.Field("precision", o.precision);
+  v.Field("smooth_swiglu", o.smooth_swiglu);
+  v.Field("optimizer", o.optimizer);
   v.Field("device", o.device);
   v.Field("threads", o.threads);
   v.Field("actor_threads", o.actor_threads);

@@ -52,8 +52,6 @@ Status SayHello(RpcClient& coordinator, const std::string& role, uint32_t index,
   }
 }
 
-DType PrecisionOf(const Job& job) { return job.precision == "fp32" ? DType::kF32 : DType::kBf16; }
-
 // Ids that end an utterance besides the environment's closing text.
 std::vector<int32_t> EndIds(const std::string& directory) {
   const Result<GenerationConfig> config = LoadGenerationConfig(directory);
@@ -165,7 +163,10 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.batch.end_ids = EndIds(run.model.directory);
   QUERN_ASSIGN_OR_RETURN(options.batch.chat_template, ChatTemplateOf(job, run.model.directory));
   options.reserved_token = run.model.reserved_token;
-  options.precision = PrecisionOf(job);
+  options.precision = RecipeOf(job.precision, job.smooth_swiglu);
+  options.optimizer = {.fp8_moments = job.optimizer.moments == "fp8",
+                       .block = job.optimizer.block,
+                       .bf16_masters = job.optimizer.master_weights == "bf16"};
   options.threads = job.threads > 0 ? static_cast<int>(job.threads) : Cores();
   options.checkpoints = {.directory = run.Path("checkpoints"),
                          .every_steps = job.checkpoint.every_steps,
@@ -196,7 +197,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.rollout.max_completion_length = job.max_completion_length;
   options.rollout.end_ids = EndIds(run.model.directory);
   QUERN_ASSIGN_OR_RETURN(options.rollout.chat_template, ChatTemplateOf(job, run.model.directory));
-  options.precision = PrecisionOf(job);
+  options.precision = RecipeOf(job.precision, job.smooth_swiglu);
   const int share = std::max(1, Cores() / static_cast<int>(job.actors));
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
   options.stop = &stop;

@@ -74,6 +74,10 @@ Result<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::string& di
   } else {
     return NotFound(StrCat(dir, ": no ", kSingle, " and no ", kIndex));
   }
+  if (PathExists(JoinPath(dir, kFp8StateFile))) {
+    QUERN_RETURN_IF_ERROR(checkpoint->AddFile(dir, kFp8StateFile));
+    QUERN_RETURN_IF_ERROR(checkpoint->Finish());
+  }
   return std::shared_ptr<const Checkpoint>(std::move(checkpoint));
 }
 
@@ -160,7 +164,12 @@ std::vector<std::string> Checkpoint::Problems(const ModelConfig& config) const {
                                 TensorInfo{"", "", HfShape(parameter)}.ShapeText()));
     }
   }
+  const std::vector<int64_t> scales = {config.intermediate_size};
+  std::vector<std::string> scale_names;
+  for (int64_t layer = 0; layer < config.layers; ++layer) scale_names.push_back(SmoothScaleName(layer));
   for (const TensorInfo& info : tensors_) {
+    if (info.shape == scales && std::find(scale_names.begin(), scale_names.end(), info.name) != scale_names.end())
+      continue;
     if (known.contains(info.name) || EndsWith(info.name, ".rotary_emb.inv_freq")) continue;
     if (config.tie_word_embeddings && info.name == "lm_head.weight") continue;
     problems.push_back(

@@ -36,6 +36,9 @@ struct GenerationConfig {
 Result<GenerationConfig> LoadGenerationConfig(const std::string& dir);  // an absent file is not an error
 std::string GenerationConfigJson(const GenerationConfig& config);
 
+// Beside the weights where a version of an FP8 recipe has Smooth-SwiGLU scales: other programs do not need it.
+inline constexpr char kFp8StateFile[] = "fp8_state.safetensors";
+
 // The weights of a directory: model.safetensors, or the shards of model.safetensors.index.json, mapped read-only. Views
 // stay valid as long as the Checkpoint lives and must not be written to. Const methods are thread-safe.
 class Checkpoint {
@@ -76,8 +79,8 @@ struct SaveOptions {
   std::optional<GenerationConfig> generation;  // written instead of source_dir's
 };
 // Writes config.json, model.safetensors and the files of `options` into `dir` (created), taking every weight of
-// ParameterLayout(config) from `tensors`; their views must stay valid until the return. Deterministic: equal inputs
-// give equal bytes.
+// ParameterLayout(config) from `tensors`, and its smooth scales where it has them (kFp8StateFile); their views must
+// stay valid until the return. Deterministic: equal inputs give equal bytes.
 Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, const TensorSource& tensors,
                           const SaveOptions& options = {});
 

@@ -102,6 +102,11 @@ Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, con
                                     "], the configuration asks for [", parameter.rows, ", ", parameter.cols, "]"));
     named.push_back({parameter.name, view, HfShape(parameter)});
   }
+  std::vector<NamedTensor> scales;
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const Result<TensorView> scale = tensors(SmoothScaleName(layer));
+    if (scale.ok()) scales.push_back({SmoothScaleName(layer), *scale});
+  }
   QUERN_RETURN_IF_ERROR(MakeDirectories(dir));
   if (!options.source_dir.empty()) {
     for (const char* name : kCopiedFiles) {
@@ -115,6 +120,7 @@ Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, con
     QUERN_RETURN_IF_ERROR(
         WriteFileAtomic(JoinPath(dir, "generation_config.json"), GenerationConfigJson(*options.generation)));
   QUERN_RETURN_IF_ERROR(WriteFileAtomic(JoinPath(dir, "config.json"), ModelConfigJson(config, options.dtype)));
+  if (!scales.empty()) QUERN_RETURN_IF_ERROR(WriteSafetensors(JoinPath(dir, kFp8StateFile), std::move(scales)));
   return WriteSafetensors(JoinPath(dir, "model.safetensors"), std::move(named), options.dtype);
 }
 

@@ -101,7 +101,7 @@ Status ExportModel(const std::string& from, const std::string& to, DType dtype) 
   QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(from));
   QUERN_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(from));
   if (Status matches = checkpoint->CheckMatches(config); !matches.ok()) return matches.Annotate(from);
-  return SaveModelDirectory(to, config, checkpoint->Source(),
+  return SaveModelDirectory(to, config, FoldSmoothScales(config, checkpoint->Source()),
                             {.dtype = dtype, .source_dir = from, .generation = std::nullopt});
 }
 

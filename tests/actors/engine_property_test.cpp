@@ -36,15 +36,25 @@ struct Turn {
   GenerateOptions options;
 };
 
-class EnginePropertyTest : public ::testing::TestWithParam<DType> {
+class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
  protected:
-  EnginePropertyTest() : pool_(2), ops_(NewCpuOps(&pool_)), config_(SmallConfig()) {}
+  EnginePropertyTest() : pool_(2), ops_(NewCpuOps(&pool_)), config_(SmallConfig()) {
+    scales_ = Tensor(DType::kF32, 1, config_.intermediate_size);
+    for (int64_t c = 0; c < scales_.cols(); ++c) scales_.Row<float>(0)[c] = c % 3 == 0 ? 0.25f : 4.0f;
+  }
+
+  // The weights and, for recipes that have them, smooth scales.
+  TensorSource WithScales(const Parameters& parameters) const {
+    return [&parameters, this](const std::string& name) -> Result<TensorView> {
+      return name.ends_with("smooth_scale") ? Result<TensorView>(scales_.view()) : parameters.View(name);
+    };
+  }
 
   std::shared_ptr<Policy> NewPolicy(uint64_t seed, const std::string& content = "") {
     Parameters parameters(config_);
     parameters.Initialize(config_, seed);
     auto model = std::make_shared<ServedModel>(*ops_, config_, GetParam(), kPositions);
-    QUERN_CHECK(model->weights.Load(parameters.Source()).ok());
+    QUERN_CHECK(model->weights.Load(WithScales(parameters)).ok());
     model->content = content;
     auto policy = std::make_shared<Policy>();
     policy->label = "test";
@@ -135,6 +145,7 @@ class EnginePropertyTest : public ::testing::TestWithParam<DType> {
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   ModelConfig config_;
+  Tensor scales_;
 };
 
 TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
@@ -143,6 +154,7 @@ TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
   const auto policy = NewPolicy(4);
   Trainer trainer(*ops_, config_, GetParam(), kPositions, {});
   trainer.parameters().Initialize(config_, 4);
+  ASSERT_TRUE(trainer.CopyFrom(WithScales(trainer.parameters())).ok());
   ASSERT_TRUE(trainer.Begin({}, std::nullopt).ok());
   int64_t shared = 0, preemptions = 0, compared = 0;
   for (int round = 0; round < rounds; ++round) {
@@ -225,8 +237,8 @@ TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
   EXPECT_GT(compared, rounds * 15);
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, EnginePropertyTest, ::testing::Values(DType::kBf16, DType::kF32),
-                         [](const auto& tested) { return std::string(DTypeName(tested.param)); });
+INSTANTIATE_TEST_SUITE_P(Precisions, EnginePropertyTest, ::testing::Values(DType::kBf16, DType::kF32, Recipe::Fp8()),
+                         [](const auto& tested) { return RecipeName(tested.param); });
 
 class EngineSharingTest : public EnginePropertyTest {
  protected:
@@ -390,7 +402,7 @@ TEST_P(EngineSharingTest, ReturnsTheLikeliestIdsAndTheSamplingMaskOfEachStep) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Precisions, EngineSharingTest, ::testing::Values(DType::kBf16),
-                         [](const auto& tested) { return std::string(DTypeName(tested.param)); });
+                         [](const auto& tested) { return RecipeName(tested.param); });
 
 }  // namespace
 }  // namespace quern

@@ -128,7 +128,7 @@ TEST_P(Fp8OpsTest, Products) {
   struct Shape {
     int64_t t, k, n;
   };
-  for (const Shape s : {Shape{1, 1, 1}, {3, 33, 49}, {70, 288, 130}}) {
+  for (const Shape s : {Shape{1, 1, 1}, {3, 33, 49}, {40, 150, 70}}) {
     for (const DType stored : {kF32, kBf16, DType::kF16}) {
       for (const int variant : {0, 1, 2, 3}) {  // plain, scaled along k, transposed, one given scale
         const bool transposed = variant == 2;
@@ -166,7 +166,7 @@ TEST_P(Fp8OpsTest, Products) {
 TEST_P(Fp8OpsTest, AdamWWithFp8MomentsFollowsTheReference) {
   for (const int64_t block : {int64_t{0}, int64_t{2048}, int64_t{100}}) {
     for (const DType param_dtype : {kF32, kBf16}) {
-      constexpr int64_t kCount = 33003;
+      constexpr int64_t kCount = 9003;
       const int64_t blocks = block > 0 ? (kCount + block - 1) / block : 1;
       const Tensor start = RandomTensor(param_dtype, 1, kCount, 1, 0.1);
       struct State {

@@ -1,6 +1,7 @@
 // A token's log-probability is the same number in decode, prefill and the training forward, alone or in any batch.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "base/random.h"
@@ -38,7 +39,7 @@ std::vector<std::vector<int32_t>> Sequences(int count, int64_t vocab) {
   return out;
 }
 
-class Invariance : public ::testing::TestWithParam<DType> {
+class Invariance : public ::testing::TestWithParam<Recipe> {
  protected:
   Invariance()
       : pool_(2),
@@ -46,6 +47,13 @@ class Invariance : public ::testing::TestWithParam<DType> {
         config_(SmallConfig()),
         trainer_(*ops_, config_, GetParam(), 256, {.optimizer = {}, .max_micro_batch_tokens = 1 << 20}) {
     trainer_.parameters().Initialize(config_, 3);
+    Tensor scales(DType::kF32, 1, config_.intermediate_size);
+    for (int64_t c = 0; c < scales.cols(); ++c) scales.Row<float>(0)[c] = std::ldexp(1.0f, static_cast<int>(c % 9) - 4);
+    const TensorSource own = trainer_.parameters().Source();
+    const auto source = [&](const std::string& name) -> Result<TensorView> {
+      return name.ends_with("smooth_scale") ? Result<TensorView>(scales.view()) : own(name);
+    };
+    QUERN_CHECK(trainer_.CopyFrom(source).ok());
     QUERN_CHECK(trainer_.Begin({}, std::nullopt).ok());
   }
 
@@ -97,7 +105,7 @@ class Invariance : public ::testing::TestWithParam<DType> {
         }
       }
       if (batch.rows() == 0) break;
-      const TensorView hidden = arena.New(GetParam(), batch.rows(), config_.hidden_size);
+      const TensorView hidden = arena.New(GetParam().act, batch.rows(), config_.hidden_size);
       trainer_.transformer().Forward(trainer_.weights(), batch, {layout, false}, arena, hidden);
       const std::vector<float> log_probs = head.Score(trainer_.weights(), hidden, rows, arena).log_probs;
       for (size_t i = 0; i < rows.size(); ++i) results[owner[i]].push_back(log_probs[i]);
@@ -140,8 +148,8 @@ TEST_P(Invariance, DecodePrefillAndTrainingAgreeBitByBitAtEveryBatchSize) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, Invariance, ::testing::Values(DType::kF32, DType::kBf16),
-                         [](const auto& precision) { return std::string(DTypeName(precision.param)); });
+INSTANTIATE_TEST_SUITE_P(Precisions, Invariance, ::testing::Values(DType::kF32, DType::kBf16, Recipe::Fp8()),
+                         [](const auto& recipe) { return RecipeName(recipe.param); });
 
 }  // namespace
 }  // namespace quern
