@@ -70,10 +70,12 @@ struct ColumnAmaxArgs {
 struct PackArgs {
   TensorView
       weight;  // [n, k] as stored by Hugging Face (outputs x inputs); fp32, bf16 or fp16. With `transposed`: [k, n]
-  bool transposed = false;      // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
-  TensorView input_scale = {};  // FP8 only: [1, k] acc, or empty: multiplied along k first; powers of two
-  Fp8Format format = {};        // FP8 only
-  TensorView scale = {};        // FP8 only: [1, 1] acc, or empty
+  bool transposed = false;  // false: MatMul gives x * weight^T (forward); true: x * weight (gradient of the input)
+  // The rest is for FP8 only. input_scale [1, inputs] acc, or empty: multiplied along the inputs before the cast; with
+  // `transposed` (and then only beside `scale`) taken off again after it. Powers of two. scale: [1, 1] acc, or empty.
+  TensorView input_scale = {};
+  Fp8Format format = {};
+  TensorView scale = {};
   PackedMatrix* out = nullptr;
 };
 

@@ -51,6 +51,10 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
       gradients_(config, transformer_.acc_dtype()),
       moments_(ops, parameters_.layout(), transformer_.acc_dtype(), options.memory),
       weights_(ops, config, recipe, true) {
+  if (recipe.delayed()) {
+    fp8_amax_ = Tensor(DType::kF32, config.layers, 12);
+    fp8_seen_ = Tensor(DType::kF32, config.layers, 12);
+  }
   if (!recipe.smooth_channels()) return;
   smooth_scales_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
   linear_amax_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
@@ -58,27 +62,32 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
 }
 
 TensorSource Trainer::Source() const {
-  if (smooth_scales_.view().empty()) return parameters_.Source();
-  return [this](const std::string& name) -> Result<TensorView> {
+  return [this, weights = parameters_.Source()](const std::string& name) -> Result<TensorView> {
     for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer)
       if (name == SmoothScaleName(layer)) return smooth_scales_.view().Rows(layer, 1);
-    return parameters_.View(name);
+    for (int64_t layer = 0; layer < fp8_amax_.rows(); ++layer)
+      if (name == Fp8AmaxName(layer)) return fp8_amax_.view().Rows(layer, 1);
+    return weights(name);
   };
 }
 
 Status Trainer::CopyFrom(const TensorSource& source) {
   QUERN_RETURN_IF_ERROR(parameters_.CopyFrom(source));
-  for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer) {
-    const TensorView to = smooth_scales_.view().Rows(layer, 1);
-    const Result<TensorView> from = source(SmoothScaleName(layer));
+  const auto copy = [&](const std::string& name, const TensorView& to, float otherwise) -> Status {
+    const Result<TensorView> from = source(name);
     if (from.ok() && from->cols == to.cols) {
       ops_.Cast(*from, to);
     } else if (from.ok() || from.status().code() == StatusCode::kNotFound) {
-      ops_.Fill(to, 1);
+      ops_.Fill(to, otherwise);
     } else {
       return from.status();
     }
-  }
+    return {};
+  };
+  for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer)
+    QUERN_RETURN_IF_ERROR(copy(SmoothScaleName(layer), smooth_scales_.view().Rows(layer, 1), 1));
+  for (int64_t layer = 0; layer < fp8_amax_.rows(); ++layer)
+    QUERN_RETURN_IF_ERROR(copy(Fp8AmaxName(layer), fp8_amax_.view().Rows(layer, 1), 0));
   return {};
 }
 
@@ -111,11 +120,14 @@ Status Trainer::LoadTarget() {
 std::vector<std::pair<std::string, TensorView>> Trainer::State() {
   std::vector<std::pair<std::string, TensorView>> state = {{"parameters", parameters_.flat()}};
   for (auto& array : moments_.State()) state.push_back(std::move(array));
-  if (TensorView scales = smooth_scales_; !scales.empty()) {
-    scales.cols = scales.stride = scales.rows * scales.cols;
-    scales.rows = 1;
-    state.emplace_back("smooth_scales", scales);
-  }
+  const auto add = [&](const char* name, TensorView x) {
+    if (x.empty()) return;
+    x.cols = x.stride = x.rows * x.cols;
+    x.rows = 1;
+    state.emplace_back(name, x);
+  };
+  add("smooth_scales", smooth_scales_);
+  add("fp8_amax", fp8_amax_);
   if (target_parameters_ != nullptr) state.emplace_back("target_parameters", target_parameters_->flat());
   return state;
 }
@@ -141,6 +153,15 @@ void Trainer::ObserveFp8(const Saved& saved, StepReport& report) {
     const float* amax = block.linear_amax.Row<float>(0);
     for (int64_t c = 0; c < block.linear_amax.cols; ++c)
       out.linear_amax = std::max(out.linear_amax, static_cast<double>(amax[c]));
+    const BlockWeights& w = weights_.blocks[i];
+    const LinearWeight* linears[] = {&w.qkv, &w.attention_output, &w.gate_up, block.down ? block.down.get() : &w.down};
+    for (size_t j = 0; j < 4 && fp8_seen_.rows() > 0; ++j) {
+      float* seen = fp8_seen_.Row<float>(static_cast<int64_t>(i)) + 3 * j;
+      const float* amax_seen = block.fp8_amax.Row<float>(0);
+      seen[0] = std::max(seen[0], amax_seen[j]);
+      seen[1] = std::max(seen[1], linears[j]->weight_amax);
+      seen[2] = std::max(seen[2], amax_seen[4 + j]);
+    }
     if (!linear_amax_.view().empty())
       ops_.ColumnAmax({.x = block.linear_amax, .amax = linear_amax_.view().Rows(static_cast<int64_t>(i), 1)});
   }
@@ -160,7 +181,8 @@ void Trainer::FinishFp8(StepReport& report) const {
   }
 }
 
-void Trainer::UpdateSmoothScales() {
+void Trainer::UpdateFp8State() {
+  if (fp8_amax_.rows() > 0) ops_.Cast(fp8_seen_, fp8_amax_);
   for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer) {
     float* scale = smooth_scales_.Row<float>(layer);
     const float* amax = linear_amax_.Row<float>(layer);
@@ -181,6 +203,8 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
   if (batch.rows.empty()) return InvalidArgument("a training batch without a single agent token");
   const auto normaliser = static_cast<double>(batch.rows.size());
   if (!linear_amax_.view().empty()) ops_.Fill(linear_amax_, 0);
+  if (!fp8_seen_.view().empty()) ops_.Fill(fp8_seen_, 0);
+  uint64_t micro_batch = 0;
   for (TrainingBatch& part : SplitBatch(batch, options_.max_micro_batch_tokens)) {
     report.tokens += part.tokens.rows();
     if (part.rows.empty()) continue;
@@ -199,6 +223,7 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     RowCoefficients coefficients;
     objective.Coefficients(part.rows, max_ratio, normaliser, coefficients, report.method);
     Saved saved;
+    saved.seed = MixSeed(options_.optimizer.seed, static_cast<uint64_t>(step_) << 20 | ++micro_batch);
     const TensorView hidden = ForwardHidden(weights_, part.tokens, kv, &saved);
     const TensorView dhidden = arena_.New(transformer_.acc_dtype(), hidden.rows, hidden.cols);
     const LossHead::Result head = loss_head_.ForwardBackward(weights_, hidden, part.rows, coefficients,
@@ -239,7 +264,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   adamw.grad_scale = grad_scale;
   adamw.step = step_;
   moments_.Step(adamw, parameters_, gradients_);
-  UpdateSmoothScales();
+  UpdateFp8State();
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   if (polyak_) {
     ops_.Lerp(parameters_.flat(), *polyak_, target_parameters_->flat());

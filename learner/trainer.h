@@ -111,7 +111,7 @@ class Trainer {
  private:
   void ObserveFp8(const Saved& saved, StepReport& report);
   void FinishFp8(StepReport& report) const;
-  void UpdateSmoothScales();
+  void UpdateFp8State();
   Status LoadTarget();
   TensorView ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved);
 
@@ -123,6 +123,8 @@ class Trainer {
   Moments moments_;
   Tensor smooth_scales_;  // [layers, F], empty unless the recipe smooths channels
   Tensor linear_amax_;    // [layers, F], of the step under way
+  Tensor fp8_amax_;       // [layers, 12], kFp8Delayed: of the last step; and of the one under way
+  Tensor fp8_seen_;
   Weights weights_;
   std::optional<float> polyak_;
   std::unique_ptr<Parameters> target_parameters_;

@@ -1,5 +1,8 @@
 #include "model/linear.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace quern {
 
 namespace {
@@ -8,22 +11,71 @@ struct Codes {
   TensorView values, scale;
 };
 
-Codes QuantizeRows(Ops& ops, const TensorView& x, const Tensor& column_scale, const Fp8Format& format, Arena& arena,
-                   const TensorView& counts) {
-  const Codes out{arena.New(format.dtype, x.rows, x.cols), arena.New(DType::kF32, 1, x.rows)};
-  ops.Quantize({.x = x,
-                .column_scale = column_scale,
-                .format = format,
-                .codes = out.values,
-                .scale = out.scale,
-                .counts = counts});
+// kFp8Delayed: one scale, of `amax` where it is known.
+void UseTensorScale(Ops& ops, float amax, QuantizeArgs& args) {
+  args.rule = QuantizeArgs::Scale::kTensor;
+  if (!(amax > 0)) return;
+  args.rule = QuantizeArgs::Scale::kGiven;
+  ops.Fill(args.scale, std::ldexp(1.0f, -PowerOfTwoExponent(amax, args.format.max)));
+}
+
+float Amax(const LinearWeight& weight, int64_t which) {
+  return weight.amax.cols() == 3 ? weight.amax.Row<float>(0)[which] : 0.0f;
+}
+enum Which : int64_t { kInputs, kWeight, kGradients };
+
+Codes QuantizeInputs(Ops& ops, const LinearWeight& weight, const TensorView& x, Arena& arena,
+                     const CastRecord& record) {
+  const bool delayed = weight.recipe.delayed();
+  const Fp8Format& format = weight.recipe.forward;
+  const Codes out{arena.New(format.dtype, x.rows, x.cols), arena.New(DType::kF32, 1, delayed ? 1 : x.rows)};
+  QuantizeArgs args{.x = x,
+                    .column_scale = weight.input_scale,
+                    .format = format,
+                    .codes = out.values,
+                    .scale = out.scale,
+                    .amax = record.amax,
+                    .counts = record.counts};
+  if (delayed) UseTensorScale(ops, Amax(weight, kInputs), args);
+  ops.Quantize(args);
   return out;
+}
+
+Codes QuantizeGradients(Ops& ops, const LinearWeight& weight, const TensorView& dy, Arena& arena,
+                        const CastRecord& record) {
+  const bool delayed = weight.recipe.delayed();
+  const Fp8Format& format = weight.recipe.gradient;
+  const Codes out{arena.New(format.dtype, dy.rows, dy.cols), arena.New(DType::kF32, 1, delayed ? 1 : dy.rows)};
+  QuantizeArgs args{.x = dy,
+                    .format = format,
+                    .stochastic = delayed,
+                    .seed = record.seed,
+                    .codes = out.values,
+                    .scale = out.scale,
+                    .amax = record.amax,
+                    .counts = record.counts};
+  if (delayed) UseTensorScale(ops, Amax(weight, kGradients), args);
+  ops.Quantize(args);
+  return out;
+}
+
+// The largest magnitude of a weight after its inputs' scale.
+float WeightAmax(Ops& ops, const TensorView& weight, const Tensor& scale) {
+  const Tensor columns(DType::kF32, 1, weight.cols);
+  ops.ColumnAmax({.x = weight, .amax = columns});
+  float most = 0;
+  for (int64_t i = 0; i < weight.cols; ++i) {
+    const float value = columns.Row<float>(0)[i] * (scale.cols() > 0 ? scale.Row<float>(0)[i] : 1.0f);
+    most = std::max(most, value);
+  }
+  return most;
 }
 
 }  // namespace
 
 int64_t LinearWeight::bytes() const {
-  return (forward ? forward->bytes() : 0) + (transposed ? transposed->bytes() : 0) + bias.bytes() + input_scale.bytes();
+  return (forward ? forward->bytes() : 0) + (transposed ? transposed->bytes() : 0) + bias.bytes() +
+         input_scale.bytes() + amax.bytes() + master.bytes();
 }
 
 bool PackLinear(Ops& ops, const TensorView& weight, bool trainable, LinearWeight& out) {
@@ -35,42 +87,64 @@ bool PackLinear(Ops& ops, const TensorView& weight, bool trainable, LinearWeight
     inverse = Tensor(DType::kF32, 1, weight.cols);
     for (int64_t i = 0; i < weight.cols; ++i) inverse.Row<float>(0)[i] = 1.0f / out.input_scale.Row<float>(0)[i];
   }
-  ops.Pack({.weight = weight,
-            .transposed = false,
-            .input_scale = inverse,
-            .format = out.recipe.forward,
-            .out = out.forward.get()});
-  if (trainable) {
-    // Its columns are the inputs, each with a scale of its own: what the forward product divides by makes no
-    // difference.
-    if (!out.transposed) out.transposed = ops.NewPacked(dtype, weight.rows, weight.cols);
-    ops.Pack({.weight = weight, .transposed = true, .format = out.recipe.forward, .out = out.transposed.get()});
+  Tensor scale;
+  TensorView whole = weight;
+  Tensor wide;
+  if (out.recipe.delayed()) {
+    if (weight.dtype != DType::kF32 && weight.dtype != DType::kBf16) {
+      wide = Tensor(DType::kF32, weight.rows, weight.cols);
+      ops.Cast(weight, wide);
+      whole = wide;
+    }
+    out.weight_amax = WeightAmax(ops, whole, inverse);
+    const float amax = Amax(out, kWeight) > 0 ? Amax(out, kWeight) : out.weight_amax;
+    scale = Tensor(DType::kF32, 1, 1);
+    ops.Fill(scale, std::ldexp(1.0f, -PowerOfTwoExponent(amax, out.recipe.forward.max)));
   }
+  PackArgs args{.weight = whole, .input_scale = inverse, .format = out.recipe.forward, .scale = scale};
+  args.out = out.forward.get();
+  ops.Pack(args);
+  if (!trainable) return true;
+  // With a scale of its own for each input, what the forward product divides by makes no difference.
+  if (!out.transposed) out.transposed = ops.NewPacked(dtype, weight.rows, weight.cols);
+  args.transposed = true;
+  if (!out.recipe.delayed()) args.input_scale = {};
+  args.out = out.transposed.get();
+  ops.Pack(args);
   return true;
 }
 
 void LinearForward(Ops& ops, const LinearWeight& weight, const TensorView& x, const TensorView& y, bool accumulate,
-                   Arena& arena, const TensorView& counts) {
+                   Arena& arena, const CastRecord& record) {
   MatMulArgs args{.a = x, .b = weight.forward.get(), .c = y, .bias = weight.bias, .accumulate = accumulate};
   const Arena::Scope scope(arena);
   if (weight.fp8()) {
-    const Codes codes = QuantizeRows(ops, x, weight.input_scale, weight.recipe.forward, arena, counts);
+    const Codes codes = QuantizeInputs(ops, weight, x, arena, record);
     args.a = codes.values;
     args.a_scale = codes.scale;
   }
   ops.MatMul(args);
 }
 
-void LinearInputGradient(Ops& ops, const LinearWeight& weight, const TensorView& dy, const TensorView& dx, Arena& arena,
-                         const TensorView& counts) {
-  MatMulArgs args{.a = dy, .b = weight.transposed.get(), .c = dx, .bias = {}};
+void LinearBackward(Ops& ops, const LinearWeight& weight, const LinearGradients& args, Arena& arena,
+                    const CastRecord& record) {
   const Arena::Scope scope(arena);
+  MatMulArgs input{.a = args.dy, .b = weight.transposed.get(), .c = args.dx, .bias = {}};
+  TensorView dy = args.dy, x = args.x;
   if (weight.fp8()) {
-    const Codes codes = QuantizeRows(ops, dy, Tensor(), weight.recipe.gradient, arena, counts);
-    args.a = codes.values;
-    args.a_scale = codes.scale;
+    const Codes codes = QuantizeGradients(ops, weight, dy, arena, record);
+    input.a = codes.values;
+    input.a_scale = codes.scale;
+    if (weight.recipe.delayed()) {
+      const Codes inputs = QuantizeInputs(ops, weight, x, arena, {});  // as the forward product had them
+      dy = arena.New(args.dy.dtype, dy.rows, dy.cols);
+      x = arena.New(args.x.dtype, x.rows, x.cols);
+      ops.Dequantize({.codes = codes.values, .scale = codes.scale, .y = dy});
+      ops.Dequantize({.codes = inputs.values, .scale = inputs.scale, .column_scale = weight.input_scale, .y = x});
+    }
   }
-  ops.MatMul(args);
+  ops.MatMul(input);
+  ops.MatMulGradWeight({.dy = dy, .x = x, .dw = args.dw});
 }
 
 }  // namespace quern

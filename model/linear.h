@@ -19,6 +19,12 @@ struct LinearWeight {
   // divided by it; empty: ones.
   Tensor input_scale;
 
+  // kFp8Delayed: largest magnitudes of the last global batch, [1, 3]: inputs, weight, gradients of outputs; 0: there
+  // was none. Empty: three zeros.
+  Tensor amax;
+  float weight_amax = 0;  // kFp8Delayed: of what is packed
+  Tensor master;          // kFp8Delayed with smooth channels, down projection, trainable: the weight, fp32
+
   bool fp8() const { return forward != nullptr && IsFp8(forward->dtype()); }
   int64_t bytes() const;
 };
@@ -26,12 +32,25 @@ struct LinearWeight {
 // Packs `weight` [outputs, inputs] under out.recipe and out.input_scale. False: another shape than before.
 bool PackLinear(Ops& ops, const TensorView& weight, bool trainable, LinearWeight& out);
 
-// y = x W^T + bias, or y += where `accumulate`. x [T, k] act, y [T, n] act or acc. `counts`: values of x that the cast
-// to FP8 saturated and flushed to zero are added ([1, 2] i32), or empty.
+// What a product's casts report, and what their random rounding comes from. Views may be empty.
+struct CastRecord {
+  TensorView counts{};  // [1, 2] i32: values saturated and flushed to zero are added
+  TensorView amax{};    // [1, 1] acc, kFp8Delayed: raised to the largest magnitude
+  uint64_t seed = 0;
+};
+
+struct LinearGradients {
+  TensorView dy;  // [T, n] act
+  TensorView x;   // [T, k] act: the forward product's
+  TensorView dx;  // [T, k] act
+  TensorView dw;  // [n, k] acc; accumulated into
+};
+
+// y = x W^T + bias, or y += where `accumulate`. x [T, k] act, y [T, n] act or acc.
 void LinearForward(Ops& ops, const LinearWeight& weight, const TensorView& x, const TensorView& y, bool accumulate,
-                   Arena& arena, const TensorView& counts = {});
-// dx = dy W. dy [T, n] act; counts as above, of dy.
-void LinearInputGradient(Ops& ops, const LinearWeight& weight, const TensorView& dy, const TensorView& dx, Arena& arena,
-                         const TensorView& counts = {});
+                   Arena& arena, const CastRecord& record = {});
+// dx = dy W, dw += dy^T x. The record is of dy.
+void LinearBackward(Ops& ops, const LinearWeight& weight, const LinearGradients& args, Arena& arena,
+                    const CastRecord& record = {});
 
 }  // namespace quern

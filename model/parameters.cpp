@@ -12,6 +12,8 @@ std::string LayerPrefix(int64_t layer) { return "model.layers." + std::to_string
 
 std::string SmoothScaleName(int64_t layer) { return LayerPrefix(layer) + "mlp.smooth_scale"; }
 
+std::string Fp8AmaxName(int64_t layer) { return LayerPrefix(layer) + "fp8_amax"; }
+
 void ParameterLayout::Add(const std::string& name, int64_t rows, int64_t cols, bool decay) {
   parameters_.push_back({name, rows, cols, size_, decay});
   size_ += rows * cols;
@@ -120,7 +122,8 @@ double ElementAsDouble(const TensorView& view, int64_t row, int64_t col) {
 TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& source) {
   const auto folded = std::make_shared<std::map<std::string, Tensor>>();
   return [config, source, folded](const std::string& name) -> Result<TensorView> {
-    if (name.ends_with(".mlp.smooth_scale")) return NotFound(name + ": folded into the weights");
+    if (name.ends_with(".mlp.smooth_scale") || name.ends_with(".fp8_amax"))
+      return NotFound(name + ": folded into the weights, or of those that were not");
     QUERN_ASSIGN_OR_RETURN(const TensorView view, source(name));
     const size_t mlp = name.find(".mlp.");
     const bool up = name.ends_with(".mlp.up_proj.weight") || name.ends_with(".mlp.up_proj.bias");

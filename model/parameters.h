@@ -43,6 +43,10 @@ std::string LayerPrefix(int64_t layer);
 // Name of a layer's Smooth-SwiGLU scales ([1, F], powers of two), which belong to a weight version beside its weights.
 std::string SmoothScaleName(int64_t layer);
 
+// Name of a layer's largest magnitudes under kFp8Delayed ([1, 12]: inputs, weight and gradients of the qkv, attention
+// output, gate-up and down products), part of a version in the same way.
+std::string Fp8AmaxName(int64_t layer);
+
 // Gives a weight by its Hugging Face name: from training masters, a checkpoint file or a test. fp32, bf16, fp16 or
 // fp64.
 using TensorSource = std::function<Result<TensorView>(const std::string& name)>;

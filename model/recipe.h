@@ -16,6 +16,10 @@ struct Recipe {
     // each of their columns, from the present values. A token's numbers do not depend on what else is computed with it.
     // The weight gradient is bf16's.
     kFp8,
+    // As published: one scale for each tensor, from its largest magnitude in the last global batch (until there is one,
+    // from the present values); gradients in E5M2, rounded stochastically; all three products in FP8. With smooth
+    // channels, training takes their scales from the micro-batch, so a token's numbers depend on its neighbours there.
+    kFp8Delayed,
   };
   // Smooth-SwiGLU (Fishman et al., arXiv 2409.12517): powers of two s that multiply the SwiGLU output before its cast
   // and divide the down projection's inputs before theirs.
@@ -35,6 +39,15 @@ struct Recipe {
     return recipe;
   }
 
+  static Recipe Fp8Delayed(Smooth mode = Smooth::kChannel, const Fp8Format& e4m3 = kE4M3) {
+    Recipe recipe = Fp8(mode);
+    recipe.kind = Kind::kFp8Delayed;
+    recipe.forward = e4m3;
+    recipe.gradient = kE5M2;
+    return recipe;
+  }
+
+  bool delayed() const { return kind == Kind::kFp8Delayed; }
   bool fp8() const { return kind != Kind::kPlain; }
   // What a block's weight matrices are packed as.
   DType weight_dtype() const { return fp8() ? forward.dtype : act; }
@@ -44,10 +57,11 @@ struct Recipe {
   Kind kind = Kind::kPlain;
   Smooth smooth = Smooth::kOff;
   Fp8Format forward = kE4M3;   // of activations and weights
-  Fp8Format gradient = kE4M3;  // of the output's gradient
+  Fp8Format gradient = kE4M3;  // of the outputs' gradients
 };
 
-// "bf16", "fp32", "fp8" with "channel", "row" or "off": what a job file says. CHECK fails for other words.
+// "bf16", "fp32", "fp8", "fp8_delayed" with "channel", "row" or "off": what a job file says. CHECK fails for other
+// words.
 Recipe RecipeOf(const std::string& precision, const std::string& smooth_swiglu = "channel");
 // One word for messages and checkpoint keys.
 std::string RecipeName(const Recipe& recipe);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <optional>
 
+#include "base/random.h"
 #include "model/rope.h"
 
 namespace quern {
@@ -51,6 +52,22 @@ RotaryArgs Transformer::Rotary(const BlockWeights& block, const TokenBatch& batc
           .head_dim = config_.head_dim};
 }
 
+std::shared_ptr<LinearWeight> Transformer::SmoothedDown(const LinearWeight& down, const TensorView& linear_amax) const {
+  auto out = std::make_shared<LinearWeight>();
+  out->recipe = down.recipe;
+  out->amax = Tensor(DType::kF32, 1, 3);
+  ops_.Cast(down.amax, out->amax);
+  out->input_scale = Tensor(DType::kF32, 1, linear_amax.cols);
+  for (int64_t i = 0; i < linear_amax.cols; ++i)
+    out->input_scale.Row<float>(0)[i] = SmoothScale(linear_amax.Row<float>(0)[i]);
+  if (down.bias.cols() > 0) {
+    out->bias = Tensor(down.bias.dtype(), 1, down.bias.cols());
+    ops_.Cast(down.bias, out->bias);
+  }
+  QUERN_CHECK(PackLinear(ops_, down.master, true, *out));
+  return out;
+}
+
 void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena,
                           TensorView hidden, Saved* saved) const {
   const ModelConfig& c = config_;
@@ -82,6 +99,8 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     if (weights.recipe().fp8()) {
       s.fp8_counts = arena.New(DType::kI32, 1, 4);
       ops_.Fill(s.fp8_counts, 0);
+      s.fp8_amax = arena.New(DType::kF32, 1, 8);
+      ops_.Fill(s.fp8_amax, 0);
       s.linear_amax = arena.New(DType::kF32, 1, c.intermediate_size);
       ops_.Fill(s.linear_amax, 0);
     }
@@ -102,12 +121,15 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     s.input = residual;
     if (saved == nullptr) s.middle = residual;
     const int64_t kv_layer = kv.one_layer ? 0 : layer;
-    const TensorView counts = s.fp8_counts.empty() ? TensorView{} : s.fp8_counts.Cols(0, 2);
+    const auto record = [&s](int64_t which) {
+      if (s.fp8_counts.empty()) return CastRecord();
+      return CastRecord{.counts = s.fp8_counts.Cols(0, 2), .amax = s.fp8_amax.Cols(which, 1)};
+    };
 
     ops_.RmsNorm(
         {.x = s.input, .weight = w.input_norm, .eps = c.rms_norm_eps, .y = s.normed, .inv_rms = s.input_inv_rms});
     const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
-    LinearForward(ops_, w.qkv, s.normed, raw, false, arena, counts);
+    LinearForward(ops_, w.qkv, s.normed, raw, false, arena, record(0));
     ops_.Rotary(Rotary(w, batch, raw, s.qkv));
     ops_.KvWrite(
         {.qkv = s.qkv, .sequences = batch.sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
@@ -121,14 +143,14 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
                     .out = s.attention,
                     .lse = s.lse});
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
-    LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, counts);
+    LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, record(1));
 
     ops_.RmsNorm({.x = s.middle,
                   .weight = w.post_attention_norm,
                   .eps = c.rms_norm_eps,
                   .y = s.middle_normed,
                   .inv_rms = s.middle_inv_rms});
-    LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, counts);
+    LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, record(2));
     if (!s.linear_amax.empty())
       ops_.ColumnAmax({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .amax = s.linear_amax});
     ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
@@ -136,7 +158,8 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
       residual = arena.New(acc, t, c.hidden_size);
       ops_.Cast(s.middle, residual);
     }
-    LinearForward(ops_, w.down, s.hidden, residual, true, arena, counts);
+    if (saved != nullptr && w.down.master.rows() > 0) s.down = SmoothedDown(w.down, s.linear_amax);
+    LinearForward(ops_, s.down ? *s.down : w.down, s.hidden, residual, true, arena, record(3));
     if (saved != nullptr) saved->blocks.push_back(s);
   }
   TensorView inv_rms;
@@ -191,8 +214,18 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
     // all.
     const auto linear_backward = [&](const LinearWeight& weight, const std::string& name, const TensorView& dout,
                                      const TensorView& x, const TensorView& dx) {
-      LinearInputGradient(ops_, weight, dout, dx, arena, s.fp8_counts.empty() ? TensorView{} : s.fp8_counts.Cols(2, 2));
-      ops_.MatMulGradWeight({.dy = dout, .x = x, .dw = gradients.View(name + ".weight", dout.cols)});
+      CastRecord record;
+      if (!s.fp8_counts.empty()) {
+        const int64_t which = &weight == &w.qkv                ? 0
+                              : &weight == &w.attention_output ? 1
+                              : &weight == &w.gate_up          ? 2
+                                                               : 3;
+        record = {.counts = s.fp8_counts.Cols(2, 2),
+                  .amax = s.fp8_amax.Cols(4 + which, 1),
+                  .seed = MixSeed(saved.seed, static_cast<uint64_t>(4 * layer + which))};
+      }
+      LinearBackward(ops_, weight, {.dy = dout, .x = x, .dx = dx, .dw = gradients.View(name + ".weight", dout.cols)},
+                     arena, record);
       if (!weight.bias.view().empty()) {
         TensorView dbias = gradients.View(name + ".bias");
         dbias.cols = dbias.stride = dout.cols;
@@ -201,7 +234,7 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
     };
 
     ops_.Cast(dresidual, dy);
-    linear_backward(w.down, p + "mlp.down_proj", dy, s.hidden, dh);
+    linear_backward(s.down ? *s.down : w.down, p + "mlp.down_proj", dy, s.hidden, dh);
     ops_.SwiGluBackward({.gate_up = s.gate_up, .dh = dh, .dgate_up = dgate_up});
     linear_backward(w.gate_up, p + "mlp.gate_proj", dgate_up, s.middle_normed, dnormed);
     ops_.RmsNormBackward({.dy = dnormed,

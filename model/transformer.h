@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "compute/arena.h"
@@ -26,10 +27,13 @@ struct SavedBlock {
   TensorView gate_up;        // [T, 2F]
   TensorView hidden;         // SwiGLU output [T, F]
   TensorView fp8_counts;     // [1, 4] i32, FP8 recipes: saturated and flushed to zero by forward casts, then backward
-  TensorView linear_amax;    // [1, F], FP8 recipes: largest magnitude of the SwiGLU's linear branch
+  TensorView fp8_amax;       // [1, 8], FP8 recipes: largest magnitudes of the four products' inputs, then of gradients
+  std::shared_ptr<LinearWeight> down;  // kFp8Delayed with smooth channels: under the micro-batch's scales
+  TensorView linear_amax;              // [1, F], FP8 recipes: largest magnitude of the SwiGLU's linear branch
 };
 
 struct Saved {
+  uint64_t seed = 0;  // of Backward's random rounding
   std::vector<SavedBlock> blocks;
   TensorView final_input;  // residual stream entering the final norm [T, D]
   TensorView final_inv_rms;
@@ -63,6 +67,8 @@ class Transformer {
                     const TensorView& dhidden, Parameters& gradients) const;
 
  private:
+  // The down projection folded with, and cast under, the scales of a micro-batch.
+  std::shared_ptr<LinearWeight> SmoothedDown(const LinearWeight& down, const TensorView& linear_amax) const;
   RotaryArgs Rotary(const BlockWeights& block, const TokenBatch& batch, TensorView qkv, TensorView out) const;
 
   Ops& ops_;

@@ -48,6 +48,16 @@ Status Weights::LoadLinear(const TensorSource& source, const std::vector<std::st
   return {};
 }
 
+Status Weights::LoadFp8Amax(const TensorSource& source, int64_t layer, BlockWeights& block) {
+  const Result<TensorView> amax = source(Fp8AmaxName(layer));
+  LinearWeight* linears[] = {&block.qkv, &block.attention_output, &block.gate_up, &block.down};
+  for (LinearWeight* linear : linears) linear->amax = Tensor(DType::kF32, 1, 3);
+  if (!amax.ok()) return amax.status().code() == StatusCode::kNotFound ? Status() : amax.status();
+  if (amax->cols != 12) return InvalidArgument(StrCat(Fp8AmaxName(layer), ": ", amax->cols, " values, expected 12"));
+  for (int64_t i = 0; i < 4; ++i) ops_.Cast(amax->Cols(3 * i, 3), linears[i]->amax);
+  return {};
+}
+
 Status Weights::LoadSmoothScale(const TensorSource& source, int64_t layer, LinearWeight& down) {
   const int64_t width = config_.intermediate_size;
   const Result<TensorView> scale = source(SmoothScaleName(layer));
@@ -91,8 +101,14 @@ Status Weights::Load(const TensorSource& source) {
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "q_proj", a + "k_proj", a + "v_proj"}, b.qkv));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {a + "o_proj"}, b.attention_output));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.gate_proj", p + "mlp.up_proj"}, b.gate_up));
+    if (recipe_.delayed()) QUERN_RETURN_IF_ERROR(LoadFp8Amax(source, layer, b));
     if (recipe_.smooth_channels()) QUERN_RETURN_IF_ERROR(LoadSmoothScale(source, layer, b.down));
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.down_proj"}, b.down));
+    if (trainable_ && recipe_.delayed() && recipe_.smooth_channels()) {
+      QUERN_ASSIGN_OR_RETURN(const TensorView down, source(p + "mlp.down_proj.weight"));
+      if (b.down.master.rows() != down.rows) b.down.master = Tensor(DType::kF32, down.rows, down.cols);
+      ops_.Cast(down, b.down.master);
+    }
     if (c.attention_bias) {
       QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "q_proj.bias", a + "k_proj.bias", a + "v_proj.bias"}, b.qkv.bias));
     }

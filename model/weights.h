@@ -23,7 +23,8 @@ class Weights {
   // head; norms and biases stay fp32 (fp64).
   Weights(Ops& ops, const ModelConfig& config, const Recipe& recipe, bool trainable);
   // (Re)packs all weights from `source`. An error names the weight. Where the recipe smooths channels, `source` is
-  // asked for each layer's SmoothScaleName as well; none are ones.
+  // asked for each layer's SmoothScaleName as well; none are ones. Where it is kFp8Delayed, for Fp8AmaxName; none are
+  // zeros.
   Status Load(const TensorSource& source);
 
   const ModelConfig& config() const { return config_; }
@@ -39,6 +40,7 @@ class Weights {
 
  private:
   Status LoadLinear(const TensorSource& source, const std::vector<std::string>& names, LinearWeight& out);
+  Status LoadFp8Amax(const TensorSource& source, int64_t layer, BlockWeights& block);
   Status LoadSmoothScale(const TensorSource& source, int64_t layer, LinearWeight& down);
   Status LoadVector(const TensorSource& source, const std::vector<std::string>& names, Tensor& out);
   Ops& ops_;

@@ -238,7 +238,7 @@ struct Job {
   uint64_t seed = 0;
   std::string output_dir;          // the run directory; empty: runs/NAME-N
   std::string base_dir;            // absolute; relative files of the job are looked up here (the job file's folder)
-  std::string precision = "bf16";  // bf16 | fp32 | fp8
+  std::string precision = "bf16";  // bf16 | fp32 | fp8 | fp8_delayed
   std::string smooth_swiglu = "channel";  // of FP8 precisions: channel | row | off
   OptimizerSection optimizer;
   std::string device = "auto";  // auto | cpu

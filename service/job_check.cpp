@@ -215,8 +215,10 @@ std::string FindProblem(const Job& job, std::string& key) {
   if (job.name.empty() || job.name.size() > 64 || job.name[0] == '.' ||
       !std::all_of(job.name.begin(), job.name.end(), plain))
     check.Fail("name", "must be 1 to 64 letters, digits, '-', '_' or '.', not '" + job.name + "'");
-  check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8"});
+  check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8", "fp8_delayed"});
   check.OneOf("smooth_swiglu", job.smooth_swiglu, {"channel", "row", "off"});
+  if (job.precision == "fp8_delayed" && job.smooth_swiglu == "row")
+    check.Fail("smooth_swiglu", "row is not written for precision fp8_delayed; use channel or off");
   check.OneOf("optimizer.moments", job.optimizer.moments, {"fp32", "fp8"});
   check.OneOf("optimizer.master_weights", job.optimizer.master_weights, {"fp32", "bf16"});
   check.AtLeast("optimizer.block", static_cast<double>(job.optimizer.block), 0);

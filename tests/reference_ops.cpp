@@ -151,9 +151,11 @@ class ReferenceOps : public Ops {
 
   void PackFp8(const PackArgs& args, ReferencePacked& out) {
     for (int64_t n = 0; n < out.n(); ++n) {
+      const auto factor = [&](int64_t k) {
+        return args.input_scale.empty() ? 1 : Get(args.input_scale, 0, args.transposed ? n : k);
+      };
       const auto weight = [&](int64_t k) {
-        return (args.transposed ? Get(args.weight, k, n) : Get(args.weight, n, k)) *
-               (args.input_scale.empty() ? 1 : Get(args.input_scale, 0, k));
+        return (args.transposed ? Get(args.weight, k, n) : Get(args.weight, n, k)) * factor(k);
       };
       double amax = 0;
       for (int64_t k = 0; k < out.k(); ++k) amax = std::max(amax, std::abs(weight(k)));
@@ -161,7 +163,9 @@ class ReferenceOps : public Ops {
                            : amax == 0         ? 1
                                                : 1 / FloorPowerOfTwo(args.format.max / amax);
       for (int64_t k = 0; k < out.k(); ++k)
-        Set(out.values, k, n, Fp8ToFloat(NearestCode(weight(k) / scale, args.format), args.format.dtype) * scale);
+        Set(out.values, k, n,
+            Fp8ToFloat(NearestCode(weight(k) / scale, args.format), args.format.dtype) * scale /
+                (args.transposed ? factor(k) : 1));
     }
   }
 

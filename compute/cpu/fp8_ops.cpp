@@ -112,8 +112,7 @@ void CpuOps::PackFp8(const PackArgs& args) {
   }
   const TensorView codes = scratch_.New(args.format.dtype, rows, cols);
   const TensorView values = scratch_.New(DType::kBf16, rows, cols);
-  QUERN_CHECK(args.input_scale.empty() || !args.transposed,
-              "an FP8 weight is scaled along k in the forward product only");
+  QUERN_CHECK(args.input_scale.empty() || !args.transposed || !args.scale.empty());
   if (!args.scale.empty()) {
     Quantize({.x = weight,
               .column_scale = args.input_scale,
@@ -121,7 +120,8 @@ void CpuOps::PackFp8(const PackArgs& args) {
               .rule = QuantizeArgs::Scale::kGiven,
               .codes = codes,
               .scale = args.scale});
-    Dequantize({.codes = codes, .scale = args.scale, .y = values});
+    const TensorView taken_off = args.transposed ? args.input_scale : TensorView{};
+    Dequantize({.codes = codes, .scale = args.scale, .column_scale = taken_off, .y = values});
   } else if (!args.transposed) {
     const TensorView scale = scratch_.New(DType::kF32, 1, rows);
     Quantize({.x = weight, .column_scale = args.input_scale, .format = args.format, .codes = codes, .scale = scale});

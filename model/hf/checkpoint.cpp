@@ -164,12 +164,13 @@ std::vector<std::string> Checkpoint::Problems(const ModelConfig& config) const {
                                 TensorInfo{"", "", HfShape(parameter)}.ShapeText()));
     }
   }
-  const std::vector<int64_t> scales = {config.intermediate_size};
-  std::vector<std::string> scale_names;
-  for (int64_t layer = 0; layer < config.layers; ++layer) scale_names.push_back(SmoothScaleName(layer));
+  std::map<std::string, std::vector<int64_t>> state;  // of FP8 recipes, where it is there
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    state[SmoothScaleName(layer)] = {config.intermediate_size};
+    state[Fp8AmaxName(layer)] = {12};
+  }
   for (const TensorInfo& info : tensors_) {
-    if (info.shape == scales && std::find(scale_names.begin(), scale_names.end(), info.name) != scale_names.end())
-      continue;
+    if (const auto it = state.find(info.name); it != state.end() && it->second == info.shape) continue;
     if (known.contains(info.name) || EndsWith(info.name, ".rotary_emb.inv_freq")) continue;
     if (config.tie_word_embeddings && info.name == "lm_head.weight") continue;
     problems.push_back(

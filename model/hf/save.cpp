@@ -106,6 +106,8 @@ Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, con
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const Result<TensorView> scale = tensors(SmoothScaleName(layer));
     if (scale.ok()) scales.push_back({SmoothScaleName(layer), *scale});
+    const Result<TensorView> amax = tensors(Fp8AmaxName(layer));
+    if (amax.ok()) scales.push_back({Fp8AmaxName(layer), *amax});
   }
   QUERN_RETURN_IF_ERROR(MakeDirectories(dir));
   if (!options.source_dir.empty()) {
