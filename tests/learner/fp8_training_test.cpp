@@ -251,11 +251,20 @@ class ForcedOutlier : public ::testing::Test {
     run.correlation = CorrelateGateAndLinear(trainer.parameters(), 1).largest;
     return run;
   }
-  // Largest |loss / bf16's - 1| of a step.
-  static double Worst(const Run& run, const Run& bf16) {
+  // |loss / bf16's - 1| of the second half of the steps: a batch alone is as noisy as its 60 tokens.
+  static double Difference(const Run& run, const Run& bf16) {
+    double own = 0, other = 0;
+    for (size_t i = run.losses.size() / 2; i < run.losses.size(); ++i) {
+      own += run.losses[i];
+      other += bf16.losses[i];
+    }
+    return std::abs(own / other - 1);
+  }
+
+  // Of the worst step.
+  static double Spike(const Run& run, const Run& bf16) {
     double worst = 0;
-    for (size_t i = 0; i < run.losses.size(); ++i)
-      worst = std::max(worst, std::abs(run.losses[i] / bf16.losses[i] - 1));
+    for (size_t i = 0; i < run.losses.size(); ++i) worst = std::max(worst, run.losses[i] / bf16.losses[i] - 1);
     return worst;
   }
 
@@ -276,17 +285,23 @@ TEST_F(ForcedOutlier, PerTensorScalingSpikesAndSmoothSwiGluStaysWithBf16) {
   const Run plain_rows = Grown(Recipe::Fp8(Smooth::kOff), teacher.parameters());
   const Run delayed = Grown(Recipe::Fp8Delayed(Smooth::kOff), teacher.parameters());
   const Run delayed_smooth = Grown(Recipe::Fp8Delayed(), teacher.parameters());
-  RecordProperty("fp8", std::to_string(Worst(smooth, bf16)));
-  std::printf(
-      "bf16 loss %.3f to %.3f; worst relative difference: fp8 %.4f, fp8 without smoothing %.4f, "
-      "fp8_delayed %.4f, fp8_delayed without smoothing %.4f; linear branch reached %.0f\n",
-      bf16.losses.front(), bf16.losses.back(), Worst(smooth, bf16), Worst(plain_rows, bf16),
-      Worst(delayed_smooth, bf16), Worst(delayed, bf16), smooth.linear_amax);
+  std::printf("linear branch reached %.0f; loss against bf16 over the second half, and in the worst step:\n",
+              smooth.linear_amax);
+  const auto print = [&](const char* name, const Run& run) {
+    std::printf("  %-30s %.4f %+.4f, saturated at most %.5f\n", name, Difference(run, bf16), Spike(run, bf16),
+                run.saturated);
+  };
+  print("fp8", smooth);
+  print("fp8 without smoothing", plain_rows);
+  print("fp8_delayed", delayed_smooth);
+  print("fp8_delayed without smoothing", delayed);
   EXPECT_NEAR(smooth.correlation, 1, 1e-3);
   EXPECT_EQ(smooth.saturated, 0) << "scales are of present values";
-  EXPECT_LT(Worst(smooth, bf16), 0.01);
+  EXPECT_LT(Difference(smooth, bf16), 0.01);
   EXPECT_GT(delayed.saturated, 0);
-  EXPECT_GT(Worst(delayed, bf16), 0.1);
+  EXPECT_LT(Difference(delayed_smooth, bf16), 0.01);
+  EXPECT_GT(Difference(delayed, bf16), 0.02);
+  EXPECT_GT(Spike(delayed, bf16), 0.2);
 }
 
 TEST(Fp8Memory, MomentsTakeTwoBytesAWeight) {
