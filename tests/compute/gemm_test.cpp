@@ -159,9 +159,12 @@ void CheckCase(const GemmKernels& kernels, const Case& c, Source& source, Thread
   const auto packed = NewPacked(c.dtype, c.k, c.n, kernels);
   Pack({w, c.transposed, packed.get()}, pool);
   Arena scratch;
-  MatMul(
-      {a.view().Cols(0, c.k), packed.get(), out.view().Cols(0, c.n), c.bias ? bias.view() : TensorView{}, c.accumulate},
-      pool, scratch);
+  MatMul({.a = a.view().Cols(0, c.k),
+          .b = packed.get(),
+          .c = out.view().Cols(0, c.n),
+          .bias = c.bias ? bias.view() : TensorView{},
+          .accumulate = c.accumulate},
+         pool, scratch);
   for (int64_t i = 0; i < c.m; ++i) {
     for (int64_t j = 0; j < c.n; ++j) {
       double sum = 0, absolute = 0;
