@@ -71,7 +71,7 @@ class Own {
     Fill(weight);
     for (int64_t i = 0; i < weights; ++i) {
       weights_.push_back(cpu::NewPacked(dtype, k, n));
-      cpu::Pack({weight, false, weights_.back().get()}, pool_);
+      cpu::Pack({.weight = weight, .transposed = false, .out = weights_.back().get()}, pool_);
     }
   }
   void Run(int64_t i) {
@@ -181,7 +181,10 @@ void RunPack(const Options& options) {
       for (int round = 0; round < options.rounds; ++round) {
         for (int transposed = 0; transposed < 2; ++transposed) {
           rates[transposed].push_back(Rate(static_cast<double>(weight.bytes()), options.seconds, [&](int64_t) {
-            cpu::Pack({transposed == 1 ? turned.view() : weight.view(), transposed == 1, packed.get()}, pool);
+            cpu::Pack({.weight = transposed == 1 ? turned.view() : weight.view(),
+                       .transposed = transposed == 1,
+                       .out = packed.get()},
+                      pool);
           }));
         }
       }

@@ -157,7 +157,7 @@ void CheckCase(const GemmKernels& kernels, const Case& c, Source& source, Thread
   Tensor before(c.out, c.m, c.n + c.padding);
   if (before.bytes() > 0) std::memcpy(before.view().data, out.view().data, static_cast<size_t>(before.bytes()));
   const auto packed = NewPacked(c.dtype, c.k, c.n, kernels);
-  Pack({w, c.transposed, packed.get()}, pool);
+  Pack({.weight = w, .transposed = c.transposed, .out = packed.get()}, pool);
   Arena scratch;
   MatMul({.a = a.view().Cols(0, c.k),
           .b = packed.get(),
@@ -224,7 +224,7 @@ TEST(Gemm, ARowIsBitEqualInEveryBatch) {
       Randomise(a, source);
       Randomise(w, source);
       const auto packed = NewPacked(dtype, k, n, named.kernels);
-      Pack({w, false, packed.get()}, two);
+      Pack({.weight = w, .transposed = false, .out = packed.get()}, two);
       MatMul({.a = a, .b = packed.get(), .c = all, .bias = {}}, two, scratch);
       for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64, 257}) {
         for (const int64_t first : {int64_t{0}, int64_t{100}, 257 - m}) {
@@ -238,7 +238,7 @@ TEST(Gemm, ARowIsBitEqualInEveryBatch) {
       }
       // A column does not depend on the columns beside it either.
       const auto narrow = NewPacked(dtype, k, 1, named.kernels);
-      Pack({w.view().Rows(201, 1), false, narrow.get()}, one);
+      Pack({.weight = w.view().Rows(201, 1), .transposed = false, .out = narrow.get()}, one);
       Tensor column(DType::kF32, 257, 1);
       MatMul({.a = a, .b = narrow.get(), .c = column, .bias = {}}, one, scratch);
       for (int64_t i = 0; i < 257; ++i) ASSERT_EQ(column.Row<float>(i)[0], all.Row<float>(i)[201]);
@@ -300,7 +300,7 @@ TEST(Gemm, PackingRoundsLikeBf16) {
       Tensor w(DType::kF32, transposed ? k : 1, transposed ? 1 : k);
       for (int64_t i = 0; i < k; ++i) Set(w, transposed ? i : 0, transposed ? 0 : i, values[static_cast<size_t>(i)]);
       CpuPackedMatrix packed(named.kernels, DType::kBf16, k, 1);
-      Pack({w, transposed, &packed}, pool);
+      Pack({.weight = w, .transposed = transposed, .out = &packed}, pool);
       for (int64_t i = 0; i < k; ++i) {
         const uint32_t word = packed.Panel(0)[i / 2 * packed.panel_cols()];
         const auto bits = static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16);
@@ -321,7 +321,7 @@ TEST(Gemm, OutputRoundsLikeBf16) {
     Tensor a(DType::kF32, 1, 2), w(DType::kF32, n, 2), bias(DType::kF32, 1, n), c(DType::kBf16, 1, n);
     for (int64_t i = 0; i < n; ++i) bias.Row<float>(0)[i] = values[static_cast<size_t>(i) % values.size()];
     const auto packed = NewPacked(DType::kF32, 2, n, named.kernels);
-    Pack({w, false, packed.get()}, pool);
+    Pack({.weight = w, .transposed = false, .out = packed.get()}, pool);
     MatMul({.a = a, .b = packed.get(), .c = c, .bias = bias}, pool, scratch);
     for (int64_t i = 0; i < n; ++i) {
       const float expected = bias.Row<float>(0)[i] + 0.0f;
