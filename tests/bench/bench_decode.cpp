@@ -103,7 +103,8 @@ int Main(int argc, char** argv) {
       policy->head = std::make_shared<SingleModelHead>();
       for (const std::string& count : Words(Flag(argc, argv, "streams", "1"))) {
         const int64_t streams = std::stoll(count);
-        Engine engine(profile ? static_cast<Ops&>(ops) : cpu_ops, {});
+        // Every round computes its prompts.
+        Engine engine(profile ? static_cast<Ops&>(ops) : cpu_ops, {.share_prefixes = false});
         engine.SetPolicy(policy);
         const auto generate = [&] { return Generate(engine, streams, new_tokens, config.vocab_size, greedy); };
         const std::string command = Replaced(peer, {{"{model}", model}, {"{threads}", threads}, {"{streams}", count}});
