@@ -21,7 +21,8 @@ struct Engine::Sequence {
   std::vector<int32_t> tokens;
   int64_t cached = 0;  // leading tokens whose keys and values are in the pages
   std::vector<KvPage*> pages;
-  std::vector<std::vector<void*>> tables;  // the pages' memory, one table per model
+  std::vector<std::vector<void*>> tables;      // the pages' memory, one table per model
+  std::vector<std::vector<float>> selections;  // of models with selective attention (SequenceRows::selection)
   bool generating = false;
   GenerateOptions options;
   Completion completion;
@@ -31,6 +32,11 @@ struct Engine::Sequence {
     pages.push_back(page);
     tables.resize(page->data.size());
     for (size_t m = 0; m < tables.size(); ++m) tables[m].push_back(page->data[m]);
+  }
+  float* Selection(size_t model, const KvLayout& layout) {
+    if (selections.size() <= model) selections.resize(model + 1);
+    selections[model].resize(pages.size() * static_cast<size_t>(layout.selection_elements()));
+    return selections[model].data();
   }
 };
 
@@ -44,7 +50,7 @@ int64_t PagesFor(int64_t positions) { return (positions + kPage - 1) / kPage; }
 
 // Where both are the same weights, keys and values are, too.
 bool SameWeights(const Policy& a, const Policy& b) {
-  if (a.models.size() != b.models.size()) return false;
+  if (a.models.size() != b.models.size() || a.compression != b.compression) return false;
   for (size_t m = 0; m < a.models.size(); ++m) {
     const ServedModel& x = *a.models[m];
     const ServedModel& y = *b.models[m];
@@ -56,7 +62,8 @@ bool SameWeights(const Policy& a, const Policy& b) {
 
 bool SameLayouts(const std::vector<KvLayout>& a, const std::vector<KvLayout>& b) {
   const auto same = [](const KvLayout& x, const KvLayout& y) {
-    return x.dtype == y.dtype && x.layers == y.layers && x.kv_heads == y.kv_heads && x.head_dim == y.head_dim;
+    return x.dtype == y.dtype && x.layers == y.layers && x.kv_heads == y.kv_heads && x.head_dim == y.head_dim &&
+           x.selective == y.selective;
   };
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
 }
@@ -91,7 +98,12 @@ void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
   for (auto& [id, sequence] : sequences_) DropPages(*sequence);
   policy_ = std::move(policy);
   std::vector<KvLayout> layouts;
-  for (const auto& model : policy_->models) layouts.push_back(model->transformer.kv_layout());
+  shares_prefixes_ = options_.share_prefixes;
+  for (const auto& model : policy_->models) {
+    layouts.push_back(model->transformer.kv_layout());
+    // What a shared page's positions are masked by is each sequence's own.
+    shares_prefixes_ = shares_prefixes_ && !layouts.back().selective;
+  }
   if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {
     cache_->Forget();
   } else {
@@ -199,7 +211,7 @@ bool Engine::AwaitsPrefix(const Sequence& s, int64_t cached) const {
 Engine::Admission Engine::Admit(Sequence& s) {
   KvCache::Prefix prefix;
   // The last token is always computed: its logits are what is asked for.
-  if (options_.share_prefixes) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
+  if (shares_prefixes_) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
   for (KvPage* page : prefix.pages) s.Add(page);
   s.cached = static_cast<int64_t>(s.pages.size()) * kPage;
   const auto undo = [&](Admission why) {
@@ -207,7 +219,7 @@ Engine::Admission Engine::Admit(Sequence& s) {
     DropPages(s);
     return why;
   };
-  if (options_.share_prefixes && AwaitsPrefix(s, s.cached + prefix.tail_tokens)) return undo(Admission::kAwaitsPrefix);
+  if (shares_prefixes_ && AwaitsPrefix(s, s.cached + prefix.tail_tokens)) return undo(Admission::kAwaitsPrefix);
   const int64_t needed = PagesFor(static_cast<int64_t>(s.tokens.size()) + 1) - static_cast<int64_t>(s.pages.size());
   while (cache_->available_pages() < needed) {
     // Where nothing else can go on, this one goes on with what there is.
@@ -281,10 +293,15 @@ TensorView Engine::PolicyLogits() {
   std::vector<TensorView> model_logits;
   for (size_t m = 0; m < policy_->models.size(); ++m) {
     const ServedModel& model = *policy_->models[m];
-    for (size_t i = 0; i < planned_.size(); ++i) batch_.sequences[i].pages = planned_[i].sequence->tables[m].data();
+    const KvLayout& layout = cache_->layouts()[m];
+    for (size_t i = 0; i < planned_.size(); ++i) {
+      Sequence& s = *planned_[i].sequence;
+      batch_.sequences[i].pages = s.tables[m].data();
+      batch_.sequences[i].selection = layout.selective ? s.Selection(m, layout) : nullptr;
+    }
     const TensorView hidden =
         arena_.New(model.transformer.dtype(), batch_.rows(), model.transformer.config().hidden_size);
-    model.transformer.Forward(model.weights, batch_, {model.transformer.kv_layout(), false}, arena_, hidden);
+    model.transformer.Forward(model.weights, batch_, {layout, false, policy_->compression.budgets}, arena_, hidden);
     if (n == 0) continue;
     TensorView gathered = hidden;
     if (n != hidden.rows) {

@@ -19,7 +19,7 @@ namespace quern {
 struct EngineOptions {
   int64_t max_step_tokens = 512;        // rows of one forward pass: decodes first, then chunks of prompts
   int64_t kv_bytes = int64_t{2} << 30;  // budget of all models' caches together
-  bool share_prefixes = true;           // sequences that begin alike use the same pages
+  bool share_prefixes = true;           // sequences that begin alike use the same pages; never with selective attention
 };
 
 struct GenerateOptions {
@@ -112,6 +112,7 @@ class Engine {
   EngineOptions options_;
   std::shared_ptr<const Policy> policy_;
   std::unique_ptr<KvCache> cache_;
+  bool shares_prefixes_ = true;
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;
   Arena arena_;

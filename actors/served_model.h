@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "methods/policy_head.h"
+#include "model/compression.h"
 #include "model/transformer.h"
 
 namespace quern {
@@ -28,6 +29,7 @@ struct Policy {
   std::string label;
   std::vector<std::shared_ptr<const ServedModel>> models;
   std::shared_ptr<const PolicyHead> head;
+  Compression compression;  // of every model, which it must fit
 };
 
 }  // namespace quern

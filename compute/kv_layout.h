@@ -20,6 +20,7 @@ struct KvLayout {
   int64_t layers = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
+  bool selective = false;  // Selective Attention: sequences carry a `selection` beside their pages
 
   int64_t page_elements() const { return layers * kv_heads * 2 * kPageTokens * head_dim; }
   int64_t page_bytes() const { return page_elements() * DTypeSize(dtype); }
@@ -32,15 +33,22 @@ struct KvLayout {
   int64_t KeyElement(int64_t slot, int64_t d) const {
     return (slot / kBlockTokens * head_dim + d) * kBlockTokens + slot % kBlockTokens;
   }
+  // Of SequenceRows::selection: elements of one page, and the offset of one layer of it.
+  int64_t selection_elements() const { return layers * kPageTokens; }
+  int64_t SelectionOffset(int64_t page, int64_t layer) const { return (page * layers + layer) * kPageTokens; }
 };
 
 // The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and
-// positions below `context` are already in the pages. `pages` covers context + count positions.
+// positions below `context` are already in the pages. `pages` covers context + count positions. `selection` (selective
+// layouts; acc) holds for every page, layer and position how far it is masked for the next row, infinity once it is
+// evicted; attention reads and updates it. It belongs to one sequence even where pages are shared, and needs no
+// initial values.
 struct SequenceRows {
   int64_t row = 0;
   int64_t count = 0;
   int64_t context = 0;
   void* const* pages = nullptr;
+  void* selection = nullptr;
 };
 
 }  // namespace quern

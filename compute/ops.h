@@ -161,6 +161,11 @@ struct KvWriteArgs {
 // Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends
 // to positions max(0, p - window + 1) .. p. A row's result depends on its own query and its own keys and values only,
 // in a fixed order: bit-equal in decode, prefill and training for any batch.
+//
+// Selective Attention (Leviathan et al. 2024, arXiv 2410.02703), where the layout says so: with L the scaled scores of
+// query head 0, S_ij = max(0, L_ij) for 0 < j < i and 0 elsewhere, F_ij = sum over rows k < i of S_kj; F_ij is
+// subtracted from the scaled scores of every head. Not with a window. `budget`: row i attends to at most so many
+// positions, itself and the first among them; those with the largest F (the earliest of equals) are left out, for good.
 struct AttentionArgs {
   TensorView q;  // [T, heads * head_dim] act
   std::span<const SequenceRows> sequences;
@@ -171,6 +176,9 @@ struct AttentionArgs {
   int64_t window = 0;  // 0: unlimited
   TensorView out;      // [T, heads * head_dim] act
   TensorView lse;      // [T, heads] acc: logsumexp of scaled scores, or empty when no backward follows
+  int64_t budget = 0;  // selective layouts; 0: everything. At least 2
+  TensorView live{};   // [1, T] acc: position + 1 - sum over j of min(F_ij, live_tau) / live_tau; or empty
+  float live_tau = 1.0f;
 };
 
 struct AttentionBackwardArgs {
@@ -185,6 +193,10 @@ struct AttentionBackwardArgs {
   TensorView lse;   // [T, heads] acc
   TensorView dout;  // [T, heads * head_dim] act or acc
   TensorView dqkv;  // [T, (heads + 2 kv_heads) * head_dim] act or acc; overwritten
+  bool selective = false;
+  // Selective: the loss has a term live_weight * (sum over sequences of the largest `live` of its rows).
+  float live_weight = 0.0f;
+  float live_tau = 1.0f;
 };
 
 // h = silu(gate) * up (Shazeer 2020).

@@ -333,6 +333,7 @@ class Learner {
     metrics["tokens"] = static_cast<double>(tokens);
     metrics["seconds"] = seconds;
     metrics["tokens_per_second"] = static_cast<double>(tokens) / seconds;
+    if (config_.selective_attention) metrics["live_share"] = last.live_share;
     for (const auto& [name, value] : last.method) metrics[name] = value;
     return {};
   }
@@ -450,6 +451,7 @@ class Learner {
                                    {"loss_tokens", report.loss_tokens},
                                    {"wait_seconds", wait},
                                    {"step_seconds", seconds}};
+    if (config_.selective_attention) line["live_share"] = report.live_share;
     for (const auto& [name, value] : report.method) line[name] = value;
     LogFp8(report, line);
     for (const auto& [name, value] : mixture) line[name] = value;

@@ -99,6 +99,7 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("lr_schedule", o.optimizer.schedule);
   f.Read("weight_decay", o.optimizer.weight_decay);
   f.Read("max_grad_norm", o.optimizer.max_grad_norm);
+  f.Read("memory_loss", o.optimizer.memory_loss);
   f.Read("adam_beta1", o.optimizer.beta1);
   f.Read("adam_beta2", o.optimizer.beta2);
   f.Read("adam_epsilon", o.optimizer.eps);

@@ -228,7 +228,11 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     const TensorView dhidden = arena_.New(transformer_.acc_dtype(), hidden.rows, hidden.cols);
     const LossHead::Result head = loss_head_.ForwardBackward(weights_, hidden, part.rows, coefficients,
                                                              objective.reserved_token(), dhidden, gradients_, arena_);
-    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients_, arena_);
+    const double live_scale =
+        1 / static_cast<double>(transformer_.config().layers * batch.tokens.rows());  // of the whole batch, as `loss`
+    const double memory_weight = static_cast<double>(options_.optimizer.memory_loss) * live_scale;
+    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients_, arena_, static_cast<float>(memory_weight));
+    if (transformer_.config().selective_attention) report.live_share += LivePositions(part.tokens, saved) * live_scale;
     ObserveFp8(saved, report);
     report.loss += head.loss;
     report.mean_log_prob += head.log_prob_sum / normaliser;

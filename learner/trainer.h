@@ -24,6 +24,9 @@ struct OptimizerOptions {
   float weight_decay = 0.01f;
   float max_grad_norm = 1.0f;  // 0: no clipping
   uint64_t seed = 0;           // of stochastic rounding
+  // Selective attention: the loss gets this times the cache entries that each layer and sequence needs at most (largest
+  // M of methods.md), per token and layer.
+  float memory_loss = 0;
 };
 
 // Learning rate of 0-based step `step`: linear warm-up, then the schedule.
@@ -51,6 +54,7 @@ struct StepReport {
     double linear_amax = 0;                               // largest magnitude of the SwiGLU's linear branch
   };
   std::vector<Fp8Layer> fp8;
+  double live_share = 0;  // selective attention: cache entries needed at most, of all, mean over layers
 };
 
 // Largest and mean over the channels of a layer of |cosine| between the rows of its gate and its up projection: a

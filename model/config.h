@@ -35,7 +35,10 @@ struct ModelConfig {
   bool attention_bias = false;  // q, k, v (and o when o_bias)
   bool attention_output_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;       // qwen3: RMS norm of every query and key head
+  bool qk_norm = false;  // qwen3: RMS norm of every query and key head
+  // Attention with selection by head 0 (compute/ops.h); key "quern_selective_attention" of config.json, which other
+  // programs do not know. Not with a sliding window.
+  bool selective_attention = false;
   int32_t bos_token_id = -1;  // -1: none
   std::vector<int32_t> eos_token_ids;
   int32_t pad_token_id = -1;

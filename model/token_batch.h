@@ -35,10 +35,11 @@ struct TokenBatch {
 struct KvView {
   KvLayout layout;
   bool one_layer = false;
+  std::vector<int64_t> budgets{};  // selective layouts: positions that each layer attends to at most, 0: all; or empty
 };
 
-// Temporary one-layer pages for every sequence of a training batch, from `arena`; sets their `pages`. `page_table` owns
-// the pointer arrays and must outlive the forward pass.
+// Temporary one-layer pages for every sequence of a training batch, from `arena`; sets their `pages` (and `selection`).
+// `page_table` owns the pointer arrays and must outlive the forward pass.
 KvView MakeTrainingKv(const KvLayout& model_layout, TokenBatch& batch, Arena& arena, std::vector<void*>& page_table);
 
 }  // namespace quern

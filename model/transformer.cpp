@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -19,13 +20,33 @@ KvView MakeTrainingKv(const KvLayout& model_layout, TokenBatch& batch, Arena& ar
   const TensorView storage = arena.New(view.layout.dtype, static_cast<int64_t>(pages), view.layout.page_elements());
   page_table.resize(pages);
   for (size_t i = 0; i < pages; ++i) page_table[i] = storage.Row<uint8_t>(static_cast<int64_t>(i));
+  TensorView selection;
+  if (view.layout.selective)
+    selection = arena.New(model_layout.dtype == DType::kF64 ? DType::kF64 : DType::kF32, static_cast<int64_t>(pages),
+                          view.layout.selection_elements());
   size_t first = 0;
   for (SequenceRows& s : batch.sequences) {
     QUERN_CHECK(s.context == 0);
     s.pages = page_table.data() + first;
+    if (view.layout.selective) s.selection = selection.Row<uint8_t>(static_cast<int64_t>(first));
     first += count(s);
   }
   return view;
+}
+
+double LivePositions(const TokenBatch& batch, const Saved& saved) {
+  double sum = 0;
+  for (const SavedBlock& block : saved.blocks) {
+    for (const SequenceRows& s : batch.sequences) {
+      double most = 0;
+      for (int64_t r = s.row; r < s.row + s.count; ++r) {
+        const bool wide = block.live.dtype == DType::kF64;
+        most = std::max(most, wide ? block.live.Row<double>(0)[r] : static_cast<double>(block.live.Row<float>(0)[r]));
+      }
+      sum += most;
+    }
+  }
+  return sum;
 }
 
 Transformer::Transformer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
@@ -93,6 +114,7 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     }
     s.input_inv_rms = arena.New(acc, 1, t);
     s.lse = arena.New(acc, t, c.heads);
+    if (c.selective_attention) s.live = arena.New(acc, 1, t);
     s.middle = arena.New(acc, t, c.hidden_size);
     s.middle_inv_rms = arena.New(acc, 1, t);
     s.middle_normed = arena.New(dtype_, t, c.hidden_size);
@@ -141,7 +163,10 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
                     .scale = scale,
                     .window = c.sliding_window,
                     .out = s.attention,
-                    .lse = s.lse});
+                    .lse = s.lse,
+                    .budget = kv.budgets.empty() ? 0 : kv.budgets[static_cast<size_t>(layer)],
+                    .live = s.live,
+                    .live_tau = kLiveTau});
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
     LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, record(1));
 
@@ -182,7 +207,7 @@ void Transformer::HeadBackward(const Weights& weights, const TensorView& dlogits
 }
 
 void Transformer::Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved,
-                           const TensorView& dhidden, Parameters& gradients, Arena& arena) const {
+                           const TensorView& dhidden, Parameters& gradients, Arena& arena, float live_weight) const {
   const ModelConfig& c = config_;
   const DType acc = acc_dtype();
   const int64_t t = batch.rows();
@@ -256,7 +281,10 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
                             .out = s.attention,
                             .lse = s.lse,
                             .dout = dattention,
-                            .dqkv = dqkv});
+                            .dqkv = dqkv,
+                            .selective = c.selective_attention,
+                            .live_weight = live_weight,
+                            .live_tau = kLiveTau});
     RotaryBackwardArgs rotary{
         .forward = Rotary(w, batch, c.qk_norm ? s.qkv_raw : s.qkv, {}), .dqkv = dqkv, .dq_norm = {}, .dk_norm = {}};
     if (c.qk_norm) {

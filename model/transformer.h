@@ -21,6 +21,7 @@ struct SavedBlock {
   TensorView qkv;            // after Rotary
   TensorView attention;      // [T, heads * head_dim]
   TensorView lse;            // [T, heads]
+  TensorView live;           // [1, T], selective attention: positions that are not masked yet, by kLiveTau
   TensorView middle;         // residual stream after attention [T, D]
   TensorView middle_inv_rms;
   TensorView middle_normed;  // input of the gate/up product
@@ -32,12 +33,17 @@ struct SavedBlock {
   TensorView linear_amax;              // [1, F], FP8 recipes: largest magnitude of the SwiGLU's linear branch
 };
 
+constexpr float kLiveTau = 1.0f;  // a position counts as masked from here on
+
 struct Saved {
   uint64_t seed = 0;  // of Backward's random rounding
   std::vector<SavedBlock> blocks;
   TensorView final_input;  // residual stream entering the final norm [T, D]
   TensorView final_inv_rms;
 };
+
+// The sum over blocks and sequences of the largest `live` of a sequence's rows: cache entries that would be needed.
+double LivePositions(const TokenBatch& batch, const Saved& saved);
 
 // A decoder of the Llama family, forward and backward written out. One Forward serves training, prefill and decode;
 // only attention looks into the KvView. Stateless but for the rotary tables: several weight versions may share one.
@@ -50,7 +56,9 @@ class Transformer {
   DType dtype() const { return dtype_; }
   DType acc_dtype() const { return dtype_ == DType::kF64 ? DType::kF64 : DType::kF32; }
   int64_t max_positions() const { return cos_.rows(); }
-  KvLayout kv_layout() const { return {dtype_, config_.layers, config_.kv_heads, config_.head_dim}; }
+  KvLayout kv_layout() const {
+    return {dtype_, config_.layers, config_.kv_heads, config_.head_dim, config_.selective_attention};
+  }
 
   // Writes the final-normed hidden state of every row to `hidden` [T, D] act. With `saved`, keeps what Backward needs
   // in `arena`, which must then live until Backward has returned; without, temporaries are given back.
@@ -59,9 +67,10 @@ class Transformer {
   // logits [R, V] acc of R rows of hidden states. The one head that sampler and losses share.
   void Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const;
   // Adds to `gradients` the gradient of every weight, given that of the hidden states, dhidden [T, D] act or acc. The
-  // head's own gradient is the caller's (HeadBackward).
+  // head's own gradient is the caller's (HeadBackward). Selective attention: the loss has a term live_weight *
+  // LivePositions(batch, saved).
   void Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved, const TensorView& dhidden,
-                Parameters& gradients, Arena& arena) const;
+                Parameters& gradients, Arena& arena, float live_weight = 0) const;
   // dhidden [R, D] acc = dlogits * W; adds dlogits^T hidden to the head's gradient. dlogits [R, V] act.
   void HeadBackward(const Weights& weights, const TensorView& dlogits, const TensorView& hidden,
                     const TensorView& dhidden, Parameters& gradients) const;

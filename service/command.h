@@ -60,7 +60,7 @@ void AddQueueCommands(CommandSet& commands);   // submit, list, status, wait, lo
 void AddUiCommand(CommandSet& commands);       // ui
 void AddRoleCommands(CommandSet& commands);    // coordinator, replay-server, learner, actor
 void AddReplayCommand(CommandSet& commands);   // replay import|query|export|stats|verify
-void AddModelCommands(CommandSet& commands);   // generate, score, tokenize, detokenize, inspect, init
+void AddModelCommands(CommandSet& commands);   // generate, score, budget, tokenize, detokenize, inspect, init
 void AddServeCommand(CommandSet& commands);    // serve
 void AddChatCommand(CommandSet& commands);     // chat
 void AddPolicyCommands(CommandSet& commands);  // eval, export

@@ -22,6 +22,7 @@ struct TrainSection {
   int64_t micro_batch_tokens = 4096;   // tokens a forward and backward pass; bounds memory, not the result
   double weight_decay = 0.01;
   double max_grad_norm = 1.0;
+  double memory_loss = 0;  // weight of the cache entries needed, for models with selective attention
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.99;
   double adam_epsilon = 1e-8;
@@ -198,6 +199,7 @@ struct SelfMadeModel {
   double rms_norm_eps = 1e-5;
   double initializer_range = 0.02;
   bool tie_word_embeddings = true;
+  bool selective_attention = false;
 };
 
 struct RolloutSection {

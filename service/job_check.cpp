@@ -46,6 +46,7 @@ void CheckTrain(Checker& check, const std::string& section, const TrainSection& 
   check.AtLeast(section + ".micro_batch_tokens", static_cast<double>(o.micro_batch_tokens), 1);
   check.AtLeast(section + ".weight_decay", o.weight_decay, 0);
   check.AtLeast(section + ".max_grad_norm", o.max_grad_norm, 0);
+  check.AtLeast(section + ".memory_loss", o.memory_loss, 0);
   check.Between(section + ".adam_beta1", o.adam_beta1, 0, 0.99999);
   check.Between(section + ".adam_beta2", o.adam_beta2, 0, 0.99999999);
 }

@@ -18,6 +18,7 @@ void Fields(V& v, TrainSection& o) {
   v.Field("micro_batch_tokens", o.micro_batch_tokens);
   v.Field("weight_decay", o.weight_decay);
   v.Field("max_grad_norm", o.max_grad_norm);
+  v.Field("memory_loss", o.memory_loss);
   v.Field("adam_beta1", o.adam_beta1);
   v.Field("adam_beta2", o.adam_beta2);
   v.Field("adam_epsilon", o.adam_epsilon);
@@ -204,6 +205,7 @@ void Fields(V& v, SelfMadeModel& o) {
   v.Field("rms_norm_eps", o.rms_norm_eps);
   v.Field("initializer_range", o.initializer_range);
   v.Field("tie_word_embeddings", o.tie_word_embeddings);
+  v.Field("selective_attention", o.selective_attention);
 }
 
 template <class V>

@@ -38,6 +38,7 @@ ModelConfig SelfMadeConfig(const SelfMadeModel& m) {
   config.tie_word_embeddings = m.tie_word_embeddings;
   config.attention_bias = m.model_type == "qwen2";
   config.qk_norm = m.model_type == "qwen3";
+  config.selective_attention = m.selective_attention;
   return config;
 }
 

@@ -321,7 +321,11 @@ class ReferenceOps : public Ops {
     const KvLayout& layout = args.layout;
     const int64_t dim = layout.head_dim, group = args.heads / layout.kv_heads;
     for (const SequenceRows& s : args.sequences) {
+      const std::vector<std::vector<double>> masks =
+          layout.selective ? Masks(args, s) : std::vector<std::vector<double>>();
       for (int64_t i = 0; i < s.count; ++i) {
+        if (layout.selective && !args.live.empty())
+          Set(args.live, 0, s.row + i, Live(masks[static_cast<size_t>(i)], static_cast<double>(args.live_tau)));
         for (int64_t head = 0; head < args.heads; ++head) {
           const int64_t position = s.context + i;
           const int64_t first = args.window > 0 ? std::max<int64_t>(0, position - args.window + 1) : 0;
@@ -335,6 +339,7 @@ class ReferenceOps : public Ops {
               sum += Get(args.q, s.row + i, head * dim + d) *
                      Get(page, 0, keys + layout.KeyElement(p % KvLayout::kPageTokens, d));
             scores.push_back(sum * static_cast<double>(args.scale));
+            if (layout.selective) scores.back() -= masks[static_cast<size_t>(i)][static_cast<size_t>(p)];
           }
           const double max = *std::max_element(scores.begin(), scores.end());
           double mass = 0;
@@ -358,6 +363,18 @@ class ReferenceOps : public Ops {
     Tensor sums(DType::kF64, args.dqkv.rows, args.dqkv.cols);
     for (const SequenceRows& s : args.sequences) {
       QUERN_CHECK(s.context == 0);
+      // Selective Attention: L of head 0, F, and the gradient by F, all [count, count].
+      const auto n = static_cast<size_t>(s.count);
+      std::vector<std::vector<double>> raw(n, std::vector<double>(n)), masks = raw, dmasks = raw;
+      for (size_t i = 0; args.selective && i < n; ++i) {
+        for (size_t j = 0; j <= i; ++j) {
+          for (int64_t d = 0; d < dim; ++d)
+            raw[i][j] += scale * Get(args.qkv, s.row + static_cast<int64_t>(i), d) *
+                         Get(args.qkv, s.row + static_cast<int64_t>(j), args.heads * dim + d);
+          for (size_t k = 0; k < i; ++k)
+            if (j > 0 && j < k) masks[i][j] += std::max(0.0, raw[k][j]);
+        }
+      }
       for (int64_t i = s.row; i < s.row + s.count; ++i) {
         for (int64_t head = 0; head < args.heads; ++head) {
           const int64_t q = head * dim, k = (args.heads + head / group) * dim;
@@ -371,12 +388,39 @@ class ReferenceOps : public Ops {
               score += Get(args.qkv, i, q + d) * Get(args.qkv, j, k + d);
               dp += Get(args.dout, i, q + d) * Get(args.qkv, j, v + d);
             }
-            const double p = std::exp(scale * score - Get(args.lse, i, head));
+            const auto a = static_cast<size_t>(i - s.row), b = static_cast<size_t>(j - s.row);
+            const double p = std::exp(scale * score - masks[a][b] - Get(args.lse, i, head));
             const double ds = scale * p * (dp - delta);
+            dmasks[a][b] -= p * (dp - delta);
             for (int64_t d = 0; d < dim; ++d) {
               Add(sums, i, q + d, ds * Get(args.qkv, j, k + d));
               Add(sums, j, k + d, ds * Get(args.qkv, i, q + d));
               Add(sums, j, v + d, p * Get(args.dout, i, q + d));
+            }
+          }
+        }
+      }
+      if (args.selective) {
+        const auto tau = static_cast<double>(args.live_tau);
+        size_t most = 0;
+        double most_live = 0;
+        for (size_t i = 0; i < n; ++i) {
+          const std::vector<double> row(masks[i].begin(), masks[i].begin() + static_cast<std::ptrdiff_t>(i) + 1);
+          if (Live(row, tau) <= most_live) continue;
+          most = i;
+          most_live = Live(row, tau);
+        }
+        for (size_t j = 0; j <= most && n > 0; ++j)
+          if (masks[most][j] < tau) dmasks[most][j] -= static_cast<double>(args.live_weight) / tau;
+        for (size_t k = 0; k < n; ++k) {
+          for (size_t j = 1; j < k; ++j) {
+            if (raw[k][j] <= 0) continue;
+            double dselected = 0;
+            for (size_t i = k + 1; i < n; ++i) dselected += dmasks[i][j];
+            const int64_t row = s.row + static_cast<int64_t>(k), key = s.row + static_cast<int64_t>(j);
+            for (int64_t d = 0; d < dim; ++d) {
+              Add(sums, row, d, scale * dselected * Get(args.qkv, key, args.heads * dim + d));
+              Add(sums, key, args.heads * dim + d, scale * dselected * Get(args.qkv, row, d));
             }
           }
         }
@@ -566,6 +610,61 @@ class ReferenceOps : public Ops {
       }
     }
     return out;
+  }
+
+  // F of a sequence's rows at positions 0 .. own, infinite where evicted, straight from the definition; leaves that of
+  // the next row in the sequence's selection.
+  static std::vector<std::vector<double>> Masks(const AttentionArgs& args, const SequenceRows& s) {
+    const KvLayout& layout = args.layout;
+    QUERN_CHECK(args.window == 0);
+    const TensorView selection = {s.selection, layout.dtype == DType::kF64 ? DType::kF64 : DType::kF32, 1, 0, 0};
+    const auto at = [&](int64_t p) {
+      return layout.SelectionOffset(p / KvLayout::kPageTokens, args.layer) + p % KvLayout::kPageTokens;
+    };
+    const auto selected = [&](int64_t row, int64_t p) {  // S
+      if (p == 0 || p >= s.context + row) return 0.0;
+      double sum = 0;
+      for (int64_t d = 0; d < layout.head_dim; ++d)
+        sum += Get(args.q, s.row + row, d) *
+               Get(Page(s, p, layout), 0,
+                   layout.KeyOffset(args.layer, 0) + layout.KeyElement(p % KvLayout::kPageTokens, d));
+      return std::max(0.0, sum * static_cast<double>(args.scale));
+    };
+    const int64_t end = s.context + s.count;
+    std::vector<std::vector<double>> all;  // [count + 1]
+    std::vector<bool> gone(static_cast<size_t>(end) + 1);
+    for (int64_t i = 0; i <= s.count; ++i) {
+      std::vector<double> row;
+      for (int64_t p = 0; p < std::min(s.context + i + 1, end); ++p) {
+        double f = p < s.context ? Get(selection, 0, at(p)) : 0;
+        for (int64_t k = 0; k < i; ++k) f += selected(k, p);
+        if (std::isinf(f)) gone[static_cast<size_t>(p)] = true;
+        row.push_back(f);
+      }
+      const int64_t position = s.context + i;
+      const auto left = [&] { return position + 1 - std::count(gone.begin(), gone.end(), true); };
+      while (i < s.count && args.budget > 0 && left() > args.budget) {
+        int64_t worst = -1;
+        for (int64_t p = 1; p < position; ++p)
+          if (!gone[static_cast<size_t>(p)] &&
+              (worst < 0 || row[static_cast<size_t>(p)] > row[static_cast<size_t>(worst)]))
+            worst = p;
+        gone[static_cast<size_t>(worst)] = true;
+      }
+      for (size_t p = 0; p < row.size(); ++p)
+        if (gone[p]) row[p] = std::numeric_limits<double>::infinity();
+      all.push_back(std::move(row));
+    }
+    for (int64_t p = 0; p < end; ++p) Set(selection, 0, at(p), all.back()[static_cast<size_t>(p)]);
+    all.pop_back();
+    return all;
+  }
+
+  // `mask`: F of one row at positions 0 .. own.
+  static double Live(const std::vector<double>& mask, double tau) {
+    double live = 0;
+    for (const double f : mask) live += 1 - std::min(f, tau) / tau;
+    return live;
   }
 
   static TensorView Page(const SequenceRows& sequence, int64_t position, const KvLayout& layout) {

@@ -8,7 +8,8 @@
 namespace quern {
 
 // One line per environment; the registry (registry.cpp) names them. Options and players are documented in the headers
-// wordle.h, maze.h, questions.h, contains.h, reasoning.h and sentences.h.
+// wordle.h, maze.h, questions.h, contains.h, reasoning.h,
+// sentences.h and text.h.
 using FactoryResult = Result<std::shared_ptr<const EnvironmentFactory>>;
 FactoryResult MakeWordleFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeMazeFactory(const Options& options, const std::string& base_dir);
@@ -17,5 +18,6 @@ FactoryResult MakeDigitsFactory(const Options& options, const std::string& base_
 FactoryResult MakeContainsFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeReasoningFactory(const Options& options, const std::string& base_dir);
 FactoryResult MakeSentencesFactory(const Options& options, const std::string& base_dir);
+FactoryResult MakeTextFactory(const Options& options, const std::string& base_dir);
 
 }  // namespace quern

@@ -13,7 +13,7 @@ struct Entry {
 constexpr Entry kEntries[] = {
     {"wordle", MakeWordleFactory},       {"maze", MakeMazeFactory},         {"dataset", MakeDatasetFactory},
     {"digits", MakeDigitsFactory},       {"contains", MakeContainsFactory}, {"reasoning", MakeReasoningFactory},
-    {"sentences", MakeSentencesFactory},
+    {"sentences", MakeSentencesFactory}, {"text", MakeTextFactory},
 };
 
 }  // namespace

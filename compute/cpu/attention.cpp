@@ -22,18 +22,21 @@ struct Query {
 };
 
 // scores: [first, last] of the query, as an array that starts at position `origin` (a multiple of kBlock). Becomes
-// e^(scale s - max), zero outside [first, last] in the blocks that hold them.
+// e^(scale s - max), zero outside [first, last] in the blocks that hold them. With kSelective, s is less by what
+// `penalties` holds for its position.
 struct SoftmaxSums {
   float max = 0;
   float mass = 0;
 };
-SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float scale) {
+template <bool kSelective>
+SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float scale, const float* penalties) {
   const int64_t begin = query.first / kBlock * kBlock;
   const F16 lowest = Set(-__builtin_inff());
   F16 max = lowest;
   for (int64_t p = begin; p <= query.last; p += kBlock) {
     float* at = scores + (p - origin);
     F16 s = Load(at) * Set(scale);
+    if constexpr (kSelective) s = s - Load(penalties + p);
     if (p < query.first || p + kBlock > query.last + 1)
       s = InRange(Most(query.first - p, 0), Least(query.last + 1 - p, kBlock), s, lowest);
     Store(at, s);
@@ -52,12 +55,14 @@ SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float 
   return out;
 }
 
-template <typename Kv>
+template <typename Kv, bool kSelective>
 class Attender {
  public:
   Attender(const AttentionArgs& args, const AttentionTask& task)
       : args_(args),
         sequence_(*task.sequence),
+        penalties_(task.penalties),
+        penalty_stride_(task.penalty_stride),
         dim_(args.layout.head_dim),
         keys_(args.layout.KeyOffset(args.layer, task.kv_head)),
         values_(args.layout.ValueOffset(args.layer, task.kv_head)),
@@ -83,7 +88,10 @@ class Attender {
       Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride);
     }
     SoftmaxSums sums[R];
-    for (int r = 0; r < R; ++r) sums[r] = SoftmaxRow(scores_ + r * stride, origin, queries[r], args_.scale);
+    for (int r = 0; r < R; ++r) {
+      const float* penalties = kSelective ? penalties_ + (queries[r].row - sequence_.row) * penalty_stride_ : nullptr;
+      sums[r] = SoftmaxRow<kSelective>(scores_ + r * stride, origin, queries[r], args_.scale, penalties);
+    }
 
     // Positions that all queries attend to go through the tile; those of some only, before and after, one by one.
     const int64_t first = queries[R - 1].first, last = queries[0].last;
@@ -122,6 +130,8 @@ class Attender {
 
   const AttentionArgs& args_;
   const SequenceRows& sequence_;
+  const float* penalties_;
+  int64_t penalty_stride_;
   int64_t dim_;
   int64_t keys_, values_;  // element offsets in a page
   float* q_;               // [R, dim]
@@ -135,8 +145,7 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
   const SequenceRows& sequence = *task.sequence;
   const int64_t group = args.heads / args.layout.kv_heads;
   const int64_t queries = (task.end - task.begin) * group;
-  WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) {
-    Attender<decltype(kv)> attender(args, task);
+  const auto attend = [&](auto attender) {
     for (int64_t i = 0; i < queries;) {
       const int64_t tile = TileOf(queries - i);
       Query tile_queries[kMaxTile];
@@ -150,6 +159,13 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
       }
       WithTile(tile, [&](auto count) { attender.template Tile<decltype(count)::value>(tile_queries); });
       i += tile;
+    }
+  };
+  WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) {
+    if (task.penalties == nullptr) {
+      attend(Attender<decltype(kv), false>(args, task));
+    } else {
+      attend(Attender<decltype(kv), true>(args, task));
     }
   });
 }

@@ -56,12 +56,60 @@ void ScoreRows(const float* q, int64_t rows, int64_t dim, const float* keys, int
   }
 }
 
-}  // namespace
+// Selective Attention. F is computed again from the keys and head 0's queries; the gradients by scores are summed over
+// all heads but head 0, which comes last and its rows from the last to the first: with the sum U of those gradients
+// over the rows below, row i's own selection has the gradient -U where it selected.
+struct Selection {
+  Selection(const AttentionBackwardArgs& args, float* shared, int64_t count, int64_t padded_count)
+      : n(count),
+        padded(padded_count),
+        f(shared),
+        gradient(f + n * padded),
+        below(gradient + n * padded),
+        live_weight(args.live_weight),
+        tau(args.live_tau) {}
+
+  // q: head 0's rows.
+  void Begin(const float* q, int64_t dim, const float* keys_t, float scale) {
+    for (int64_t i = 0; i < padded; ++i) below[i] = 0;
+    ScoreRows(q, n, dim, keys_t, padded / kLanes, f, padded);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < padded; j += kLanes) {
+        float* at = f + i * padded + j;
+        const F16 sum = Load(below + j);
+        const F16 s = InRange(j == 0 ? 1 : 0, Most(0, Least(i - j, kLanes)), Load(at) * Set(scale), Zero());
+        Store(at, sum);
+        Store(below + j, sum + Max(s, Zero()));
+      }
+    }
+    for (int64_t i = 0; i < padded; ++i) below[i] = 0;
+    for (int64_t i = 0; i < n * padded; ++i) gradient[i] = 0;
+    if (live_weight == 0) return;
+    int64_t most = 0;
+    float most_live = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const float live = Live(f + i * padded, i, tau);
+      if (live <= most_live) continue;
+      most = i;
+      most_live = live;
+    }
+    const float* row = f + most * padded;
+    for (int64_t j = 0; j <= most; ++j)
+      if (row[j] < tau) gradient[most * padded + j] = live_weight / tau;
+  }
+
+  int64_t n, padded;
+  float* f;         // [n, padded]
+  float* gradient;  // [n, padded]: of the loss by scaled scores, which is minus that by F
+  float* below;     // [padded]: sum of the gradient over later rows
+  float live_weight, tau;
+};
 
 // With s = scale q k, p = e^(s - lse), D = dout . out (Dao et al. 2022, appendix B.4): dv = p dout; dp = dout v;
 // ds = p (dp - D); dq = scale ds k; dk = scale ds q. Rows are taken in strips in order of position and heads in order,
 // so that every sum has one order.
-void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwardTask& task) {
+template <bool kSelective>
+void Backward(const AttentionBackwardArgs& args, const AttentionBackwardTask& task) {
   const SequenceRows& sequence = *task.sequence;
   const int64_t n = sequence.count, dim = args.head_dim;
   const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
@@ -85,6 +133,17 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
   float* p = take(kStrip * padded);
   float* ds = take(kStrip * padded);
 
+  Selection selection(args, task.shared, kSelective ? n : 0, padded);
+  if (kSelective && task.kv_head == args.kv_heads - 1) {
+    // Head 0's queries and its keys stand where this task's gradients will.
+    float* first_q = dkeys;
+    WithType(args.qkv, [&](auto type) {
+      const auto* rows = Row<decltype(type)>(args.qkv, sequence.row);
+      CopyRows(rows, args.qkv.stride, n, dim, first_q);
+      TransposeBlocks(rows + args.heads * dim, args.qkv.stride, n, dim, keys_t);
+    });
+    selection.Begin(first_q, dim, keys_t, args.scale);
+  }
   WithType(args.qkv, [&](auto type) {
     const auto* rows = Row<decltype(type)>(args.qkv, sequence.row);
     CopyRows(rows + key_column, args.qkv.stride, n, dim, keys);
@@ -93,8 +152,12 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
   });
   for (int64_t i = 0; i < n * dim; ++i) dkeys[i] = dvalues[i] = 0;
 
-  for (int64_t head = task.kv_head * group; head < (task.kv_head + 1) * group; ++head) {
-    for (int64_t begin = 0; begin < n; begin += kStrip) {
+  for (int64_t h = 0; h < group; ++h) {
+    const int64_t head = kSelective ? (task.kv_head + 1) * group - 1 - h : task.kv_head * group + h;
+    const bool selects = kSelective && head == 0;
+    const int64_t strips = (n + kStrip - 1) / kStrip;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t begin = (selects ? strips - 1 - strip : strip) * kStrip;
       const int64_t rows = Least(n - begin, kStrip);
       WithType(args.qkv, [&](auto type) {
         CopyRows(Row<decltype(type)>(args.qkv, sequence.row + begin) + head * dim, args.qkv.stride, rows, dim, q);
@@ -107,7 +170,8 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
       const int64_t blocks = (begin + rows - 1) / kLanes + 1 - first / kLanes;
       ScoreRows(q, rows, dim, keys_t + first * dim, blocks, p, padded);
       ScoreRows(dout, rows, dim, values_t + first * dim, blocks, ds, padded);
-      for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < rows; ++k) {
+        const int64_t r = selects ? rows - 1 - k : k;
         const int64_t row = sequence.row + begin + r;
         float delta = 0;
         WithType(args.out, [&](auto type) {
@@ -128,11 +192,34 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
             Store(ds_at, Zero());
             continue;
           }
-          F16 e = Exp(Fma(Load(p_at), Set(args.scale), Zero() - lse));
+          F16 e;
+          if constexpr (kSelective) {
+            e = Exp(Load(p_at) * Set(args.scale) - Load(selection.f + (begin + r) * padded + position) - lse);
+          } else {
+            e = Exp(Fma(Load(p_at), Set(args.scale), Zero() - lse));
+          }
           if (position < from || position + kLanes > to)
             e = InRange(Most(from - position, 0), Least(to - position, kLanes), e, Zero());
-          Store(p_at, e);
-          Store(ds_at, e * (Load(ds_at) - Set(delta)) * Set(args.scale));
+          if constexpr (kSelective) {
+            const F16 s = Load(p_at);
+            F16 by_score = e * (Load(ds_at) - Set(delta));
+            float* gradient = selection.gradient + (begin + r) * padded + position;
+            const F16 sum = Load(gradient) + by_score;
+            if (selects) {
+              // 0 < position < row, and s > 0.
+              F16 selected = IfLess(Zero(), s, Load(selection.below + position), Zero());
+              selected = InRange(position == 0 ? 1 : 0, Most(0, Least(begin + r - position, kLanes)), selected, Zero());
+              by_score = by_score - selected;
+              Store(selection.below + position, Load(selection.below + position) + sum);
+            } else {
+              Store(gradient, sum);
+            }
+            Store(p_at, e);
+            Store(ds_at, by_score * Set(args.scale));
+          } else {
+            Store(p_at, e);
+            Store(ds_at, e * (Load(ds_at) - Set(delta)) * Set(args.scale));
+          }
         }
       }
       const int64_t count = Least(blocks * kLanes, n - first);
@@ -157,6 +244,16 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
       });
     }
   });
+}
+
+}  // namespace
+
+void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwardTask& task) {
+  if (args.selective) {
+    Backward<true>(args, task);
+  } else {
+    Backward<false>(args, task);
+  }
 }
 
 }  // namespace quern::cpu::QUERN_ISA

@@ -255,12 +255,21 @@ void CpuOps::Attention(const AttentionArgs& args) {
   CheckAct(args.out, rows, width, "out");
   CheckAccOrEmpty(args.lse, rows, args.heads, "lse");
   CheckSequences(args.sequences, rows, true);
+  Arena::Scope scope(scratch_);
+  const std::vector<TensorView> penalties =
+      args.layout.selective ? SelectRows(args) : std::vector<TensorView>(args.sequences.size());
   std::vector<cpu::AttentionTask> tasks;
-  for (const SequenceRows& s : args.sequences)
+  for (size_t i = 0; i < args.sequences.size(); ++i) {
+    const SequenceRows& s = args.sequences[i];
     for (int64_t begin = 0; begin < s.count; begin += kQueryRows)
       for (int64_t head = 0; head < args.layout.kv_heads; ++head)
-        tasks.push_back(
-            {.sequence = &s, .kv_head = head, .begin = begin, .end = std::min(begin + kQueryRows, s.count)});
+        tasks.push_back({.sequence = &s,
+                         .kv_head = head,
+                         .begin = begin,
+                         .end = std::min(begin + kQueryRows, s.count),
+                         .penalties = static_cast<const float*>(penalties[i].data),
+                         .penalty_stride = penalties[i].stride});
+  }
   // Decode has many tasks of a microsecond or less, which share a chunk.
   int64_t work = 0;
   for (const cpu::AttentionTask& task : tasks) work += (task.end - task.begin) * (task.sequence->context + task.end);
@@ -274,6 +283,46 @@ void CpuOps::Attention(const AttentionArgs& args) {
                 kernels_->attention(args, task);
               }
             });
+}
+
+std::vector<TensorView> CpuOps::SelectRows(const AttentionArgs& args) {
+  constexpr int64_t kPage = KvLayout::kPageTokens;
+  QUERN_CHECK(args.window == 0 && (args.budget == 0 || args.budget >= 2));
+  CheckAccOrEmpty(args.live, 1, args.q.rows, "live");
+  std::vector<TensorView> penalties;
+  std::vector<cpu::SelectTask> tasks;
+  for (const SequenceRows& s : args.sequences) {
+    QUERN_CHECK(s.count == 0 || s.selection != nullptr);
+    const int64_t pages = (s.context + s.count + kPage - 1) / kPage;
+    penalties.push_back(scratch_.New(DType::kF32, s.count, pages * kPage));
+    for (int64_t page = 0; page < pages; ++page)
+      tasks.push_back({.sequence = &s,
+                       .page = page,
+                       .penalties = static_cast<float*>(penalties.back().data),
+                       .penalty_stride = penalties.back().stride});
+  }
+  const auto count = static_cast<int64_t>(tasks.size());
+  const int64_t per_task =
+      std::max<int64_t>(1, args.q.rows * kPage * args.layout.head_dim / std::max<int64_t>(1, count));
+  ForChunks(count, std::clamp<int64_t>(kAttentionChunk / per_task, 1, std::max<int64_t>(1, count)),
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) {
+                cpu::SelectTask task = tasks[static_cast<size_t>(i)];
+                task.scratch = ThreadScratch(cpu::SelectScratch(args));
+                kernels_->select(args, task);
+              }
+            });
+  if (args.budget == 0 && args.live.empty()) return penalties;
+  pool_->ParallelFor(static_cast<int64_t>(penalties.size()), [&](int64_t i) {
+    const SequenceRows& s = args.sequences[static_cast<size_t>(i)];
+    const TensorView& f = penalties[static_cast<size_t>(i)];
+    if (args.budget > 0 && s.context + s.count > args.budget)
+      cpu::EvictRows(args, s, static_cast<float*>(f.data), f.stride);
+    if (args.live.empty()) return;
+    for (int64_t r = 0; r < s.count; ++r)
+      args.live.Row<float>(0)[s.row + r] = kernels_->live(f.Row<float>(r), s.context + r, args.live_tau);
+  });
+  return penalties;
 }
 
 void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
@@ -290,6 +339,20 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
     QUERN_CHECK(s.context == 0, StrCat("attention backward at context ", s.context));
     if (s.count == 0) continue;
     for (int64_t head = 0; head < args.kv_heads; ++head) tasks.push_back({.sequence = &s, .kv_head = head});
+  }
+  if (args.selective) {
+    QUERN_CHECK(args.window == 0);
+    const auto heads = static_cast<size_t>(args.kv_heads);
+    pool_->ParallelFor(static_cast<int64_t>(tasks.size() / heads), [&](int64_t i) {
+      for (size_t head = heads; head-- > 0;) {
+        cpu::AttentionBackwardTask task = tasks[static_cast<size_t>(i) * heads + head];
+        const int64_t shared = cpu::SelectiveBackwardScratch(task.sequence->count);
+        task.shared = ThreadScratch(shared + cpu::AttentionBackwardScratch(args, task.sequence->count));
+        task.scratch = task.shared + shared;
+        kernels_->attention_backward(args, task);
+      }
+    });
+    return;
   }
   pool_->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     cpu::AttentionBackwardTask task = tasks[static_cast<size_t>(i)];

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "compute/arena.h"
@@ -58,6 +59,8 @@ class CpuOps : public Ops {
   // Calls body(begin, end) for consecutive ranges of at most `chunk` covering [0, count).
   template <typename Body>
   void ForChunks(int64_t count, int64_t chunk, const Body& body);
+  // Selective Attention: F of every sequence's rows [count, positions in whole pages], from scratch_.
+  std::vector<TensorView> SelectRows(const AttentionArgs& args);
 
   void PackFp8(const PackArgs& args);
   void AdamWFp8(const AdamWArgs& args);

@@ -30,6 +30,15 @@ int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position) {
   return kMostRows * (2 * args.layout.head_dim + last_position + 1 + 2 * KvLayout::kBlockTokens);
 }
 
+// select.cpp holds a tile of at most eight queries and their scores in a page.
+int64_t SelectScratch(const AttentionArgs& args) { return 8 * (args.layout.head_dim + KvLayout::kPageTokens); }
+
+// F, its gradient, and one row of sums.
+int64_t SelectiveBackwardScratch(int64_t count) {
+  const int64_t padded = (count + KvLayout::kBlockTokens - 1) / KvLayout::kBlockTokens * KvLayout::kBlockTokens;
+  return (2 * count + 1) * padded;
+}
+
 // As attention_backward.cpp takes it: five matrices of the sequence, three strips of rows, two strips of scores.
 int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count) {
   constexpr int64_t kStrip = 32;

@@ -14,12 +14,26 @@ struct AttentionTask {
   int64_t begin = 0;
   int64_t end = 0;
   float* scratch = nullptr;  // AttentionScratch floats
+  // Selective Attention: F of the sequence's rows [count, penalty_stride], from position 0; null otherwise.
+  const float* penalties = nullptr;
+  int64_t penalty_stride = 0;
 };
 
+// Selective Attention: F of all rows of one sequence at the positions of one page, which depends on nothing else.
+struct SelectTask {
+  const SequenceRows* sequence = nullptr;
+  int64_t page = 0;
+  float* penalties = nullptr;  // as above
+  int64_t penalty_stride = 0;
+  float* scratch = nullptr;  // SelectScratch floats
+};
+
+// With args.selective the tasks of a sequence run one after the other, KV head 0 last.
 struct AttentionBackwardTask {
   const SequenceRows* sequence = nullptr;
   int64_t kv_head = 0;
   float* scratch = nullptr;  // AttentionBackwardScratch floats
+  float* shared = nullptr;   // SelectiveBackwardScratch floats, kept between the tasks of a sequence
 };
 
 // Largest magnitudes of the updated moments.
@@ -28,6 +42,10 @@ struct MomentAmax {
 };
 
 int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position);
+int64_t SelectScratch(const AttentionArgs& args);
+int64_t SelectiveBackwardScratch(int64_t count);
+// Applies args.budget to the rows of a sequence: what is evicted gets an infinite penalty here and in its selection.
+void EvictRows(const AttentionArgs& args, const SequenceRows& sequence, float* penalties, int64_t stride);
 int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count);
 
 // Everything but the matrix products, for one instruction set. Sizes and dtypes were checked by CpuOps. [begin, end)
@@ -45,6 +63,9 @@ struct RowKernels {
   void (*rotary_backward)(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
   void (*kv_write)(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs& args, const AttentionTask& task);
+  void (*select)(const AttentionArgs& args, const SelectTask& task);
+  // position + 1 - sum over [0, position] of min(penalty, tau) / tau
+  float (*live)(const float* penalties, int64_t position, float tau);
   void (*attention_backward)(const AttentionBackwardArgs& args, const AttentionBackwardTask& task);
   void (*swiglu)(const SwiGluArgs& args, int64_t begin, int64_t end);
   void (*swiglu_backward)(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);
@@ -81,6 +102,8 @@ void Rotary(const RotaryArgs& args, int64_t begin, int64_t end);
 void RotaryBackward(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
 void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
 void Attention(const AttentionArgs& args, const AttentionTask& task);
+void Select(const AttentionArgs& args, const SelectTask& task);
+float Live(const float* penalties, int64_t position, float tau);
 void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwardTask& task);
 void SwiGlu(const SwiGluArgs& args, int64_t begin, int64_t end);
 void SwiGluBackward(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);

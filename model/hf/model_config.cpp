@@ -228,6 +228,9 @@ ModelConfig ReadModelConfig(const Json& json, std::vector<std::string>* problems
   config.attention_output_bias = (type == "llama" || type == "qwen3") && bias;
   config.mlp_bias = type == "llama" && fields.Bool("mlp_bias", false);
   config.qk_norm = type == "qwen3";
+  config.selective_attention = fields.Bool("quern_selective_attention", false);
+  if (config.selective_attention && config.sliding_window > 0)
+    fields.Problem("quern_selective_attention with a sliding window is not supported");
   config.eos_token_ids = TokenIds(fields, "eos_token_id");
   const std::vector<int32_t> bos = TokenIds(fields, "bos_token_id");
   const std::vector<int32_t> pad = TokenIds(fields, "pad_token_id");

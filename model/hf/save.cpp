@@ -88,6 +88,7 @@ std::string ModelConfigJson(const ModelConfig& config, DType dtype) {
     json["sliding_window"] = config.sliding_window > 0 ? Json(config.sliding_window) : Json();
     json["max_window_layers"] = config.sliding_window > 0 ? 0 : config.layers;
   }
+  if (config.selective_attention) json["quern_selective_attention"] = true;
   return json.dump(2) + "\n";
 }
 

@@ -13,11 +13,10 @@
 #include "base/strings.h"
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
-#include "learner/loss_head.h"
 #include "model/hf/model_directory.h"
-#include "model/token_batch.h"
 #include "model/tokenizer/tokenizer.h"
 #include "service/command.h"
+#include "service/compression.h"
 #include "service/jsonl.h"
 #include "service/policies.h"
 #include "service/served_policy.h"
@@ -30,14 +29,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kConcurrent = 256;
-
-struct ModelOptions {
-  std::string model;
-  std::string input;
-  std::string precision;  // empty: as the weights are stored
-  std::string device = "auto";
-  int threads = 0;
-};
 
 struct GenerateCommandOptions : ModelOptions {
   std::string prompt;
@@ -52,6 +43,7 @@ struct GenerateCommandOptions : ModelOptions {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool no_bos = false;
+  std::string budgets;
   std::string output = "text";
   bool has_prompt = false;
 };
@@ -59,13 +51,6 @@ struct GenerateCommandOptions : ModelOptions {
 struct Prompt {
   std::vector<int32_t> ids;
 };
-
-Status CheckIds(const std::vector<int32_t>& ids, int64_t vocabulary) {
-  for (const int32_t id : ids)
-    if (id < 0 || id >= vocabulary)
-      return InvalidArgument(StrCat("token id ", id, " is not below the vocabulary's ", vocabulary));
-  return {};
-}
 
 // A conversation up to the assistant's turn; the row's other members are variables of the template.
 Result<std::vector<int32_t>> EncodeConversation(const ServedPolicy& served, const Json& row) {
@@ -233,7 +218,15 @@ Result<int> Generate(const GenerateCommandOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));
   QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, served));
   Engine engine(*ops, {.kv_bytes = options.kv_cache_mib << 20});
-  engine.SetPolicy(served.policy);
+  std::shared_ptr<const Policy> policy = served.policy;
+  if (!options.budgets.empty()) {
+    auto compressed = std::make_shared<Policy>(*policy);
+    QUERN_ASSIGN_OR_RETURN(compressed->compression.budgets, LoadBudgets(options.budgets));
+    for (const auto& model : compressed->models)
+      QUERN_RETURN_IF_ERROR(CheckCompression(compressed->compression, model->transformer.config()));
+    policy = std::move(compressed);
+  }
+  engine.SetPolicy(std::move(policy));
   for (const Prompt& prompt : prompts) {
     if (static_cast<int64_t>(prompt.ids.size()) >= engine.max_positions())
       return InvalidArgument(StrCat("a prompt of ", prompt.ids.size(), " tokens leaves no room in the model's ",
@@ -249,55 +242,13 @@ Result<int> Generate(const GenerateCommandOptions& options) {
   return kExitOk;
 }
 
-Result<int> Score(const ModelOptions& options) {
-  QUERN_RETURN_IF_ERROR(CheckSupported(options.model));
-  QUERN_ASSIGN_OR_RETURN(const DType precision, PrecisionFor(options.precision, options.model));
-  ThreadPool pool(options.threads);
-  const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
-  QUERN_ASSIGN_OR_RETURN(const auto model, LoadServedModel(*ops, options.model, precision));
-  const Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(options.model);
-  const LossHead head(*ops, model->transformer);
-  const ModelConfig& config = model->transformer.config();
-  Arena arena;
-  const Status read = ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
-    std::vector<int32_t> ids;
-    if (const auto text = row.find("text"); text != row.end() && text->is_string()) {
-      if (!tokenizer.ok()) return tokenizer.status();
-      ids = (*tokenizer)->Encode(text->get<std::string>(), true);
-    } else {
-      Result<std::vector<int32_t>> given = TokenIdsOf(row);
-      if (!given.ok()) return InvalidArgument("neither \"text\" nor \"token_ids\"");
-      ids = *std::move(given);
-    }
-    QUERN_RETURN_IF_ERROR(CheckIds(ids, config.vocab_size));
-    const auto count = static_cast<int64_t>(ids.size());
-    if (count > model->transformer.max_positions())
-      return InvalidArgument(
-          StrCat(count, " tokens do not fit the model's ", model->transformer.max_positions(), " positions"));
-    Json log_probs = Json::array();
-    double nll = 0;
-    if (count > 0) log_probs.push_back(nullptr);
-    if (count > 1) {
-      const Arena::Scope scope(arena);
-      TokenBatch batch;
-      batch.Add(ids.data(), count, 0, nullptr);
-      std::vector<void*> page_table;
-      const KvView kv = MakeTrainingKv(model->transformer.kv_layout(), batch, arena, page_table);
-      const TensorView hidden = arena.New(precision, count, config.hidden_size);
-      model->transformer.Forward(model->weights, batch, kv, arena, hidden);
-      std::vector<LossRow> rows(static_cast<size_t>(count - 1));
-      for (size_t i = 0; i < rows.size(); ++i) rows[i] = {.row = static_cast<int64_t>(i), .target = ids[i + 1]};
-      for (const float value : head.Score(model->weights, hidden, rows, arena).log_probs) {
-        log_probs.push_back(NineDigits(value));
-        nll -= value;
-      }
-    }
-    const Json json = {{"token_ids", ids}, {"logprobs", log_probs}, {"nll", NineDigits(nll)}};
-    std::printf("%s\n", json.dump().c_str());
-    return {};
-  });
-  QUERN_RETURN_IF_ERROR(read);
-  return kExitOk;
+}  // namespace
+
+Status CheckIds(const std::vector<int32_t>& ids, int64_t vocabulary) {
+  for (const int32_t id : ids)
+    if (id < 0 || id >= vocabulary)
+      return InvalidArgument(StrCat("token id ", id, " is not below the vocabulary's ", vocabulary));
+  return {};
 }
 
 void AddModelOptions(CLI::App* command, ModelOptions& options) {
@@ -307,8 +258,6 @@ void AddModelOptions(CLI::App* command, ModelOptions& options) {
   command->add_option("--device", options.device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}));
   command->add_option("--threads", options.threads, "default: all cores")->check(CLI::Range(0, 1024));
 }
-
-}  // namespace
 
 void AddGenerateCommands(CommandSet& commands) {
   auto generate = std::make_shared<GenerateCommandOptions>();
@@ -335,6 +284,7 @@ void AddGenerateCommands(CommandSet& commands) {
       ->check(CLI::Range(0, 1000));
   command->add_option("--kv-cache-mib", generate->kv_cache_mib, "memory for keys and values")
       ->check(CLI::Range(1, 1 << 24));
+  command->add_option("--budgets", generate->budgets, "cache entries of each layer: a file that quern budget wrote");
   command->add_flag("--ignore-eos", generate->ignore_eos, "go on after an end-of-text token");
   command->add_flag("--no-bos", generate->no_bos, "add no special tokens to the prompt");
   command->add_option("-o,--output", generate->output, "text or json")->check(CLI::IsMember({"text", "json"}));
@@ -344,13 +294,6 @@ void AddGenerateCommands(CommandSet& commands) {
       return UsageError("generate: one of --prompt, --input and --token-ids is needed");
     return Generate(*generate);
   });
-
-  auto score = std::make_shared<ModelOptions>();
-  command = commands.app().add_subcommand("score", "log-probabilities of given texts");
-  AddModelOptions(command, *score);
-  command->add_option("--input", score->input, "JSON Lines of {\"text\"} or {\"token_ids\"}; - for standard input")
-      ->required();
-  commands.SetBody(command, [score]() -> Result<int> { return Score(*score); });
 }
 
 }  // namespace quern

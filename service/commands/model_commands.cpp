@@ -137,6 +137,7 @@ Result<std::vector<int32_t>> TokenIdsOf(const nlohmann::json& row) {
 
 void AddModelCommands(CommandSet& commands) {
   AddGenerateCommands(commands);
+  AddScoreCommands(commands);
   CLI::App& app = commands.app();
 
   auto tokenize = std::make_shared<TokenizeOptions>();

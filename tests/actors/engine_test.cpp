@@ -100,7 +100,13 @@ class EngineTest : public ::testing::Test {
   ModelConfig config_;
 };
 
-TEST_F(EngineTest, ACompletionDoesNotDependOnTheBatchTheStepSizeOrTheCacheBudget) {
+class EngineAttentionTest : public EngineTest, public ::testing::WithParamInterface<bool> {
+ protected:
+  EngineAttentionTest() { config_.selective_attention = GetParam(); }
+};
+INSTANTIATE_TEST_SUITE_P(Attention, EngineAttentionTest, ::testing::Bool());
+
+TEST_P(EngineAttentionTest, ACompletionDoesNotDependOnTheBatchTheStepSizeOrTheCacheBudget) {
   const std::vector<Request> requests = Requests(17);
   const auto policy = OneModel(1);
   Engine together(*ops_, {.max_step_tokens = 4096});
@@ -125,7 +131,7 @@ TEST_F(EngineTest, ACompletionDoesNotDependOnTheBatchTheStepSizeOrTheCacheBudget
   }
 }
 
-TEST_F(EngineTest, TheTrainerComputesTheVeryNumbersTheEngineReturned) {
+TEST_P(EngineAttentionTest, TheTrainerComputesTheVeryNumbersTheEngineReturned) {
   Trainer trainer(*ops_, config_, DType::kBf16, 200, {});
   trainer.parameters().Initialize(config_, 4);
   ASSERT_TRUE(trainer.Begin({}, std::nullopt).ok());

@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -13,6 +15,7 @@
 #include "actors/environments/options.h"
 #include "actors/environments/questions.h"
 #include "actors/environments/sentences.h"
+#include "actors/environments/text.h"
 #include "actors/environments/wordle.h"
 #include "base/file.h"
 #include "base/strings.h"
@@ -705,6 +708,51 @@ TEST(Sentences, TheWriterWritesTheLanguage) {
   environment->Reset(0);
   EXPECT_EQ(environment->Step("zz\n").reward, -10) << "no words of the language";
   EXPECT_NE(ErrorOf("sentences", {{"lenght", "3"}}), "");
+}
+
+TEST(Text, PiecesComeFromTheirPartOfTheText) {
+  const std::string path = testing::TempDir() + "/pieces.txt";
+  std::string text;
+  for (int i = 0; i < 300; ++i) text += StrCat(i, i % 2 == 0 ? "\u00e4" : "\n");
+  ASSERT_TRUE(WriteFileAtomic(path, text).ok());
+  const Factory factory = Make("text", {{"file", path}, {"length", "20"}, {"heldout", "0.25"}});
+  const size_t cut = text.find("232");  // three quarters of the characters
+  std::set<std::string> different;
+  for (const char* part : {"train", "heldout"}) {
+    const auto player = factory->NewPlayer("writer", {{"part", part}});
+    ASSERT_TRUE(player.ok());
+    for (uint64_t seed = 0; seed < 30; ++seed) {
+      auto environment = factory->NewEnvironment();
+      const Observation first = environment->Reset(seed);
+      (*player)->Reset(seed, first);
+      const std::string piece = (*player)->Act();
+      EXPECT_TRUE(Covered(first.text + piece, factory->vocabulary())) << piece;
+      EXPECT_EQ(std::count_if(piece.begin(), piece.end(), [](char c) { return (c & 0xc0) != 0x80; }), 20);
+      const size_t at = text.find(piece);
+      ASSERT_NE(at, std::string::npos);
+      EXPECT_EQ(at >= cut, std::string(part) == "heldout") << at;
+      different.insert(piece);
+      EXPECT_TRUE(environment->Step(piece).done);
+    }
+  }
+  EXPECT_GT(different.size(), 40u);
+  EXPECT_NE(ErrorOf("text", {{"file", path}, {"length", "900"}}).find("too few"), std::string::npos);
+}
+
+TEST(Text, AssignmentsAnswerWithTheLastValue) {
+  const std::string text = Assignments(4000, 3);
+  std::map<char, char> values;
+  int asked = 0;
+  for (size_t i = 0; i + 3 < text.size(); i += 4) {
+    ASSERT_EQ(text[i + 3], '\n');
+    if (text[i + 1] == '?') {
+      EXPECT_EQ(values.at(text[i]), text[i + 2]);
+      ++asked;
+    } else {
+      values[text[i]] = text[i + 2];
+    }
+  }
+  EXPECT_NEAR(asked, 490, 100);
 }
 
 }  // namespace

@@ -57,6 +57,16 @@ TEST(ModelConfig, Families) {
   EXPECT_EQ(Parse(With(Base("mistral"), "sliding_window", 8)).sliding_window, 8);
 }
 
+TEST(ModelConfig, SelectiveAttentionIsKeptInTheFile) {
+  EXPECT_FALSE(Parse(Base("llama")).selective_attention);
+  const Json json = With(Base("qwen3"), "quern_selective_attention", true);
+  EXPECT_TRUE(Parse(json).selective_attention);
+  const std::string written = ModelConfigJson(Parse(json), DType::kBf16);
+  EXPECT_TRUE(Parse(Json::parse(written)).selective_attention);
+  EXPECT_EQ(ModelConfigJson(Parse(Base("qwen3")), DType::kBf16).find("selective"), std::string::npos);
+  ExpectError(With(With(Base("mistral"), "quern_selective_attention", true), "sliding_window", 8), "sliding window");
+}
+
 TEST(ModelConfig, KeyValueHeadsDefaultToHeadsInLlama) {
   Json json = Base("llama");
   json.erase("num_key_value_heads");

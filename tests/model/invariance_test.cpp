@@ -13,7 +13,7 @@
 namespace quern {
 namespace {
 
-ModelConfig SmallConfig() {
+ModelConfig SmallConfig(bool selective) {
   ModelConfig config;
   config.vocab_size = 211;
   config.hidden_size = 80;
@@ -25,6 +25,7 @@ ModelConfig SmallConfig() {
   config.qk_norm = true;
   config.attention_bias = true;
   config.initializer_range = 0.15;
+  config.selective_attention = selective;
   return config;
 }
 
@@ -39,13 +40,18 @@ std::vector<std::vector<int32_t>> Sequences(int count, int64_t vocab) {
   return out;
 }
 
-class Invariance : public ::testing::TestWithParam<Recipe> {
+struct Kind {
+  Recipe recipe;
+  bool selective;
+};
+
+class Invariance : public ::testing::TestWithParam<Kind> {
  protected:
   Invariance()
       : pool_(2),
         ops_(NewCpuOps(&pool_)),
-        config_(SmallConfig()),
-        trainer_(*ops_, config_, GetParam(), 256, {.optimizer = {}, .max_micro_batch_tokens = 1 << 20}) {
+        config_(SmallConfig(GetParam().selective)),
+        trainer_(*ops_, config_, GetParam().recipe, 256, {.optimizer = {}, .max_micro_batch_tokens = 1 << 20}) {
     trainer_.parameters().Initialize(config_, 3);
     Tensor scales(DType::kF32, 1, config_.intermediate_size);
     for (int64_t c = 0; c < scales.cols(); ++c) scales.Row<float>(0)[c] = std::ldexp(1.0f, static_cast<int>(c % 9) - 4);
@@ -85,6 +91,8 @@ class Invariance : public ::testing::TestWithParam<Recipe> {
     for (size_t s = 0; s < sequences.size(); ++s) {
       for (int64_t p = 0; p < 4; ++p) pages[s].push_back(storage.Row<uint8_t>(static_cast<int64_t>(s) * 4 + p));
     }
+    std::vector<std::vector<float>> selections(
+        sequences.size(), std::vector<float>(static_cast<size_t>(4 * layout.selection_elements())));
     std::vector<std::vector<float>> results(sequences.size());
     Arena arena;
     const LossHead head(*ops_, trainer_.transformer());
@@ -99,6 +107,7 @@ class Invariance : public ::testing::TestWithParam<Recipe> {
         if (count <= 0) continue;
         const int64_t row = batch.rows();
         batch.Add(ids.data() + begin, count, begin, pages[s].data());
+        batch.sequences.back().selection = selections[s].data();
         for (int64_t i = 0; i < count; ++i) {
           if (begin + i + 1 >= static_cast<int64_t>(ids.size())) continue;
           LossRow loss_row;
@@ -109,7 +118,7 @@ class Invariance : public ::testing::TestWithParam<Recipe> {
         }
       }
       if (batch.rows() == 0) break;
-      const TensorView hidden = arena.New(GetParam().act, batch.rows(), config_.hidden_size);
+      const TensorView hidden = arena.New(GetParam().recipe.act, batch.rows(), config_.hidden_size);
       trainer_.transformer().Forward(trainer_.weights(), batch, {layout, false}, arena, hidden);
       const std::vector<float> log_probs = head.Score(trainer_.weights(), hidden, rows, arena).log_probs;
       for (size_t i = 0; i < rows.size(); ++i) results[owner[i]].push_back(log_probs[i]);
@@ -152,9 +161,13 @@ TEST_P(Invariance, DecodePrefillAndTrainingAgreeBitByBitAtEveryBatchSize) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, Invariance,
-                         ::testing::Values(DType::kF32, DType::kBf16, Recipe::Fp8(), Recipe::Fp8Delayed()),
-                         [](const auto& recipe) { return RecipeName(recipe.param); });
+INSTANTIATE_TEST_SUITE_P(Kinds, Invariance,
+                         ::testing::Values(Kind{DType::kF32, false}, Kind{DType::kBf16, false},
+                                           Kind{Recipe::Fp8(), false}, Kind{Recipe::Fp8Delayed(), false},
+                                           Kind{DType::kF32, true}, Kind{DType::kBf16, true}),
+                         [](const auto& kind) {
+                           return RecipeName(kind.param.recipe) + (kind.param.selective ? "_selective" : "");
+                         });
 
 }  // namespace
 }  // namespace quern

@@ -1,0 +1,252 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+
+#include "actors/served_model.h"
+#include "base/file.h"
+#include "base/strings.h"
+#include "base/thread_pool.h"
+#include "compute/cpu/cpu_ops.h"
+#include "learner/loss_head.h"
+#include "model/budget_search.h"
+#include "model/hf/model_directory.h"
+#include "model/token_batch.h"
+#include "model/tokenizer/tokenizer.h"
+#include "service/command.h"
+#include "service/commands/generate_commands.h"
+#include "service/compression.h"
+#include "service/jsonl.h"
+#include "service/served_policy.h"
+
+namespace quern {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr size_t kBatchTokens = 8192;
+
+struct ScoreOptions : ModelOptions {
+  std::string budgets;
+};
+
+struct BudgetOptions : ModelOptions {
+  std::string to;
+  int64_t least = 8;
+  double target_loss = 0, max_increase = 0.01;
+  bool has_target = false;
+  std::string output = "text";
+};
+
+// A model that gives log-probabilities to given texts.
+struct Scorer {
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Ops> ops;
+  std::shared_ptr<const ServedModel> model;
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Internal("not loaded");
+  Arena arena;
+
+  Result<std::vector<int32_t>> TokensOfRow(const nlohmann::json& row) const {
+    std::vector<int32_t> ids;
+    if (const auto text = row.find("text"); text != row.end() && text->is_string()) {
+      if (!tokenizer.ok()) return tokenizer.status();
+      ids = (*tokenizer)->Encode(text->get<std::string>(), true);
+    } else {
+      Result<std::vector<int32_t>> given = TokenIdsOf(row);
+      if (!given.ok()) return InvalidArgument("neither \"text\" nor \"token_ids\"");
+      ids = *std::move(given);
+    }
+    QUERN_RETURN_IF_ERROR(CheckIds(ids, model->transformer.config().vocab_size));
+    if (static_cast<int64_t>(ids.size()) > model->transformer.max_positions())
+      return InvalidArgument(
+          StrCat(ids.size(), " tokens do not fit the model's ", model->transformer.max_positions(), " positions"));
+    return ids;
+  }
+
+  // Of every token but its text's first, one text after the other.
+  std::vector<float> LogProbs(std::span<const std::vector<int32_t>> texts, const Compression& compression) {
+    const Arena::Scope scope(arena);
+    TokenBatch batch;
+    std::vector<LossRow> rows;
+    for (const std::vector<int32_t>& ids : texts) {
+      for (size_t i = 0; i + 1 < ids.size(); ++i)
+        rows.push_back({.row = batch.rows() + static_cast<int64_t>(i), .target = ids[i + 1]});
+      batch.Add(ids.data(), static_cast<int64_t>(ids.size()), 0, nullptr);
+    }
+    if (rows.empty()) return {};
+    const Transformer& transformer = model->transformer;
+    std::vector<void*> page_table;
+    KvView kv = MakeTrainingKv(transformer.kv_layout(), batch, arena, page_table);
+    kv.budgets = compression.budgets;
+    const TensorView hidden = arena.New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
+    transformer.Forward(model->weights, batch, kv, arena, hidden);
+    return LossHead(*ops, transformer).Score(model->weights, hidden, rows, arena).log_probs;
+  }
+};
+
+Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
+  QUERN_RETURN_IF_ERROR(CheckSupported(options.model));
+  QUERN_ASSIGN_OR_RETURN(const DType precision, PrecisionFor(options.precision, options.model));
+  scorer.pool = std::make_unique<ThreadPool>(options.threads);
+  scorer.ops = NewCpuOps(scorer.pool.get());
+  QUERN_ASSIGN_OR_RETURN(scorer.model, LoadServedModel(*scorer.ops, options.model, precision));
+  scorer.tokenizer = Tokenizer::Load(options.model);
+  return {};
+}
+
+Result<int> Score(const ScoreOptions& options) {
+  Scorer scorer;
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, scorer));
+  Compression compression;
+  if (!options.budgets.empty()) {
+    QUERN_ASSIGN_OR_RETURN(compression.budgets, LoadBudgets(options.budgets));
+  }
+  QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));
+  QUERN_RETURN_IF_ERROR(ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
+    QUERN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, scorer.TokensOfRow(row));
+    Json log_probs = Json::array();
+    double nll = 0;
+    if (!ids.empty()) log_probs.push_back(nullptr);
+    for (const float value : scorer.LogProbs({&ids, 1}, compression)) {
+      log_probs.push_back(NineDigits(value));
+      nll -= value;
+    }
+    const Json json = {{"token_ids", ids}, {"logprobs", log_probs}, {"nll", NineDigits(nll)}};
+    std::printf("%s\n", json.dump().c_str());
+    return {};
+  }));
+  return kExitOk;
+}
+
+// Mean negative log-probability of all tokens but each text's first.
+double MeanLoss(Scorer& scorer, const std::vector<std::vector<int32_t>>& texts, const Compression& compression) {
+  double nll = 0;
+  int64_t predicted = 0;
+  for (size_t begin = 0; begin < texts.size();) {
+    size_t end = begin, tokens = 0;
+    do {
+      tokens += texts[end++].size();
+    } while (end < texts.size() && tokens + texts[end].size() <= kBatchTokens);
+    for (const float value : scorer.LogProbs({texts.data() + begin, end - begin}, compression)) {
+      nll -= static_cast<double>(value);
+      ++predicted;
+    }
+    begin = end;
+  }
+  return nll / static_cast<double>(predicted);
+}
+
+int64_t Sum(const std::vector<int64_t>& budgets) {
+  int64_t sum = 0;
+  for (const int64_t budget : budgets) sum += budget;
+  return sum;
+}
+
+Result<int> Budget(const BudgetOptions& options) {
+  Scorer scorer;
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, scorer));
+  const ModelConfig& config = scorer.model->transformer.config();
+  QUERN_RETURN_IF_ERROR(
+      CheckCompression({.budgets = std::vector<int64_t>(static_cast<size_t>(config.layers), 2)}, config));
+  std::vector<std::vector<int32_t>> texts;
+  QUERN_RETURN_IF_ERROR(ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
+    QUERN_ASSIGN_OR_RETURN(std::vector<int32_t> ids, scorer.TokensOfRow(row));
+    if (ids.size() > 1) texts.push_back(std::move(ids));
+    return {};
+  }));
+  if (texts.empty()) return InvalidArgument(options.input + ": has no text of two tokens or more");
+  size_t positions = 0, predicted = 0;
+  for (const std::vector<int32_t>& ids : texts) {
+    positions = std::max(positions, ids.size());
+    predicted += ids.size() - 1;
+  }
+
+  const int64_t layers = config.layers, whole = layers * static_cast<int64_t>(positions);
+  const double own_loss = MeanLoss(scorer, texts, {});
+  BudgetSearchOptions search;
+  search.positions = static_cast<int64_t>(positions);
+  search.least = options.least;
+  search.target_loss = options.has_target ? options.target_loss : own_loss + options.max_increase;
+  std::fprintf(stderr, "held-out loss %.4f over %zu tokens, target %.4f\n", own_loss, predicted, search.target_loss);
+  const auto share = [&](const std::vector<int64_t>& budgets) {
+    return static_cast<double>(Sum(budgets)) / static_cast<double>(whole);
+  };
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  QUERN_ASSIGN_OR_RETURN(const std::vector<BudgetStep> steps,
+                         SearchBudgets(
+                             layers, search,
+                             [&](const std::vector<int64_t>& budgets) {
+                               return Result<double>(MeanLoss(scorer, texts, {.budgets = budgets}));
+                             },
+                             [&](const BudgetStep& step) {
+                               std::fprintf(stderr, "%slayer %lld keeps %lld: loss %.4f, %.1f %% of the entries%s",
+                                            terminal ? "\r" : "", static_cast<long long>(step.layer),
+                                            static_cast<long long>(step.budgets[static_cast<size_t>(step.layer)]),
+                                            step.loss, 100 * share(step.budgets), terminal ? "\x1b[K" : "\n");
+                             }));
+  if (terminal && !steps.empty()) std::fprintf(stderr, "\n");
+  BudgetStep last{.layer = 0, .loss = own_loss, .budgets = {}};
+  if (steps.empty()) {
+    if (own_loss > search.target_loss)
+      return InvalidArgument(StrCat("the model's loss ", own_loss, " is above the target ", search.target_loss,
+                                    " with all entries; give a higher --target-loss"));
+    last.budgets.assign(static_cast<size_t>(layers), search.positions);
+  } else {
+    last = steps.back();
+  }
+  Json json = {{"positions", search.positions},
+               {"loss", NineDigits(own_loss)},
+               {"target_loss", NineDigits(search.target_loss)},
+               {"budgets", last.budgets},
+               {"budget_loss", NineDigits(last.loss)},
+               {"kept", NineDigits(share(last.budgets))}};
+  if (!options.to.empty()) QUERN_RETURN_IF_ERROR(WriteFileAtomic(options.to, json.dump(2) + "\n"));
+  if (options.output == "json") {
+    std::printf("%s\n", json.dump().c_str());
+    return kExitOk;
+  }
+  std::printf("layer  entries of %lld\n", static_cast<long long>(search.positions));
+  for (size_t l = 0; l < last.budgets.size(); ++l)
+    std::printf("%5zu  %7lld\n", l, static_cast<long long>(last.budgets[l]));
+  std::printf("kept   %.1f %% (%.1fx less), loss %.4f -> %.4f\n", 100 * share(last.budgets), 1 / share(last.budgets),
+              own_loss, last.loss);
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddScoreCommands(CommandSet& commands) {
+  auto score = std::make_shared<ScoreOptions>();
+  CLI::App* scoring = commands.app().add_subcommand("score", "log-probabilities of given texts");
+  AddModelOptions(scoring, *score);
+  scoring->add_option("--input", score->input, "JSON Lines of {\"text\"} or {\"token_ids\"}; - for standard input")
+      ->required();
+  scoring->add_option("--budgets", score->budgets, "cache entries of each layer: a file that quern budget wrote");
+  commands.SetBody(scoring, [score]() -> Result<int> { return Score(*score); });
+
+  auto options = std::make_shared<BudgetOptions>();
+  CLI::App* command = commands.app().add_subcommand(
+      "budget", "how few cache entries each layer of a model with selective attention needs");
+  AddModelOptions(command, *options);
+  command->add_option("--input", options->input, "held-out texts: JSON Lines of {\"text\"} or {\"token_ids\"}")
+      ->required();
+  CLI::Option* target = command->add_option("--target-loss", options->target_loss, "nats a token; the loss to stay at");
+  command->add_option("--max-increase", options->max_increase, "target: the model's own loss and so much more")
+      ->excludes(target)
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--least", options->least, "entries that a layer keeps in any case")
+      ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
+  command->add_option("--to", options->to, "file for generate --budgets and score --budgets");
+  command->add_option("-o,--output", options->output, "text or json")->check(CLI::IsMember({"text", "json"}));
+  commands.SetBody(command, [options, target]() -> Result<int> {
+    options->has_target = target->count() > 0;
+    return Budget(*options);
+  });
+}
+
+}  // namespace quern

@@ -1,0 +1,35 @@
+#include "service/compression.h"
+
+#include "base/strings.h"
+#include "model/hf/json_reader.h"
+
+namespace quern {
+
+Result<std::vector<int64_t>> LoadBudgets(const std::string& path) {
+  QUERN_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(path));
+  const Json& list = JsonField(json, "budgets");
+  std::vector<int64_t> budgets;
+  for (const Json& entry : list) {
+    const int64_t budget = entry.is_number_integer() ? entry.get<int64_t>() : -1;
+    if (budget < 2)
+      return InvalidArgument(StrCat(path, ": budgets has ", JsonExcerpt(entry), "; whole numbers from 2 on are meant"));
+    budgets.push_back(budget);
+  }
+  if (!list.is_array() || budgets.empty())
+    return InvalidArgument(path + ": has no list \"budgets\"; quern budget writes such a file");
+  return budgets;
+}
+
+Status CheckCompression(const Compression& compression, const ModelConfig& config) {
+  if (compression.budgets.empty()) return {};
+  if (!config.selective_attention)
+    return FailedPrecondition(
+        "budgets need a model with selective attention (quern_selective_attention in config.json): nothing tells "
+        "what of another model's cache can go");
+  if (static_cast<int64_t>(compression.budgets.size()) != config.layers)
+    return InvalidArgument(
+        StrCat("there are budgets for ", compression.budgets.size(), " layers, the model has ", config.layers));
+  return {};
+}
+
+}  // namespace quern

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+
+#include "base/status.h"
+#include "model/compression.h"
+#include "model/config.h"
+
+namespace quern {
+
+// A file that `quern budget` wrote: {"budgets": [one a layer], ...}.
+Result<std::vector<int64_t>> LoadBudgets(const std::string& path);
+
+// Whether a model can be served like that; the error says why not.
+Status CheckCompression(const Compression& compression, const ModelConfig& config);
+
+}  // namespace quern
