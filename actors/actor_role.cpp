@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "actors/records.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "compute/cpu/cpu_ops.h"
@@ -236,6 +237,7 @@ class Actor {
     if (key == policy_key_) return {};
     auto policy = std::make_shared<Policy>();
     policy->label = spec.name();
+    policy->compression = CompressionOf(spec.sampling());
     for (const v1::WeightVersion& version : spec.weights()) {
       QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model, Model(version));
       policy->models.push_back(std::move(model));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "model/compressed_cache.h"
 
 namespace quern {
 
@@ -23,10 +24,20 @@ struct Engine::Sequence {
   std::vector<KvPage*> pages;
   std::vector<std::vector<void*>> tables;      // the pages' memory, one table per model
   std::vector<std::vector<float>> selections;  // of models with selective attention (SequenceRows::selection)
+  // Under a compression, instead of pages: one a model. `prompt`: the tokens of the first generation's prompt.
+  std::vector<std::unique_ptr<CompressedCache>> own;
+  int64_t prompt = 0;
+  int64_t reserved_bytes = 0;
   bool generating = false;
   GenerateOptions options;
   Completion completion;
 
+  bool admitted() const { return !pages.empty() || !own.empty(); }
+  // Of open() tokens, those that one step may read.
+  int64_t StepTokens(int64_t left) const {
+    if (own.empty()) return std::min(open(), left);
+    return std::min(left, cached < prompt ? std::min(open(), prompt - cached) : 1);
+  }
   int64_t open() const { return static_cast<int64_t>(tokens.size()) - cached; }
   void Add(KvPage* page) {
     pages.push_back(page);
@@ -126,6 +137,15 @@ void Engine::Extend(int64_t sequence, std::span<const int32_t> tokens) {
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
 }
 
+// What a sequence under a compression may come to need until its generation ends.
+int64_t Engine::CompressedBytes(const Sequence& s) const {
+  const int64_t end = std::min(max_positions(), static_cast<int64_t>(s.tokens.size()) + s.options.max_new_tokens);
+  int64_t bytes = 0;
+  for (const KvLayout& layout : cache_->layouts())
+    bytes += CompressedCache::MostBytes(layout, policy_->compression, s.prompt, end);
+  return bytes;
+}
+
 void Engine::Generate(int64_t sequence, GenerateOptions options) {
   Sequence& s = *sequences_.at(sequence);
   QUERN_CHECK(!s.generating && !s.tokens.empty());
@@ -133,6 +153,12 @@ void Engine::Generate(int64_t sequence, GenerateOptions options) {
   s.completion = {};
   s.completion.sequence = sequence;
   s.generating = true;
+  if (s.prompt == 0) s.prompt = static_cast<int64_t>(s.tokens.size());
+  if (s.own.empty()) return;
+  const int64_t more = CompressedBytes(s) - s.reserved_bytes;
+  if (own_bytes_ + more > options_.kv_bytes) return DropPages(s);
+  s.reserved_bytes += more;
+  own_bytes_ += more;
 }
 
 void Engine::Close(int64_t sequence) {
@@ -164,10 +190,14 @@ void Engine::DropPages(Sequence& sequence) {
   for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page) cache_->Release(**page);
   sequence.pages.clear();
   for (std::vector<void*>& table : sequence.tables) table.clear();
+  sequence.own.clear();
+  own_bytes_ -= sequence.reserved_bytes;
+  sequence.reserved_bytes = 0;
   sequence.cached = 0;
 }
 
 bool Engine::EnsurePages(Sequence& s, int64_t positions) {
+  if (!s.own.empty()) return true;
   while (static_cast<int64_t>(s.pages.size()) < PagesFor(positions)) {
     KvPage* page = cache_->Take(s.pages.empty() ? nullptr : s.pages.back());
     if (page == nullptr) return false;
@@ -207,8 +237,25 @@ bool Engine::AwaitsPrefix(const Sequence& s, int64_t cached) const {
   return false;
 }
 
+// Sequences under a compression share nothing, and are admitted once there is room for the most they may need.
+Engine::Admission Engine::AdmitCompressed(Sequence& s) {
+  const int64_t bytes = CompressedBytes(s);
+  if (own_bytes_ + bytes > options_.kv_bytes) {
+    // Those between two generations are read again later.
+    for (auto& [id, other] : sequences_)
+      if (!other->generating) DropPages(*other);
+    if (own_bytes_ + bytes > options_.kv_bytes) return Admission::kNoRoom;
+  }
+  for (const KvLayout& layout : cache_->layouts())
+    s.own.push_back(std::make_unique<CompressedCache>(layout, policy_->compression, s.prompt));
+  s.reserved_bytes = bytes;
+  own_bytes_ += bytes;
+  return Admission::kAdmitted;
+}
+
 // Gives a sequence without pages what the cache has of its beginning, where there is room for the rest.
 Engine::Admission Engine::Admit(Sequence& s) {
+  if (!policy_->compression.off()) return AdmitCompressed(s);
   KvCache::Prefix prefix;
   // The last token is always computed: its logits are what is asked for.
   if (shares_prefixes_) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
@@ -246,7 +293,7 @@ Status Engine::Schedule() {
   for (auto& [id, entry] : sequences_) {
     Sequence& s = *entry;
     if (left == 0) break;
-    if (!s.generating || s.pages.empty() || s.open() != 1) continue;
+    if (!s.generating || !s.admitted() || s.open() != 1) continue;
     bool fits = EnsurePages(s, s.cached + 1);
     while (!fits && Preempt(0, id)) fits = EnsurePages(s, s.cached + 1);
     if (!fits) continue;
@@ -256,13 +303,13 @@ Status Engine::Schedule() {
   for (auto& [id, entry] : sequences_) {
     Sequence& s = *entry;
     if (left == 0) break;
-    if (!s.generating || (!s.pages.empty() && s.open() == 1)) continue;
-    if (s.pages.empty()) {
+    if (!s.generating || (s.admitted() && s.open() == 1)) continue;
+    if (!s.admitted()) {
       const Admission admission = Admit(s);
       if (admission == Admission::kNoRoom) break;
       if (admission == Admission::kAwaitsPrefix) continue;
     }
-    const int64_t count = std::min(s.open(), left);
+    const int64_t count = s.StepTokens(left);
     bool fits = EnsurePages(s, s.cached + count);
     while (!fits && Preempt(planned_.empty() ? 0 : id, id)) fits = EnsurePages(s, s.cached + count);
     if (!fits) continue;
@@ -294,14 +341,24 @@ TensorView Engine::PolicyLogits() {
   for (size_t m = 0; m < policy_->models.size(); ++m) {
     const ServedModel& model = *policy_->models[m];
     const KvLayout& layout = cache_->layouts()[m];
-    for (size_t i = 0; i < planned_.size(); ++i) {
-      Sequence& s = *planned_[i].sequence;
-      batch_.sequences[i].pages = s.tables[m].data();
-      batch_.sequences[i].selection = layout.selective ? s.Selection(m, layout) : nullptr;
+    KvView kv{.layout = layout};
+    if (policy_->compression.off()) {
+      for (size_t i = 0; i < planned_.size(); ++i) {
+        Sequence& s = *planned_[i].sequence;
+        batch_.sequences[i].pages = s.tables[m].data();
+        batch_.sequences[i].selection = layout.selective ? s.Selection(m, layout) : nullptr;
+      }
+    } else {
+      std::vector<CompressedCache*> caches;
+      for (const Planned& p : planned_) {
+        caches.push_back(p.sequence->own[m].get());
+        caches.back()->Reserve(p.count);
+      }
+      kv = CompressedView(layout, policy_->compression, caches, batch_);
     }
     const TensorView hidden =
         arena_.New(model.transformer.dtype(), batch_.rows(), model.transformer.config().hidden_size);
-    model.transformer.Forward(model.weights, batch_, {layout, false, policy_->compression.budgets}, arena_, hidden);
+    model.transformer.Forward(model.weights, batch_, kv, arena_, hidden);
     if (n == 0) continue;
     TensorView gathered = hidden;
     if (n != hidden.rows) {
@@ -316,6 +373,11 @@ TensorView Engine::PolicyLogits() {
     Sequence& s = *p.sequence;
     const bool decode = p.count == 1 && !s.completion.tokens.empty();
     prompt_tokens_ += decode ? 0 : p.count;
+    if (!s.own.empty()) {
+      for (const auto& cache : s.own) cache->Advance(p.count);
+      s.cached += p.count;
+      continue;
+    }
     for (int64_t left = p.count; left > 0;) {
       const int64_t slot = s.cached % kPage;
       const int64_t count = std::min(left, kPage - slot);
@@ -325,9 +387,14 @@ TensorView Engine::PolicyLogits() {
     }
   }
   if (n == 0) return {};
+  return Combined(model_logits);
+}
+
+// The policy's logits, given those of its models.
+TensorView Engine::Combined(const std::vector<TensorView>& model_logits) {
   if (policy_->head->copies()) return model_logits[0];
-  const TensorView out = arena_.New(DType::kF32, n, model_logits[0].cols);
-  ops_.ForEach(n, [&](int64_t i) {
+  const TensorView out = arena_.New(DType::kF32, model_logits[0].rows, model_logits[0].cols);
+  ops_.ForEach(out.rows, [&](int64_t i) {
     std::vector<std::span<const float>> inputs;
     for (const TensorView& logits : model_logits) {
       inputs.emplace_back(logits.Row<float>(i), static_cast<size_t>(logits.cols));
@@ -366,6 +433,43 @@ void Engine::Sample(const TensorView& logits) {
     }
     ++generated_tokens_;
   }
+}
+
+std::vector<float> Engine::WholeLogProbs(std::span<const int32_t> tokens) {
+  constexpr int64_t kRows = 64;
+  std::vector<float> out;
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count < 2) return out;
+  const Arena::Scope scope(arena_);
+  std::vector<TensorView> hidden;
+  TokenBatch batch;
+  batch.Add(tokens.data(), count, 0, nullptr);
+  for (const auto& model : policy_->models) {
+    const Transformer& transformer = model->transformer;
+    hidden.push_back(arena_.New(transformer.dtype(), count, transformer.config().hidden_size));
+    std::vector<void*> page_table;
+    const KvView kv = MakeTrainingKv(transformer.kv_layout(), batch, arena_, page_table);
+    transformer.Forward(model->weights, batch, kv, arena_, hidden.back());
+  }
+  for (int64_t begin = 0; begin + 1 < count; begin += kRows) {
+    const Arena::Scope chunk(arena_);
+    const int64_t rows = std::min(kRows, count - 1 - begin);
+    std::vector<TensorView> logits;
+    for (size_t m = 0; m < hidden.size(); ++m) {
+      const Transformer& transformer = policy_->models[m]->transformer;
+      logits.push_back(arena_.New(DType::kF32, rows, transformer.config().vocab_size));
+      transformer.Logits(policy_->models[m]->weights, hidden[m].Rows(begin, rows), logits.back());
+    }
+    const TensorView log_prob = arena_.New(DType::kF32, 1, rows);
+    ops_.LogSoftmax({.logits = Combined(logits),
+                     .targets = tokens.subspan(static_cast<size_t>(begin) + 1, static_cast<size_t>(rows)),
+                     .lse = arena_.New(DType::kF32, 1, rows),
+                     .log_prob = log_prob,
+                     .mean_log_prob = {},
+                     .entropy = {}});
+    out.insert(out.end(), log_prob.Row<float>(0), log_prob.Row<float>(0) + rows);
+  }
+  return out;
 }
 
 bool Engine::Finish(Sequence& s, Completion& completion) {

@@ -79,6 +79,9 @@ class Engine {
   // The longest sequence that the cache budget holds, when nothing else is in it.
   int64_t max_cached_tokens() const;
 
+  // Of every token but the first, under the policy without its compression: the numbers that a learner computes.
+  std::vector<float> WholeLogProbs(std::span<const int32_t> tokens);
+
   bool HasWork() const;
   // Finished generations, in sequence order. Fails when a single sequence does not fit the cache budget.
   Result<std::vector<Completion>> Step();
@@ -100,11 +103,14 @@ class Engine {
   Status Schedule();
   enum class Admission { kAdmitted, kAwaitsPrefix, kNoRoom };
   Admission Admit(Sequence& sequence);
+  Admission AdmitCompressed(Sequence& sequence);
+  int64_t CompressedBytes(const Sequence& sequence) const;
   bool AwaitsPrefix(const Sequence& sequence, int64_t cached) const;
   bool EnsurePages(Sequence& sequence, int64_t positions);
   bool Preempt(int64_t younger_than, int64_t keep);
   void DropPages(Sequence& sequence);
   TensorView PolicyLogits();
+  TensorView Combined(const std::vector<TensorView>& model_logits);
   void Sample(const TensorView& logits);
   bool Finish(Sequence& sequence, Completion& completion);
 
@@ -113,6 +119,7 @@ class Engine {
   std::shared_ptr<const Policy> policy_;
   std::unique_ptr<KvCache> cache_;
   bool shares_prefixes_ = true;
+  int64_t own_bytes_ = 0;  // that sequences under a compression may come to need
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;
   Arena arena_;

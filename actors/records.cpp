@@ -68,6 +68,15 @@ void SetFloats(std::span<const float> values, std::string* bytes) {
   bytes->assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
 }
 
+Compression CompressionOf(const v1::SamplingParams& sampling) {
+  if (!sampling.has_compression()) return {};
+  const v1::Compression& c = sampling.compression();
+  return {.budgets = {c.budgets().begin(), c.budgets().end()},
+          .key_channels = c.key_channels(),
+          .query_window = c.query_window(),
+          .recent = c.recent()};
+}
+
 SamplingOptions SamplingOf(const v1::SamplingParams& params) {
   SamplingOptions out;
   out.temperature = params.temperature();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "actors/rollout.h"
+#include "model/compression.h"
 #include "model/sampler.h"
 
 namespace quern {
@@ -22,6 +23,7 @@ void SetInt32s(std::span<const int32_t> values, std::string* bytes);
 void SetFloats(std::span<const float> values, std::string* bytes);
 
 SamplingOptions SamplingOf(const v1::SamplingParams& params);
+Compression CompressionOf(const v1::SamplingParams& params);
 // GenerateOptions::stop for a closing text; none for an empty one.
 std::function<bool(std::span<const int32_t>)> StopAt(const Tokenizer& tokenizer, const std::string& closing);
 

@@ -1,6 +1,7 @@
 #include "actors/rollout.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "actors/chain_program.h"
@@ -57,6 +58,24 @@ class Episode {
     return outcome;
   }
 
+  std::vector<int32_t> ids() const {
+    std::vector<int32_t> ids(record_.loss_mask().size());
+    std::memcpy(ids.data(), record_.token_ids().data(), 4 * ids.size());
+    return ids;
+  }
+  // `whole`: log-probabilities without the compression, of every token but the first.
+  void CompareLogProbs(std::span<const float> whole) {
+    double sum = 0, count = 0;
+    for (size_t i = 0; i < whole.size(); ++i) {
+      float log_prob = 0;
+      std::memcpy(&log_prob, record_.log_probs().data() + 4 * (i + 1), 4);
+      if (record_.loss_mask()[i + 1] == 0 || std::isnan(log_prob)) continue;
+      sum += std::abs(static_cast<double>(log_prob - whole[i]));
+      ++count;
+    }
+    if (count > 0) record_.set_log_prob_difference(static_cast<float>(sum / count));
+  }
+
   v1::Trajectory Take() {
     record_.set_episode_return(return_);
     return std::move(record_);
@@ -80,9 +99,7 @@ class Episode {
   Result<std::vector<int32_t>> NextIds() const {
     std::vector<ChatMessage> messages;
     for (const v1::Message& message : record_.messages()) messages.push_back({message.role(), message.content()});
-    std::vector<int32_t> ids(record_.loss_mask().size());
-    std::memcpy(ids.data(), record_.token_ids().data(), 4 * ids.size());
-    return dialogue_.Next(messages, messages.size() - 1, ids);
+    return dialogue_.Next(messages, messages.size() - 1, ids());
   }
 
   const Dialogue& dialogue_;
@@ -197,6 +214,7 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
         ask(completion.sequence, episode);
         continue;
       }
+      if (!engine->policy()->compression.off()) episode.CompareLogProbs(engine->WholeLogProbs(episode.ids()));
       engine->Close(completion.sequence);
       const auto node = open.extract(completion.sequence);
       QUERN_RETURN_IF_ERROR(Deliver(*node.mapped(), options, sink, counters));

@@ -38,17 +38,41 @@ struct KvLayout {
   int64_t SelectionOffset(int64_t page, int64_t layer) const { return (page * layers + layer) * kPageTokens; }
 };
 
+// Keys of fewer channels (ThinK, Xu et al. 2024, arXiv 2407.21018): those of the first pages of a sequence of a layout
+// of one layer. Such a page is smaller: for each KV head keys [block, channel, 16] of the kept channels in ascending
+// order, then values [slot, head_dim]. Scores are sums over the kept channels; their scale stays that of all.
+struct PrunedKeys {
+  int64_t pages = 0;
+  int64_t channels = 0;           // kept of the head_dim
+  int64_t full_heads = 0;         // the first so many KV heads keep all: the one that selects (selective layouts)
+  const int32_t* kept = nullptr;  // [kv_heads, channels], ascending
+
+  int64_t Channels(const KvLayout& layout, int64_t head) const {
+    return head < full_heads ? layout.head_dim : channels;
+  }
+  // Element offsets within a page.
+  int64_t KeyOffset(const KvLayout& layout, int64_t head) const {
+    const int64_t full = head < full_heads ? head : full_heads;
+    return (head * (channels + layout.head_dim) + full * (layout.head_dim - channels)) * KvLayout::kPageTokens;
+  }
+  int64_t ValueOffset(const KvLayout& layout, int64_t head) const {
+    return KeyOffset(layout, head) + Channels(layout, head) * KvLayout::kPageTokens;
+  }
+  int64_t page_elements(const KvLayout& layout) const { return KeyOffset(layout, layout.kv_heads); }
+};
+
 // The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and
 // positions below `context` are already in the pages. `pages` covers context + count positions. `selection` (selective
 // layouts; acc) holds for every page, layer and position how far it is masked for the next row, infinity once it is
 // evicted; attention reads and updates it. It belongs to one sequence even where pages are shared, and needs no
-// initial values.
+// initial values. `pruned`: null, or the form of the first pages, which all lie below `context`.
 struct SequenceRows {
   int64_t row = 0;
   int64_t count = 0;
   int64_t context = 0;
   void* const* pages = nullptr;
   void* selection = nullptr;
+  const PrunedKeys* pruned = nullptr;
 };
 
 }  // namespace quern

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "compute/arena.h"
@@ -36,6 +37,10 @@ struct KvView {
   KvLayout layout;
   bool one_layer = false;
   std::vector<int64_t> budgets{};  // selective layouts: positions that each layer attends to at most, 0: all; or empty
+  // Where every layer has slots of its own (compressed_cache.h): its sequences, in the batch's order; one_layer.
+  std::vector<std::vector<SequenceRows>> layers{};
+  // Told of each layer's queries [T, heads * head_dim], after position encoding.
+  std::function<void(int64_t layer, const TensorView& q)> observe{};
 };
 
 // Temporary one-layer pages for every sequence of a training batch, from `arena`; sets their `pages` (and `selection`).

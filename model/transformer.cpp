@@ -153,10 +153,12 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
     LinearForward(ops_, w.qkv, s.normed, raw, false, arena, record(0));
     ops_.Rotary(Rotary(w, batch, raw, s.qkv));
-    ops_.KvWrite(
-        {.qkv = s.qkv, .sequences = batch.sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
+    const std::vector<SequenceRows>& sequences =
+        kv.layers.empty() ? batch.sequences : kv.layers[static_cast<size_t>(layer)];
+    if (kv.observe) kv.observe(layer, s.qkv.Cols(0, c.q_size()));
+    ops_.KvWrite({.qkv = s.qkv, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
     ops_.Attention({.q = s.qkv.Cols(0, c.q_size()),
-                    .sequences = batch.sequences,
+                    .sequences = sequences,
                     .layout = kv.layout,
                     .layer = kv_layer,
                     .heads = c.heads,

@@ -132,6 +132,17 @@ void AppendSampling(ObjectWriter& row, std::string* out, const v1::SamplingParam
   object.Unsigned("seed", s.seed());
   object.Float("q_sft_beta", s.q_sft_beta());
   object.Text("rule", s.rule());
+  if (s.has_compression()) {
+    const v1::Compression& c = s.compression();
+    object.Key("compression");
+    ObjectWriter settings(out);
+    settings.Array("budgets", static_cast<size_t>(c.budgets_size()),
+                   [&](size_t i) { *out += std::to_string(c.budgets(static_cast<int>(i))); });
+    settings.Unsigned("key_channels", c.key_channels());
+    settings.Unsigned("query_window", c.query_window());
+    settings.Unsigned("recent", c.recent());
+    settings.Close();
+  }
   object.Close();
 }
 
@@ -180,6 +191,7 @@ std::string FormatRow(const v1::Trajectory& t) {
   row.Text("source", SourceName(t));
   row.Unsigned("generation_depth", t.generation_depth());
   AppendNumber(row.Key("episode_return"), t.episode_return(), 17);
+  if (t.log_prob_difference() != 0) row.Float("log_prob_difference", t.log_prob_difference());
   row.Bool("done", t.done());
   row.Bool("success", t.success());
   AppendTags(row, &out, t);

@@ -232,6 +232,16 @@ void ReadLmrlConversation(Row& row, v1::Trajectory* t) {
   }
 }
 
+void ReadCompression(const Json& json, v1::Compression* compression) {
+  for (const auto& [key, value] : AsObject(json, "compression").items()) {
+    if (key == "budgets")
+      for (const Json& budget : AsArray(value, key)) compression->add_budgets(AsInteger<uint32_t>(budget, key));
+    if (key == "key_channels") compression->set_key_channels(AsInteger<uint32_t>(value, key));
+    if (key == "query_window") compression->set_query_window(AsInteger<uint32_t>(value, key));
+    if (key == "recent") compression->set_recent(AsInteger<uint32_t>(value, key));
+  }
+}
+
 void ReadSampling(const Json& json, v1::SamplingParams* sampling) {
   for (const auto& [key, value] : AsObject(json, "sampling").items()) {
     if (key == "temperature") sampling->set_temperature(AsFloat(value, key));
@@ -242,6 +252,7 @@ void ReadSampling(const Json& json, v1::SamplingParams* sampling) {
     if (key == "seed") sampling->set_seed(AsInteger<uint64_t>(value, key));
     if (key == "q_sft_beta") sampling->set_q_sft_beta(AsFloat(value, key));
     if (key == "rule") sampling->set_rule(AsText(value, key));
+    if (key == "compression") ReadCompression(value, sampling->mutable_compression());
   }
 }
 
@@ -315,6 +326,8 @@ void ReadQuern(Row& row, v1::Trajectory* t) {
   row.Take("rewards");  // the turns' own, for readers
   const Json* episode_return = row.Take("episode_return");
   t->set_episode_return(episode_return != nullptr ? AsNumber(*episode_return, "episode_return") : sum);
+  if (const Json* difference = row.Take("log_prob_difference"))
+    t->set_log_prob_difference(AsFloat(*difference, "log_prob_difference"));
   if (const Json* source = row.Take("source")) {
     const std::string name = AsText(*source, "source");
     if (name != "real" && name != "generated") Fail("'source' is neither real nor generated");

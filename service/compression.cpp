@@ -20,7 +20,21 @@ Result<std::vector<int64_t>> LoadBudgets(const std::string& path) {
   return budgets;
 }
 
+v1::Compression ToProto(const Compression& compression) {
+  v1::Compression proto;
+  for (const int64_t budget : compression.budgets) proto.add_budgets(static_cast<uint32_t>(budget));
+  proto.set_key_channels(static_cast<uint32_t>(compression.key_channels));
+  proto.set_query_window(static_cast<uint32_t>(compression.query_window));
+  proto.set_recent(static_cast<uint32_t>(compression.recent));
+  return proto;
+}
+
 Status CheckCompression(const Compression& compression, const ModelConfig& config) {
+  if (compression.key_channels > config.head_dim)
+    return InvalidArgument(
+        StrCat("key_channels ", compression.key_channels, " is more than the model's head_dim ", config.head_dim));
+  if (compression.key_channels > 0 && config.sliding_window > 0)
+    return Unimplemented("key_channels with a sliding window is not supported");
   if (compression.budgets.empty()) return {};
   if (!config.selective_attention)
     return FailedPrecondition(

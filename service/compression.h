@@ -5,11 +5,14 @@
 #include "base/status.h"
 #include "model/compression.h"
 #include "model/config.h"
+#include "proto/record.pb.h"
 
 namespace quern {
 
 // A file that `quern budget` wrote: {"budgets": [one a layer], ...}.
 Result<std::vector<int64_t>> LoadBudgets(const std::string& path);
+
+v1::Compression ToProto(const Compression& compression);
 
 // Whether a model can be served like that; the error says why not.
 Status CheckCompression(const Compression& compression, const ModelConfig& config);

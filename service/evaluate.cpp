@@ -2,12 +2,14 @@
 
 #include <cmath>
 
+#include "actors/records.h"
 #include "actors/rollout.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "methods/q_sft.h"
 #include "model/hf/model_directory.h"
+#include "service/compression.h"
 #include "service/prepare.h"
 
 namespace quern {
@@ -15,9 +17,11 @@ namespace quern {
 Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec& spec, const Recipe& precision) {
   auto policy = std::make_shared<Policy>();
   policy->label = spec.name();
+  policy->compression = CompressionOf(spec.sampling());
   for (const v1::WeightVersion& weights : spec.weights()) {
     QUERN_RETURN_IF_ERROR(CheckSupported(weights.path()));
     QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model, LoadServedModel(ops, weights.path(), precision));
+    QUERN_RETURN_IF_ERROR(CheckCompression(policy->compression, model->transformer.config()));
     policy->models.push_back(std::move(model));
   }
   if (policy->models.size() == 1) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "model/compression.h"
 
 namespace quern {
 
@@ -266,6 +267,7 @@ struct Job {
   MixtureSection mixture;
   CollapseSection collapse;
   SamplingSection sampling;
+  Compression compression;            // of every policy that plays
   int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
   OnlineSection online;
   EvaluateSection evaluate;

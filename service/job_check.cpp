@@ -258,6 +258,11 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("qsft.support_top_p", job.qsft.support_top_p, 0, 1);
   check.OneOf("filtered_sft.start_from", job.filtered_sft.start_from, {"base", "sft"});
   check.OneOf("qsft.start_from", job.qsft.start_from, {"behaviour", "base"});
+  for (const int64_t budget : job.compression.budgets)
+    check.AtLeast("compression.budgets", static_cast<double>(budget), 2);
+  check.AtLeast("compression.key_channels", static_cast<double>(job.compression.key_channels), 0);
+  check.AtLeast("compression.query_window", static_cast<double>(job.compression.query_window), 1);
+  check.AtLeast("compression.recent", static_cast<double>(job.compression.recent), 0);
   check.AtLeast("sampling.temperature", job.sampling.temperature, 0);
   check.AtLeast("sampling.top_k", static_cast<double>(job.sampling.top_k), 0);
   check.Between("sampling.top_p", job.sampling.top_p, 1e-6, 1);

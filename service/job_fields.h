@@ -133,6 +133,14 @@ void Fields(V& v, CollapseSection& o) {
 }
 
 template <class V>
+void Fields(V& v, Compression& o) {
+  v.Field("budgets", o.budgets);
+  v.Field("key_channels", o.key_channels);
+  v.Field("query_window", o.query_window);
+  v.Field("recent", o.recent);
+}
+
+template <class V>
 void Fields(V& v, SamplingSection& o) {
   v.Field("temperature", o.temperature);
   v.Field("top_k", o.top_k);
@@ -306,6 +314,7 @@ void Fields(V& v, Job& o) {
   v.Field("mixture", o.mixture);
   v.Field("collapse", o.collapse);
   v.Field("sampling", o.sampling);
+  v.Field("compression", o.compression);
   v.Field("max_completion_length", o.max_completion_length);
   v.Field("online", o.online);
   v.Field("evaluate", o.evaluate);

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/strings.h"
+#include "service/compression.h"
 #include "service/plan.h"
 
 namespace quern {
@@ -38,6 +39,7 @@ void SetSampling(const Job& job, int32_t reserved_token, bool evaluation, v1::Po
   sampling.set_top_p(static_cast<float>(job.sampling.top_p));
   sampling.set_min_p(static_cast<float>(job.sampling.min_p));
   sampling.set_repetition_penalty(static_cast<float>(job.sampling.repetition_penalty));
+  if (policy.weights_size() > 0 && !job.compression.off()) *sampling.mutable_compression() = ToProto(job.compression);
   if (policy.weights_size() != 2) return;
   sampling.set_q_sft_beta(static_cast<float>(job.qsft.beta));
   sampling.set_rule(job.qsft.rule);

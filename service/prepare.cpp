@@ -12,6 +12,7 @@
 #include "model/parameters.h"
 #include "model/tokenizer/char_tokenizer.h"
 #include "service/chains.h"
+#include "service/compression.h"
 
 namespace quern {
 
@@ -159,17 +160,19 @@ Status CheckJob(Job& job) {
   }
   for (const std::string& file : job.import_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
   for (const std::string& file : job.heldout_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
+  ModelConfig config = SelfMadeConfig(job.model_config);
   if (!job.model_name_or_path.empty()) {
     if (!PathExists(job.model_name_or_path))
       return NotFound("model_name_or_path: " + job.model_name_or_path + ": no such directory");
     QUERN_RETURN_IF_ERROR(CheckSupported(job.model_name_or_path));
+    QUERN_ASSIGN_OR_RETURN(config, LoadModelConfig(job.model_name_or_path));
     QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(job.model_name_or_path));
     QUERN_ASSIGN_OR_RETURN(const auto chat_template, ChatTemplateOf(job, job.model_name_or_path));
     QUERN_RETURN_IF_ERROR(Dialogue::Make(*tokenizer, chat_template, {}).status());
   } else if (job.model_tokenizer != "environment") {
     QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_tokenizer).status());
   }
-  return {};
+  return CheckCompression(job.compression, config).Annotate("compression");
 }
 
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const std::string& model_directory) {

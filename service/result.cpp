@@ -50,6 +50,25 @@ Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline dead
 
 namespace {
 
+// Mean of Trajectory::log_prob_difference over agent's tokens of sampled records, of the first of them.
+Result<std::optional<double>> LogProbDifference(Replay& store, const std::string& tag, Deadline deadline) {
+  v1::QueryRequest request;
+  request.mutable_filter()->add_tags(tag);
+  request.set_limit(1000);
+  QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, store.Query(request, deadline));
+  double sum = 0, tokens = 0;
+  for (const std::string& bytes : reply.trajectories()) {
+    v1::Trajectory record;
+    if (!record.ParseFromString(bytes)) return DataLoss("a record of " + tag + " does not parse");
+    if (!record.sampling().has_compression()) continue;
+    for (const v1::Turn& turn : record.turns()) {
+      sum += static_cast<double>(record.log_prob_difference()) * (turn.end() - turn.begin());
+      tokens += turn.end() - turn.begin();
+    }
+  }
+  return tokens > 0 ? std::optional<double>(sum / tokens) : std::nullopt;
+}
+
 void AddHeldout(const PlannedRow& planned, const StageMetrics& stages, ResultRow& row) {
   const auto metric = [&](const std::string& stage, const char* name) -> std::optional<double> {
     const auto found = stages.find(stage);
@@ -75,6 +94,9 @@ Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, co
     row.label = planned.label;
     if (!planned.tag.empty()) {
       QUERN_ASSIGN_OR_RETURN(row, MeasureTag(store, planned, deadline));
+      if (!job.compression.off()) {
+        QUERN_ASSIGN_OR_RETURN(row.log_prob_difference, LogProbDifference(store, planned.tag, deadline));
+      }
     }
     AddHeldout(planned, stages, row);
     if (row.episodes > 0 || row.heldout_loss) result.rows.push_back(std::move(row));
@@ -111,6 +133,7 @@ std::string ResultToJson(const JobResult& result) {
       entry["heldout_loss"] = *row.heldout_loss;
       entry["heldout_std_error"] = row.heldout_std_error;
     }
+    if (row.log_prob_difference) entry["log_prob_difference"] = *row.log_prob_difference;
     if (!row.set.empty()) entry["set"] = row.set;
     if (!row.arm.empty()) {
       entry["arm"] = row.arm;
@@ -151,6 +174,7 @@ Result<JobResult> ResultFromJson(const std::string& text) {
       out.set = row.value("set", "");
       out.arm = row.value("arm", "");
       out.round = row.value("round", int64_t{0});
+      if (row.contains("log_prob_difference")) out.log_prob_difference = row.at("log_prob_difference").get<double>();
       if (row.contains("heldout_loss")) out.heldout_loss = row.at("heldout_loss").get<double>();
       out.heldout_std_error = row.value("heldout_std_error", 0.0);
       out.rule = row.value("rule", std::string());
@@ -201,6 +225,10 @@ std::string FormatTable(const JobResult& result) {
     if (!row.rule.empty()) line += StrFormat("  %6.4f", row.omega);
     out += line + "\n";
   }
+  for (const ResultRow& row : result.rows)
+    if (row.log_prob_difference)
+      out += StrFormat("%s: the compression changes log-probabilities by %.4f a token\n", name(row).c_str(),
+                       *row.log_prob_difference);
   for (const RequirementOutcome& outcome : result.requirements) {
     const double errors = outcome.std_error > 0 ? outcome.difference / outcome.std_error : 0;
     out += StrFormat("%s: %s beats %s by %.3f = %.1f standard errors (%.1f asked)\n", outcome.met ? "met" : "NOT MET",

@@ -25,6 +25,7 @@ struct ResultRow {
   int64_t round = 0;
   std::optional<double> heldout_loss;  // nats a token on held-out real records
   double heldout_std_error = 0;
+  std::optional<double> log_prob_difference;  // that the job's compression made, an agent's token; of played policies
   // Of `collapse`.
   std::string rule;
   int64_t real_records = 0;

@@ -335,9 +335,17 @@ class ReferenceOps : public Ops {
           for (int64_t p = first; p <= position; ++p) {
             const TensorView page = Page(s, p, layout);
             double sum = 0;
-            for (int64_t d = 0; d < dim; ++d)
-              sum += Get(args.q, s.row + i, head * dim + d) *
-                     Get(page, 0, keys + layout.KeyElement(p % KvLayout::kPageTokens, d));
+            const bool small = IsPruned(s, p);
+            const int64_t channels = small ? s.pruned->Channels(layout, head / group) : dim;
+            for (int64_t c = 0; c < channels; ++c) {
+              const int64_t slot = p % KvLayout::kPageTokens,
+                            d = channels < dim ? s.pruned->kept[head / group * channels + c] : c;
+              const int64_t at = small ? s.pruned->KeyOffset(layout, head / group) +
+                                             (slot / KvLayout::kBlockTokens * channels + c) * KvLayout::kBlockTokens +
+                                             slot % KvLayout::kBlockTokens
+                                       : keys + layout.KeyElement(slot, d);
+              sum += Get(args.q, s.row + i, head * dim + d) * Get(page, 0, at);
+            }
             scores.push_back(sum * static_cast<double>(args.scale));
             if (layout.selective) scores.back() -= masks[static_cast<size_t>(i)][static_cast<size_t>(p)];
           }
@@ -348,7 +356,9 @@ class ReferenceOps : public Ops {
             double sum = 0;
             for (int64_t p = first; p <= position; ++p)
               sum += std::exp(scores[static_cast<size_t>(p - first)] - max) / mass *
-                     Get(Page(s, p, layout), 0, values + p % KvLayout::kPageTokens * dim + d);
+                     Get(Page(s, p, layout), 0,
+                         (IsPruned(s, p) ? s.pruned->ValueOffset(layout, head / group) : values) +
+                             p % KvLayout::kPageTokens * dim + d);
             Set(args.out, s.row + i, head * dim + d, sum);
           }
           if (!args.lse.empty()) Set(args.lse, s.row + i, head, max + std::log(mass));
@@ -665,6 +675,10 @@ class ReferenceOps : public Ops {
     double live = 0;
     for (const double f : mask) live += 1 - std::min(f, tau) / tau;
     return live;
+  }
+
+  static bool IsPruned(const SequenceRows& s, int64_t position) {
+    return s.pruned != nullptr && position / KvLayout::kPageTokens < s.pruned->pages;
   }
 
   static TensorView Page(const SequenceRows& sequence, int64_t position, const KvLayout& layout) {

@@ -68,7 +68,16 @@ class Attender {
         values_(args.layout.ValueOffset(args.layer, task.kv_head)),
         q_(task.scratch),
         sums_(q_ + kMaxTile * dim_),
-        scores_(sums_ + kMaxTile * dim_) {}
+        pruned_q_(sums_ + kMaxTile * dim_),
+        scores_(pruned_q_ + kMaxTile * dim_) {
+    if (sequence_.pruned == nullptr || sequence_.pruned->pages == 0) return;
+    const PrunedKeys& pruned = *sequence_.pruned;
+    pruned_end_ = pruned.pages * kPage;
+    pruned_dim_ = pruned.Channels(args.layout, task.kv_head);
+    pruned_keys_ = pruned.KeyOffset(args.layout, task.kv_head);
+    pruned_values_ = pruned.ValueOffset(args.layout, task.kv_head);
+    if (pruned_dim_ < dim_) kept_ = pruned.kept + task.kv_head * pruned.channels;
+  }
 
   template <int R>
   void Tile(const Query* queries) {
@@ -79,12 +88,20 @@ class Attender {
         ForVectors(dim_, [&](int64_t i, auto lanes) { Store(sums_ + r * dim_ + i, Zero(), lanes); });
       }
     });
+    if (kept_ != nullptr)
+      for (int r = 0; r < R; ++r)
+        for (int64_t i = 0; i < pruned_dim_; ++i) pruned_q_[r * pruned_dim_ + i] = q_[r * dim_ + kept_[i]];
     // Queries of a tile come in order of position.
     const int64_t origin = queries[0].first / kBlock * kBlock;
     const int64_t end = queries[R - 1].last / kBlock * kBlock + kBlock;
     const int64_t stride = end - origin;
     for (int64_t p = origin; p < end; p = p / kPage * kPage + kPage) {
       const int64_t blocks = (Least(p / kPage * kPage + kPage, end) - p) / kBlock;
+      if (p < pruned_end_) {
+        Score<R>(kept_ != nullptr ? pruned_q_ : q_, pruned_dim_, Page(p) + pruned_keys_ + p % kPage * pruned_dim_,
+                 blocks, scores_ + (p - origin), stride);
+        continue;
+      }
       Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride);
     }
     SoftmaxSums sums[R];
@@ -122,8 +139,8 @@ class Attender {
   void AddValues(int64_t r, int64_t begin, int64_t end, int64_t origin, int64_t stride) {
     for (int64_t p = begin; p < end;) {
       const int64_t stop = Least(p / kPage * kPage + kPage, end);
-      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, Page(p) + values_ + p % kPage * dim_, dim_, stop - p,
-                 dim_, sums_ + r * dim_, dim_);
+      const Kv* values = Page(p) + (p < pruned_end_ ? pruned_values_ : values_) + p % kPage * dim_;
+      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, values, dim_, stop - p, dim_, sums_ + r * dim_, dim_);
       p = stop;
     }
   }
@@ -136,7 +153,11 @@ class Attender {
   int64_t keys_, values_;  // element offsets in a page
   float* q_;               // [R, dim]
   float* sums_;            // [R, dim]
+  float* pruned_q_;        // [R, pruned_dim]: the kept channels of q
   float* scores_;          // [R, stride]
+  // Pages before pruned_end hold keys of pruned_dim channels, `kept` ones unless it is null.
+  int64_t pruned_end_ = 0, pruned_dim_ = 0, pruned_keys_ = 0, pruned_values_ = 0;
+  const int32_t* kept_ = nullptr;
 };
 
 }  // namespace

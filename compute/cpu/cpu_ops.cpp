@@ -77,6 +77,7 @@ void CheckSequences(std::span<const SequenceRows> sequences, int64_t rows, bool 
     QUERN_CHECK(s.row >= 0 && s.count >= 0 && s.context >= 0 && s.row + s.count <= rows,
                 StrCat("rows [", s.row, ", ", s.row + s.count, ") of ", rows, " at context ", s.context));
     QUERN_CHECK(!pages || s.count == 0 || s.pages != nullptr);
+    QUERN_CHECK(s.pruned == nullptr || s.pruned->pages * KvLayout::kPageTokens <= s.context);
   }
 }
 
@@ -255,6 +256,11 @@ void CpuOps::Attention(const AttentionArgs& args) {
   CheckAct(args.out, rows, width, "out");
   CheckAccOrEmpty(args.lse, rows, args.heads, "lse");
   CheckSequences(args.sequences, rows, true);
+  for (const SequenceRows& s : args.sequences) {
+    // Head 0's keys, which select, lie where they lie in other pages.
+    if (s.pruned != nullptr)
+      QUERN_CHECK(args.layout.layers == 1 && (!args.layout.selective || s.pruned->full_heads > 0));
+  }
   Arena::Scope scope(scratch_);
   const std::vector<TensorView> penalties =
       args.layout.selective ? SelectRows(args) : std::vector<TensorView>(args.sequences.size());

@@ -24,10 +24,10 @@ const RowKernels& RowKernelsFor(Isa isa) {
   return scalar::kRowKernels;
 }
 
-// attention.cpp holds two tiles of at most eight queries beside the scores of the tile.
+// attention.cpp holds three tiles of at most eight queries beside the scores of the tile.
 int64_t AttentionScratch(const AttentionArgs& args, int64_t last_position) {
   constexpr int64_t kMostRows = 8;
-  return kMostRows * (2 * args.layout.head_dim + last_position + 1 + 2 * KvLayout::kBlockTokens);
+  return kMostRows * (3 * args.layout.head_dim + last_position + 1 + 2 * KvLayout::kBlockTokens);
 }
 
 // select.cpp holds a tile of at most eight queries and their scores in a page.

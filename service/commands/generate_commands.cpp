@@ -43,7 +43,7 @@ struct GenerateCommandOptions : ModelOptions {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool no_bos = false;
-  std::string budgets;
+  CompressionOptions compression;
   std::string output = "text";
   bool has_prompt = false;
 };
@@ -212,21 +212,15 @@ class Generator {
 };
 
 Result<int> Generate(const GenerateCommandOptions& options) {
-  QUERN_ASSIGN_OR_RETURN(const v1::PolicySpec spec, LoadPolicyDirectory(options.model));
+  QUERN_ASSIGN_OR_RETURN(v1::PolicySpec spec, LoadPolicyDirectory(options.model));
+  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
+  if (!compression.off()) *spec.mutable_sampling()->mutable_compression() = ToProto(compression);
   ThreadPool pool(options.threads);
   const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
   QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));
   QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, served));
   Engine engine(*ops, {.kv_bytes = options.kv_cache_mib << 20});
-  std::shared_ptr<const Policy> policy = served.policy;
-  if (!options.budgets.empty()) {
-    auto compressed = std::make_shared<Policy>(*policy);
-    QUERN_ASSIGN_OR_RETURN(compressed->compression.budgets, LoadBudgets(options.budgets));
-    for (const auto& model : compressed->models)
-      QUERN_RETURN_IF_ERROR(CheckCompression(compressed->compression, model->transformer.config()));
-    policy = std::move(compressed);
-  }
-  engine.SetPolicy(std::move(policy));
+  engine.SetPolicy(served.policy);
   for (const Prompt& prompt : prompts) {
     if (static_cast<int64_t>(prompt.ids.size()) >= engine.max_positions())
       return InvalidArgument(StrCat("a prompt of ", prompt.ids.size(), " tokens leaves no room in the model's ",
@@ -284,7 +278,7 @@ void AddGenerateCommands(CommandSet& commands) {
       ->check(CLI::Range(0, 1000));
   command->add_option("--kv-cache-mib", generate->kv_cache_mib, "memory for keys and values")
       ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--budgets", generate->budgets, "cache entries of each layer: a file that quern budget wrote");
+  AddCompressionOptions(command, generate->compression);
   command->add_flag("--ignore-eos", generate->ignore_eos, "go on after an end-of-text token");
   command->add_flag("--no-bos", generate->no_bos, "add no special tokens to the prompt");
   command->add_option("-o,--output", generate->output, "text or json")->check(CLI::IsMember({"text", "json"}));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "model/compression.h"
 
 namespace CLI {
 class App;
@@ -24,6 +25,14 @@ struct ModelOptions {
   int threads = 0;
 };
 void AddModelOptions(CLI::App* command, ModelOptions& options);
+
+// Of commands that generate or score: what is left out of the cache.
+struct CompressionOptions {
+  std::string budgets;  // file
+  int64_t key_channels = 0, query_window = 32, recent = 32;
+};
+void AddCompressionOptions(CLI::App* command, CompressionOptions& options);
+Result<Compression> LoadCompression(const CompressionOptions& options);
 
 void AddGenerateCommands(CommandSet& commands);  // generate
 void AddScoreCommands(CommandSet& commands);     // score, budget

@@ -8,12 +8,14 @@
 #include <span>
 
 #include "actors/served_model.h"
+#include "base/deadline.h"
 #include "base/file.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "learner/loss_head.h"
 #include "model/budget_search.h"
+#include "model/compressed_cache.h"
 #include "model/hf/model_directory.h"
 #include "model/token_batch.h"
 #include "model/tokenizer/tokenizer.h"
@@ -30,9 +32,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kBatchTokens = 8192;
+constexpr size_t kDecodeTogether = 32;
 
 struct ScoreOptions : ModelOptions {
-  std::string budgets;
+  CompressionOptions compression;
+  int64_t prompt_tokens = 0;  // 0: everything at once
 };
 
 struct BudgetOptions : ModelOptions {
@@ -87,6 +91,60 @@ struct Scorer {
     transformer.Forward(model->weights, batch, kv, arena, hidden);
     return LossHead(*ops, transformer).Score(model->weights, hidden, rows, arena).log_probs;
   }
+
+  // The same as while they are generated: the first `prompt` tokens of every text at once, then one a step.
+  struct Decoded {
+    std::vector<std::vector<float>> log_probs;
+    std::vector<int64_t> cache_bytes;  // at the end
+    int64_t steps_tokens = 0;
+    double seconds = 0;  // of the steps after the prompts
+  };
+  Decoded Decode(std::span<const std::vector<int32_t>> texts, const Compression& compression, int64_t prompt) {
+    const Transformer& transformer = model->transformer;
+    const LossHead head(*ops, transformer);
+    Decoded out;
+    out.log_probs.resize(texts.size());
+    std::vector<std::unique_ptr<CompressedCache>> caches;
+    const auto length = [&](size_t t) { return static_cast<int64_t>(texts[t].size()); };
+    for (size_t t = 0; t < texts.size(); ++t)
+      caches.push_back(
+          std::make_unique<CompressedCache>(transformer.kv_layout(), compression, std::min(prompt, length(t))));
+    while (true) {
+      const Arena::Scope scope(arena);
+      const Clock::time_point begin = Clock::now();
+      TokenBatch batch;
+      std::vector<CompressedCache*> stepped;
+      std::vector<LossRow> rows;
+      std::vector<size_t> owner;
+      int64_t most = 0;
+      for (size_t t = 0; t < texts.size(); ++t) {
+        const int64_t read = caches[t]->tokens(), count = std::min(read < prompt ? prompt - read : 1, length(t) - read);
+        if (count == 0) continue;
+        caches[t]->Reserve(count);
+        stepped.push_back(caches[t].get());
+        for (int64_t i = 0; i < count && read + i + 1 < length(t); ++i) {
+          rows.push_back({.row = batch.rows() + i, .target = texts[t][static_cast<size_t>(read + i + 1)]});
+          owner.push_back(t);
+        }
+        batch.Add(texts[t].data() + read, count, read, nullptr);
+        most = std::max(most, count);
+      }
+      if (stepped.empty()) break;
+      const KvView kv = CompressedView(transformer.kv_layout(), compression, stepped, batch);
+      const TensorView hidden = arena.New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
+      transformer.Forward(model->weights, batch, kv, arena, hidden);
+      if (!rows.empty()) {
+        const std::vector<float> log_probs = head.Score(model->weights, hidden, rows, arena).log_probs;
+        for (size_t i = 0; i < rows.size(); ++i) out.log_probs[owner[i]].push_back(log_probs[i]);
+      }
+      for (size_t i = 0; i < stepped.size(); ++i) stepped[i]->Advance(batch.sequences[i].count);
+      if (most > 1) continue;
+      out.seconds += SecondsSince(begin);
+      out.steps_tokens += batch.rows();
+    }
+    for (const auto& cache : caches) out.cache_bytes.push_back(cache->bytes());
+    return out;
+  }
 };
 
 Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
@@ -102,24 +160,45 @@ Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
 Result<int> Score(const ScoreOptions& options) {
   Scorer scorer;
   QUERN_RETURN_IF_ERROR(LoadScorer(options, scorer));
-  Compression compression;
-  if (!options.budgets.empty()) {
-    QUERN_ASSIGN_OR_RETURN(compression.budgets, LoadBudgets(options.budgets));
-  }
+  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
   QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));
-  QUERN_RETURN_IF_ERROR(ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
-    QUERN_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, scorer.TokensOfRow(row));
-    Json log_probs = Json::array();
+  const auto print = [](const std::vector<int32_t>& ids, const std::vector<float>& log_probs, Json extra) {
+    Json list = Json::array();
     double nll = 0;
-    if (!ids.empty()) log_probs.push_back(nullptr);
-    for (const float value : scorer.LogProbs({&ids, 1}, compression)) {
-      log_probs.push_back(NineDigits(value));
+    if (!ids.empty()) list.push_back(nullptr);
+    for (const float value : log_probs) {
+      list.push_back(NineDigits(value));
       nll -= value;
     }
-    const Json json = {{"token_ids", ids}, {"logprobs", log_probs}, {"nll", NineDigits(nll)}};
+    Json json = {{"token_ids", ids}, {"logprobs", list}, {"nll", NineDigits(nll)}};
+    json.update(extra);
     std::printf("%s\n", json.dump().c_str());
+  };
+  std::vector<std::vector<int32_t>> texts;
+  int64_t steps_tokens = 0;
+  double seconds = 0;
+  const auto decode = [&] {
+    const Scorer::Decoded decoded = scorer.Decode(texts, compression, options.prompt_tokens);
+    for (size_t t = 0; t < texts.size(); ++t)
+      print(texts[t], decoded.log_probs[t], {{"kv_bytes", decoded.cache_bytes[t]}});
+    steps_tokens += decoded.steps_tokens;
+    seconds += decoded.seconds;
+    texts.clear();
+  };
+  QUERN_RETURN_IF_ERROR(ForEachJsonLine(options.input, [&](const nlohmann::json& row) -> Status {
+    QUERN_ASSIGN_OR_RETURN(std::vector<int32_t> ids, scorer.TokensOfRow(row));
+    if (options.prompt_tokens == 0) {
+      print(ids, scorer.LogProbs({&ids, 1}, compression), Json::object());
+      return {};
+    }
+    texts.push_back(std::move(ids));
+    if (texts.size() == kDecodeTogether) decode();
     return {};
   }));
+  if (!texts.empty()) decode();
+  if (steps_tokens > 0)
+    std::fprintf(stderr, "%lld tokens one a step, up to %zu texts together: %.0f tokens/s\n",
+                 static_cast<long long>(steps_tokens), kDecodeTogether, static_cast<double>(steps_tokens) / seconds);
   return kExitOk;
 }
 
@@ -220,14 +299,45 @@ Result<int> Budget(const BudgetOptions& options) {
 
 }  // namespace
 
+void AddCompressionOptions(CLI::App* command, CompressionOptions& options) {
+  command->add_option("--budgets", options.budgets, "cache entries of each layer: a file that quern budget wrote");
+  command
+      ->add_option("--key-channels", options.key_channels,
+                   "keep keys in so many channels of each KV head once the prompt is read (ThinK); 0: in all")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--query-window", options.query_window, "of the prompt's last queries, which choose the channels")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--recent", options.recent, "newest keys that stay whole")->check(CLI::NonNegativeNumber);
+}
+
+Result<Compression> LoadCompression(const CompressionOptions& options) {
+  Compression compression;
+  if (!options.budgets.empty()) {
+    QUERN_ASSIGN_OR_RETURN(compression.budgets, LoadBudgets(options.budgets));
+  }
+  compression.key_channels = options.key_channels;
+  compression.query_window = options.query_window;
+  compression.recent = options.recent;
+  return compression;
+}
+
 void AddScoreCommands(CommandSet& commands) {
   auto score = std::make_shared<ScoreOptions>();
   CLI::App* scoring = commands.app().add_subcommand("score", "log-probabilities of given texts");
   AddModelOptions(scoring, *score);
   scoring->add_option("--input", score->input, "JSON Lines of {\"text\"} or {\"token_ids\"}; - for standard input")
       ->required();
-  scoring->add_option("--budgets", score->budgets, "cache entries of each layer: a file that quern budget wrote");
-  commands.SetBody(scoring, [score]() -> Result<int> { return Score(*score); });
+  CLI::Option* prompt =
+      scoring
+          ->add_option("--prompt-tokens", score->prompt_tokens,
+                       "read so many tokens of each text at once and the others one a step, as when generating")
+          ->check(CLI::PositiveNumber);
+  AddCompressionOptions(scoring, score->compression);
+  commands.SetBody(scoring, [score, prompt]() -> Result<int> {
+    if (score->compression.key_channels > 0 && prompt->count() == 0)
+      return UsageError("score: --key-channels needs --prompt-tokens: channels are chosen at the end of a prompt");
+    return Score(*score);
+  });
 
   auto options = std::make_shared<BudgetOptions>();
   CLI::App* command = commands.app().add_subcommand(

@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
+#include "model/compressed_cache.h"
 
 namespace quern {
 namespace {
@@ -129,6 +130,55 @@ TEST_P(EngineAttentionTest, ACompletionDoesNotDependOnTheBatchTheStepSizeOrTheCa
     alone.SetPolicy(policy);
     ExpectSame(Run(alone, {requests[i]})[0], expected[i]);
   }
+}
+
+TEST_P(EngineAttentionTest, NorUnderACompression) {
+  const std::vector<Request> requests = Requests(17);
+  const auto plain = OneModel(1);
+  auto policy = std::make_shared<Policy>(*plain);
+  policy->compression = {.budgets = {}, .key_channels = 5, .query_window = 8, .recent = 8};
+  if (GetParam()) policy->compression.budgets = {20, 50};
+  Engine together(*ops_, {.max_step_tokens = 4096});
+  together.SetPolicy(policy);
+  const std::vector<Completion> expected = Run(together, requests);
+  // Drops what was read without the compression.
+  Engine before(*ops_, {});
+  before.SetPolicy(plain);
+  const int64_t id = before.Open();
+  before.Extend(id, requests[2].prompt);
+  GenerateOptions options;
+  options.max_new_tokens = requests[2].length;
+  options.seed = requests[2].seed;
+  before.Generate(id, options);
+  ASSERT_TRUE(before.Step().ok());
+  before.Close(id);
+  before.SetPolicy(policy);
+  ExpectSame(Run(before, {requests[2]})[0], expected[2]);
+
+  const int64_t most =
+      CompressedCache::MostBytes(plain->models[0]->transformer.kv_layout(), policy->compression, 90, 155);
+  for (const EngineOptions& engine_options :
+       {EngineOptions{.max_step_tokens = 16}, EngineOptions{.max_step_tokens = 33, .kv_bytes = 2 * most}}) {
+    Engine engine(*ops_, engine_options);
+    engine.SetPolicy(policy);
+    const std::vector<Completion> got = Run(engine, requests);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      SCOPED_TRACE(i);
+      ExpectSame(got[i], expected[i]);
+    }
+  }
+  Engine dense(*ops_, {});
+  dense.SetPolicy(plain);
+  const std::vector<Completion> other = Run(dense, requests);
+  int differ = 0;
+  for (size_t i = 0; i < requests.size(); ++i) differ += other[i].log_probs != expected[i].log_probs;
+  EXPECT_GT(differ, 3);
+  Engine small(*ops_, {.kv_bytes = 1000});
+  small.SetPolicy(policy);
+  small.Open();
+  small.Extend(1, requests[0].prompt);
+  small.Generate(1, options);
+  EXPECT_NE(small.Step().status().message().find("does not hold a single sequence"), std::string::npos);
 }
 
 TEST_P(EngineAttentionTest, TheTrainerComputesTheVeryNumbersTheEngineReturned) {

@@ -31,7 +31,8 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
       "  heldout: [{player: writer, part: heldout, episodes: 12}]\n"
       "method: sft\n"
       "sft: {max_steps: 20, learning_rate: 1e-2, batch_size: 8, warmup_steps: 2, memory_loss: 0.1}\n"
-      "evaluate: {episodes: 0}\n";
+      "evaluate: {episodes: 6, players: []}\n"
+      "compression: {budgets: [2, 3]}\n";
   ASSERT_TRUE(WriteFileAtomic(folder.File("small.yaml"), job).ok());
   const std::string run = folder.File("run"), model = folder.File("model"), texts = folder.File("texts.jsonl");
   const auto quern = [&](const std::vector<std::string>& arguments) {
@@ -48,6 +49,22 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
     ++steps;
   }
   EXPECT_GT(steps, 0);
+  // The policy was evaluated under the compression, which its records say, and what it changed.
+  for (const Json& row : Json::parse(*ReadFile(run + "/result.json")).at("table")) {
+    if (row["policy"] == "data") continue;
+    EXPECT_GT(row.at("log_prob_difference"), 0.0) << row;
+  }
+  int played = 0;
+  for (const Json& record :
+       Lines(quern({"replay", "query", "--store", run + "/replay", "--tag", "eval", "-o", "jsonl"}))) {
+    EXPECT_EQ(record.at("sampling").at("compression").at("budgets"), Json({2, 3}));
+    EXPECT_GT(record.at("log_prob_difference"), 0.0);
+    ++played;
+  }
+  EXPECT_EQ(played, 6);
+  for (const Json& record :
+       Lines(quern({"replay", "query", "--store", run + "/replay", "--tag", "heldout", "-o", "jsonl"})))
+    EXPECT_FALSE(record.contains("log_prob_difference"));
   quern({"export", "--run", run, "--to", model});
   quern({"replay", "export", "--store", run + "/replay", "--tag", "heldout", "--to", texts});
 
@@ -74,7 +91,7 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
   }
   EXPECT_NEAR(nll / tokens, few["budget_loss"], 1e-5);
 
-  // What is generated with budgets has the log-probabilities that scoring with them gives.
+  // What is generated with budgets has the log-probabilities that scoring it token by token gives.
   std::filesystem::remove(model + "/policy.json");  // it keeps generate from the reserved token
   const std::string prompt = "2,5,9,12,14,7,3";
   const std::string generated = quern({"generate", "--model", model, "--token-ids", prompt, "--max-tokens", "50",
@@ -83,7 +100,10 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
   Json ids = completion["prompt_token_ids"];
   for (const Json& id : completion["token_ids"]) ids.push_back(id);
   ASSERT_TRUE(WriteFileAtomic(texts, Json({{"token_ids", ids}}).dump() + "\n").ok());
-  const Json scored = Lines(scores("few.json")).at(0);
+  const Json scored = Lines(quern({"score", "--model", model, "--input", texts, "--budgets", folder.File("few.json"),
+                                   "--prompt-tokens", "7"}))
+                          .at(0);
+  EXPECT_GT(scored["kv_bytes"], 0);
   for (size_t i = 0; i < completion["logprobs"].size(); ++i)
     EXPECT_EQ(scored["logprobs"][7 + i], completion["logprobs"][i]) << i;
 }

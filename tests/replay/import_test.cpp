@@ -321,6 +321,12 @@ TEST_F(ImportTest, ImportOfAnExportIsTheIdentity) {
   odd.set_created_unix_ms(-5);
   odd.mutable_sampling()->set_rule("paper");
   odd.mutable_sampling()->set_top_p(0.95f);
+  odd.mutable_sampling()->mutable_compression()->add_budgets(64);
+  odd.mutable_sampling()->mutable_compression()->add_budgets(2);
+  odd.mutable_sampling()->mutable_compression()->set_key_channels(77);
+  odd.mutable_sampling()->mutable_compression()->set_query_window(32);
+  odd.mutable_sampling()->mutable_compression()->set_recent(16);
+  odd.set_log_prob_difference(0.0625f);
   v1::Message* message = odd.add_messages();
   message->set_role("user");
   message->set_content(std::string("zero\0byte", 9));

@@ -71,6 +71,17 @@ TEST(Job, OverridesReachEveryLevel) {
   EXPECT_EQ(good->compare, std::vector<std::string>{"sft"});
 }
 
+TEST(Job, CompressionIsOffUnlessAskedFor) {
+  const Result<Job> plain = Parse(kMinimal);
+  ASSERT_TRUE(plain.ok());
+  EXPECT_TRUE(plain->compression.off());
+  const Result<Job> job = Parse(kMinimal, {"compression.budgets=[64,32]", "compression.key_channels=20"});
+  ASSERT_TRUE(job.ok()) << job.status().ToString();
+  EXPECT_EQ(job->compression.budgets, (std::vector<int64_t>{64, 32}));
+  EXPECT_EQ(job->compression.key_channels, 20);
+  EXPECT_NE(ErrorOf(kMinimal, {"compression.budgets=[64,1]"}).find("compression.budgets"), std::string::npos);
+}
+
 TEST(Job, UnknownKeyNamesLineAndNearest) {
   EXPECT_EQ(ErrorOf(std::string(kMinimal) + "sft: {learnin_rate: 1}\n"),
             "jobs/small.yaml:11: unknown key 'sft.learnin_rate'; did you mean 'sft.learning_rate'?");
