@@ -33,7 +33,7 @@ RowFilter::RowFilter(const v1::Filter& filter, const RecordTable& table)
 }
 
 bool RowFilter::Matches(const RecordRow& row) const {
-  if (impossible_ || !tag_sets_[row.tag_set]) return false;
+  if (impossible_ || row.pruned || !tag_sets_[row.tag_set]) return false;
   if (run_ != RecordTable::kNoName && row.run != run_) return false;
   if (filter_.source() != v1::SOURCE_UNSPECIFIED && row.source != filter_.source()) return false;
   if (filter_.has_min_return() && row.episode_return < filter_.min_return()) return false;

@@ -11,6 +11,8 @@ namespace quern {
 namespace {
 
 constexpr char kRowFormat = 3;
+constexpr uint8_t kSuccessBit = 1;
+constexpr uint8_t kPrunedBit = 2;
 
 // Little-endian, as all of Quern's platforms are.
 template <typename T>
@@ -101,7 +103,8 @@ StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
                 .tag_set = 0,
                 .source = trajectory.source(),
                 .verdict = trajectory.verdict(),
-                .success = trajectory.success()};
+                .success = trajectory.success(),
+                .pruned = false};
   stored.run = trajectory.run();
   stored.tags.assign(trajectory.tags().begin(), trajectory.tags().end());
   std::sort(stored.tags.begin(), stored.tags.end());
@@ -124,7 +127,7 @@ std::string EncodeRow(const StoredRow& stored) {
   Put(&out, row.guideline);
   Put(&out, static_cast<uint8_t>(row.source));
   Put(&out, static_cast<uint8_t>(row.verdict));
-  Put(&out, static_cast<uint8_t>(row.success));
+  Put(&out, static_cast<uint8_t>((row.success ? kSuccessBit : 0) | (row.pruned ? kPrunedBit : 0)));
   PutString(&out, stored.run);
   Put(&out, static_cast<uint16_t>(stored.tags.size()));
   for (const std::string& tag : stored.tags) PutString(&out, tag);
@@ -147,7 +150,9 @@ bool DecodeRow(std::string_view bytes, StoredRow* stored) {
   row.guideline = in.Get<uint32_t>();
   row.source = static_cast<v1::Source>(in.Get<uint8_t>());
   row.verdict = static_cast<v1::Verdict>(in.Get<uint8_t>());
-  row.success = in.Get<uint8_t>() != 0;
+  const uint8_t bits = in.Get<uint8_t>();
+  row.success = (bits & kSuccessBit) != 0;
+  row.pruned = (bits & kPrunedBit) != 0;
   stored->run = in.GetString();
   const size_t tags = in.Get<uint16_t>();
   stored->tags.clear();

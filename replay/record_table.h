@@ -28,6 +28,7 @@ struct RecordRow {
   v1::Source source = v1::SOURCE_UNSPECIFIED;
   v1::Verdict verdict = v1::VERDICT_UNSPECIFIED;
   bool success = false;
+  bool pruned = false;  // the record itself is gone: nothing matches the row, its uid is still known
 };
 
 // The same with its names spelt out: what the row's column family holds.
@@ -51,6 +52,7 @@ class RecordTable {
   RecordTable();
   void Append(const StoredRow& stored);
   void Clear() { *this = RecordTable(); }
+  void SetPruned(uint64_t number) { rows_[number - 1].pruned = true; }
   uint64_t newest() const { return rows_.size(); }
   const RecordRow& row(uint64_t number) const { return rows_[number - 1]; }
   const std::string& name(uint32_t id) const { return names_[id]; }

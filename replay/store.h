@@ -35,6 +35,20 @@ struct VerifyReport {
   std::vector<std::string> problems;  // one line each, at most 100
 };
 
+// Which records to throw away: the oldest first, until both hold.
+struct PruneOptions {
+  uint64_t max_bytes = ~uint64_t{0};  // that all records together may have
+  int64_t before_unix_ms = 0;         // older ones go; 0: none for their age
+  bool real_too = false;              // else real data stays, whatever its size and age
+  bool dry_run = false;
+};
+struct PruneReport {
+  uint64_t records = 0;  // pruned, or to be pruned
+  uint64_t bytes = 0;
+  uint64_t left_bytes = 0;   // of the records that stay
+  uint64_t spared_real = 0;  // real records that would have gone with real_too
+};
+
 // A durable, append-only set of trajectories in one RocksDB directory. Records are numbered from 1 in insertion order
 // and kept as the bytes sent; the newest number is the watermark. What filters and sampling need of every record is
 // held in memory (about 130 bytes a record) and rebuilt at open from a compact column family. Thread-safe; one process
@@ -79,6 +93,10 @@ class Store : public Replay {
   // A consistent copy while in use. `to` must not exist. The copy is a store.
   Status Backup(const std::string& to);
   Status Compact();
+  // Records go, in batches that are synced; their numbers stay taken and their uids stored, so that nothing that was
+  // pruned comes back. Draws up to an older watermark are others from then on. A prune that is broken off is done in
+  // part and can be repeated. Gives the disk space back.
+  Result<PruneReport> Prune(const PruneOptions& options);
 
  private:
   struct Impl;

@@ -1,5 +1,6 @@
 #include <rocksdb/transaction_log.h>
 #include <rocksdb/utilities/checkpoint.h>
+#include <rocksdb/write_batch.h>
 
 #include <cstdlib>
 
@@ -12,6 +13,7 @@ namespace quern {
 namespace {
 
 constexpr size_t kMaxProblems = 100;
+constexpr size_t kPruneBatch = 1000;
 
 }  // namespace
 
@@ -36,9 +38,17 @@ Result<VerifyReport> Store::Verify() {
   std::string found;
   rows->SeekToFirst();
   uint64_t expected = 1;
+  uint64_t pruned = 0;
+  const auto skip_pruned = [&] {
+    for (; expected <= newest && store.table.row(expected).pruned; ++expected) ++pruned;
+  };
   for (records->SeekToFirst(); records->Valid(); records->Next(), ++expected) {
     const uint64_t number = ParseNumber(records->key());
-    if (number != expected) {
+    skip_pruned();
+    if (number < expected) {
+      problem(StrCat("record ", number, " was pruned and is there"));
+      expected = number;
+    } else if (number != expected) {
       problem(StrCat("record ", expected, " is missing"));
       expected = number;
     }
@@ -59,6 +69,7 @@ Result<VerifyReport> Store::Verify() {
       problem(StrCat("record ", number, ": uid ", trajectory.uid(), " leads ",
                      status.ok() ? StrCat("to record ", ParseNumber(found)) : "nowhere"));
   }
+  skip_pruned();
   for (const rocksdb::Iterator* it : {records.get(), rows.get()})
     if (!it->status().ok()) problem(it->status().ToString());
   if (expected != newest + 1) problem(StrCat("the index has ", newest, " records, the data reaches to ", expected - 1));
@@ -66,7 +77,8 @@ Result<VerifyReport> Store::Verify() {
   const std::unique_ptr<rocksdb::Iterator> uid(store.db->NewIterator(read, store.families[kUids]));
   for (uid->SeekToFirst(); uid->Valid(); uid->Next()) ++uids;
   if (!uid->status().ok()) problem(uid->status().ToString());
-  if (uids != report.records) problem(StrCat(uids, " uids for ", report.records, " records"));
+  if (uids != report.records + pruned)
+    problem(StrCat(uids, " uids for ", report.records, " records and ", pruned, " pruned ones"));
   return report;
 }
 
@@ -105,6 +117,69 @@ Status Store::Compact() {
     QUERN_RETURN_IF_ERROR(
         impl_->FromRocks(impl_->db->CompactRange(rocksdb::CompactRangeOptions(), family, nullptr, nullptr)));
   return {};
+}
+
+Result<PruneReport> Store::Prune(const PruneOptions& options) {
+  Impl& store = *impl_;
+  std::lock_guard write_lock(store.write_mutex);
+  if (!store.read_only.empty()) QUERN_RETURN_IF_ERROR(store.Recover());
+  PruneReport report;
+  for (uint64_t number = 1; number <= store.table.newest(); ++number)
+    if (!store.table.row(number).pruned) report.left_bytes += store.table.row(number).bytes;
+
+  std::vector<uint64_t> batch;
+  const auto flush = [&]() -> Status {
+    if (batch.empty() || options.dry_run) return {};
+    rocksdb::WriteBatch writes;
+    std::string value;
+    StoredRow stored;
+    for (const uint64_t number : batch) {
+      const std::string key = NumberKey(number);
+      const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kRows], key, &value);
+      if (!status.ok()) return store.FromRocks(status);
+      if (!DecodeRow(value, &stored)) return DataLoss(StrCat(store.directory, ": index row ", number, " is damaged"));
+      stored.row.pruned = true;
+      (void)writes.Put(store.families[kRows], key, EncodeRow(stored));
+      (void)writes.Delete(store.families[kRecords], key);
+    }
+    rocksdb::WriteOptions write;
+    write.sync = true;
+    if (const rocksdb::Status status = store.db->Write(write, &writes); !status.ok()) return store.WriteFailed(status);
+    std::unique_lock lock(store.state_mutex);
+    for (const uint64_t number : batch) store.table.SetPruned(number);
+    store.sampler.Clear();
+    batch.clear();
+    return {};
+  };
+  v1::Trajectory trajectory;
+  for (uint64_t number = 1; number <= store.table.newest(); ++number) {
+    const RecordRow& row = store.table.row(number);
+    if (row.pruned) continue;
+    bool goes = report.left_bytes > options.max_bytes;
+    if (!goes && options.before_unix_ms > 0) {
+      QUERN_ASSIGN_OR_RETURN(const std::string bytes, store.ReadRecord(number));
+      QUERN_RETURN_IF_ERROR(ParseTrajectory(bytes, store.options.limits, &trajectory));
+      goes = trajectory.created_unix_ms() < options.before_unix_ms;
+    }
+    if (!goes) continue;
+    if (row.source == v1::SOURCE_REAL && !options.real_too) {
+      ++report.spared_real;
+      continue;
+    }
+    ++report.records;
+    report.bytes += row.bytes;
+    report.left_bytes -= row.bytes;
+    batch.push_back(number);
+    if (batch.size() >= kPruneBatch) QUERN_RETURN_IF_ERROR(flush());
+  }
+  QUERN_RETURN_IF_ERROR(flush());
+  if (options.dry_run || report.records == 0) return report;
+  rocksdb::CompactRangeOptions compact;
+  compact.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
+  compact.blob_garbage_collection_age_cutoff = 1.0;
+  compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+  QUERN_RETURN_IF_ERROR(store.FromRocks(store.db->CompactRange(compact, store.families[kRecords], nullptr, nullptr)));
+  return report;
 }
 
 }  // namespace quern

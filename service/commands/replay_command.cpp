@@ -2,7 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -51,6 +54,11 @@ struct ReplayOptions {
   CLI::Option* has_max_return = nullptr;
   uint64_t limit = 0;
   bool count = false;
+  // Prune.
+  std::string max_bytes;
+  std::string max_age;
+  bool real_too = false;
+  bool dry_run = false;
 };
 using Shared = std::shared_ptr<ReplayOptions>;
 
@@ -320,6 +328,65 @@ Result<int> Compact(const ReplayOptions& options) {
   return kExitOk;
 }
 
+// "10GiB", "500MB", "1e9", "12345" in bytes.
+std::optional<uint64_t> ParseBytes(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || value < 0) return std::nullopt;
+  std::string unit(end, text.data() + text.size());
+  static constexpr const char* kPrefixes = "KMGT";
+  double scale = 1;
+  if (!unit.empty() && unit != "B") {
+    const char* const prefix = std::strchr(kPrefixes, std::toupper(static_cast<unsigned char>(unit[0])));
+    const std::string rest = unit.substr(1);
+    if (prefix == nullptr || (rest != "" && rest != "B" && rest != "iB")) return std::nullopt;
+    scale = std::pow(rest == "iB" ? 1024.0 : 1000.0, static_cast<double>(prefix - kPrefixes + 1));
+  }
+  if (value * scale > 9e18) return std::nullopt;
+  return static_cast<uint64_t>(value * scale);
+}
+
+// "90s", "15m", "12h", "7d" in milliseconds.
+std::optional<int64_t> ParseAge(const std::string& text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || value < 0 || value > 100000 || end + 1 != text.data() + text.size()) return std::nullopt;
+  switch (*end) {
+    case 's': return value * 1000;
+    case 'm': return value * 60 * 1000;
+    case 'h': return value * 3600 * 1000;
+    case 'd': return value * 86400 * 1000;
+    default: return std::nullopt;
+  }
+}
+
+Result<int> Prune(const ReplayOptions& options) {
+  PruneOptions prune{.real_too = options.real_too, .dry_run = options.dry_run};
+  if (options.max_bytes.empty() && options.max_age.empty())
+    return UsageError("prune: give --max-bytes, --max-age or both");
+  if (!options.max_bytes.empty()) {
+    const auto bytes = ParseBytes(options.max_bytes);
+    if (!bytes) return UsageError("--max-bytes '" + options.max_bytes + "': expected as 10GiB, 500MB or bytes");
+    prune.max_bytes = *bytes;
+  }
+  if (!options.max_age.empty()) {
+    const auto age = ParseAge(options.max_age);
+    if (!age) return UsageError("--max-age '" + options.max_age + "': expected as 90s, 15m, 12h or 7d");
+    const auto now =
+        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch());
+    prune.before_unix_ms = now.count() - *age;
+  }
+  QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
+  QUERN_ASSIGN_OR_RETURN(const PruneReport report, store->Prune(prune));
+  std::printf("%s %llu records, %s; %s stay\n", options.dry_run ? "would prune" : "pruned",
+              static_cast<unsigned long long>(report.records), HumanBytes(static_cast<double>(report.bytes)).c_str(),
+              HumanBytes(static_cast<double>(report.left_bytes)).c_str());
+  if (report.spared_real > 0)
+    std::fprintf(stderr, "quern: %llu real records were spared (--real prunes them too)\n",
+                 static_cast<unsigned long long>(report.spared_real));
+  return kExitOk;
+}
+
 void AddStore(CLI::App* command, const Shared& options) {
   command->add_option("--store", options->store, "store directory, run directory, or a running store's address")
       ->required();
@@ -415,6 +482,14 @@ void AddReplayCommand(CommandSet& commands) {
   {
     auto [command, options] = add("compact", "let the store tidy its files", Compact);
     AddStore(command, options);
+  }
+  {
+    auto [command, options] = add("prune", "throw away the oldest generated records", Prune);
+    AddStore(command, options);
+    command->add_option("--max-bytes", options->max_bytes, "what all records together may have: 10GiB, 500MB, bytes");
+    command->add_option("--max-age", options->max_age, "older records go: 90s, 15m, 12h, 7d");
+    command->add_flag("--real", options->real_too, "real data as well");
+    command->add_flag("--dry-run", options->dry_run, "only say what would go");
   }
   {
     auto [command, options] = add("backup", "copy a store, also while a job uses it", Backup);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <functional>
 #include <set>
 #include <thread>
@@ -441,6 +442,59 @@ TEST_F(StoreTest, ReadersAndWritersAtOnce) {
   EXPECT_EQ(store_->watermark(), 81u);
   EXPECT_EQ(store_->Stats({})->duplicates(), 40u);
   ExpectSound(81);
+}
+
+TEST_F(StoreTest, PruningTakesTheOldestGeneratedRecordsAndGivesTheDiskBack) {
+  uint64_t record_bytes = 0;
+  for (int i = 0; i < 60; ++i) {
+    v1::Trajectory t = MakeTrajectory(StrCat("r", i), i, i % 3 == 0 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED, 4000);
+    t.set_created_unix_ms(1000 * (i + 1));
+    record_bytes = t.ByteSizeLong();
+    ASSERT_TRUE(store_->Insert(MakeInsert({t})).ok());
+  }
+  const auto disk_bytes = [&] {
+    uint64_t sum = 0;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_.path()))
+      if (entry.is_regular_file() && entry.path().extension() == ".blob") sum += entry.file_size();
+    return sum;
+  };
+  ASSERT_TRUE(store_->Compact().ok());
+  const uint64_t before = disk_bytes();
+  EXPECT_GT(before, 0u);
+
+  PruneOptions options{.before_unix_ms = 31'000, .dry_run = true};
+  const auto would = store_->Prune(options);
+  ASSERT_TRUE(would.ok()) << would.status().message();
+  EXPECT_EQ(would->records, 20u);  // r1 .. r29 without every third
+  EXPECT_EQ(would->spared_real, 10u);
+  EXPECT_EQ(store_->Stats({})->records(), 60u);
+  options.dry_run = false;
+  const auto pruned = store_->Prune(options);
+  ASSERT_TRUE(pruned.ok()) << pruned.status().message();
+  EXPECT_EQ(pruned->records, 20u);
+  EXPECT_LT(disk_bytes(), before * 3 / 4);
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(store_->Stats({})->records(), 40u);
+    EXPECT_EQ(store_->watermark(), 60u);
+    ExpectSound(40);
+    const std::vector<std::string> drawn = Uids(*store_->Sample(MakeSample(60, 40)));
+    const std::set<std::string> unique(drawn.begin(), drawn.end());
+    EXPECT_EQ(unique.size(), 40u);
+    EXPECT_EQ(unique.count("r1"), 0u);
+    EXPECT_EQ(unique.count("r0"), 1u);
+    // What was pruned does not come back.
+    EXPECT_EQ(store_->Insert(MakeInsert({MakeTrajectory("r1")}))->duplicates(), 1u);
+    Open();
+  }
+  const auto smaller = store_->Prune({.max_bytes = 25 * record_bytes + 100, .real_too = true});
+  ASSERT_TRUE(smaller.ok()) << smaller.status().message();
+  EXPECT_LE(smaller->left_bytes, 25 * record_bytes + 100);
+  EXPECT_NEAR(static_cast<double>(smaller->records), 15, 1);
+  const auto all = store_->Prune({.max_bytes = 0});
+  ASSERT_TRUE(all.ok());
+  EXPECT_EQ(store_->Stats({})->records(), all->spared_real);
+  EXPECT_EQ(store_->Stats({})->generated(), 0u);
+  ExpectSound(store_->Stats({})->records());
 }
 
 }  // namespace
