@@ -59,6 +59,7 @@ struct Store::Impl {
   uint64_t duplicates = 0;
   Writers writers;
   std::string read_only;
+  StatusCode read_only_code = StatusCode::kOk;  // with read_only
   double open_seconds = 0;
 
   ~Impl() { Close(); }

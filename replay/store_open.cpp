@@ -49,6 +49,7 @@ rocksdb::DBOptions DatabaseOptions() {
   options.info_log = std::make_shared<RocksLogger>();
   options.track_and_verify_wals_in_manifest = true;
   options.paranoid_checks = true;
+  options.max_bgerror_resume_count = 0;  // Recover does it
   return options;
 }
 
@@ -215,16 +216,16 @@ bool Store::Impl::HasRoom() const {
   return written;
 }
 
-// With write_mutex held. RocksDB goes on after most failures; after the others it must be opened again, and so it is
-// when it still reports a full disk because of what failed before there was room.
+// With write_mutex held. The database is opened again and everything in its logs flushed before anything is written:
+// after a write that failed, RocksDB's own Resume would number the next one like what may be in the log already, and
+// a log with a torn end that newer ones follow can make the store one that cannot be opened.
 Status Store::Impl::Recover() {
-  const rocksdb::Status resumed = db == nullptr ? rocksdb::Status::Aborted() : db->Resume();
-  if (resumed.IsNoSpace() && !HasRoom()) return FromRocks(resumed);
+  if (!HasRoom()) return Status(read_only_code, read_only);
   std::unique_lock lock(state_mutex);
-  if (!resumed.ok()) {
-    Close();
-    QUERN_RETURN_IF_ERROR(OpenDatabase(false));
-  }
+  Close();
+  QUERN_RETURN_IF_ERROR(OpenDatabase(false));
+  const rocksdb::Status flushed = db->Flush(rocksdb::FlushOptions(), families);
+  if (!flushed.ok()) return FromRocks(flushed);
   QUERN_RETURN_IF_ERROR(LoadWriters());  // a write that failed may be on disk all the same
   QUERN_RETURN_IF_ERROR(LoadRows());
   LogInfo(directory + ": writable again");
@@ -241,6 +242,7 @@ Status Store::Impl::WriteFailed(const rocksdb::Status& status) {
   const Status failure = FromRocks(status);
   if (read_only.empty()) LogError("read-only for now: " + failure.message());
   read_only = failure.message();
+  read_only_code = failure.code();
   return failure;
 }
 

@@ -121,7 +121,7 @@ TEST_F(DiskTest, ADiskThatOnlySaysThatItSyncsLosesRecords) {
 }
 
 TEST_F(DiskTest, ADiskThatFailsNowAndThenLosesNothing) {
-  const uint64_t errors = CrashCount(10'000, 100);
+  const uint64_t errors = CrashCount(2'000, 40);
   auto disk = std::make_shared<Disk>(CrashSeed());
   Random random(CrashSeed(), 8);
   std::vector<std::string> acknowledged;
