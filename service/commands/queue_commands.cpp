@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "base/deadline.h"
+#include "base/duration.h"
 #include "base/file.h"
 #include "base/strings.h"
 #include "service/command.h"
@@ -209,20 +210,6 @@ CLI::App* AddJobCommand(CommandSet& commands, const char* name, const char* help
   return command;
 }
 
-// "90", "90s", "15m", "2h" in seconds.
-std::optional<int64_t> ParseSince(const std::string& text) {
-  size_t used = 0;
-  int64_t value = 0;
-  while (used < text.size() && used < 9 && text[used] >= '0' && text[used] <= '9')
-    value = 10 * value + (text[used++] - '0');
-  if (used == 0) return std::nullopt;
-  const std::string unit = text.substr(used);
-  if (unit == "h") return value * 3600;
-  if (unit == "m") return value * 60;
-  if (unit.empty() || unit == "s") return value;
-  return std::nullopt;
-}
-
 // Log lines begin with the time of day, "HH:MM:SS."; lines without one belong to the line before.
 class SinceFilter {
  public:
@@ -259,7 +246,8 @@ std::vector<std::string> LogFiles(const QueuedJob& job, const std::string& role)
   if (!names.ok()) return files;
   std::vector<std::pair<timespec, std::string>> found;
   for (const std::string& name : *names) {
-    if (!name.starts_with(role + "-") && name != role) continue;
+    // ROLE-INDEX.ATTEMPT.log: of every process of the role, or of the one that is named with its index.
+    if (!name.starts_with(role + "-") && !name.starts_with(role + ".")) continue;
     struct stat info {};
     const std::string path = JoinPath(folder, name);
     if (stat(path.c_str(), &info) == 0) found.emplace_back(info.st_mtim, path);
@@ -274,8 +262,8 @@ std::vector<std::string> LogFiles(const QueuedJob& job, const std::string& role)
 Result<int> Logs(const QueueOptions& options) {
   std::optional<int64_t> since;
   if (!options.since.empty()) {
-    since = ParseSince(options.since);
-    if (!since) return UsageError("--since '" + options.since + "': expected seconds, or as 90s, 15m, 2h");
+    since = ParseSeconds(options.since);
+    if (!since) return UsageError("--since '" + options.since + "': expected as 90s, 15m, 2h or 1d");
   }
   return WithJob(options, [&](const JobQueue& queue, QueuedJob job) -> Result<int> {
     std::map<std::string, size_t> shown;  // bytes of each file

@@ -13,6 +13,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/duration.h"
 #include "base/file.h"
 #include "base/strings.h"
 #include "replay/client.h"
@@ -346,20 +347,6 @@ std::optional<uint64_t> ParseBytes(const std::string& text) {
   return static_cast<uint64_t>(value * scale);
 }
 
-// "90s", "15m", "12h", "7d" in milliseconds.
-std::optional<int64_t> ParseAge(const std::string& text) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || value < 0 || value > 100000 || end + 1 != text.data() + text.size()) return std::nullopt;
-  switch (*end) {
-    case 's': return value * 1000;
-    case 'm': return value * 60 * 1000;
-    case 'h': return value * 3600 * 1000;
-    case 'd': return value * 86400 * 1000;
-    default: return std::nullopt;
-  }
-}
-
 Result<int> Prune(const ReplayOptions& options) {
   PruneOptions prune{.real_too = options.real_too, .dry_run = options.dry_run};
   if (options.max_bytes.empty() && options.max_age.empty())
@@ -370,11 +357,11 @@ Result<int> Prune(const ReplayOptions& options) {
     prune.max_bytes = *bytes;
   }
   if (!options.max_age.empty()) {
-    const auto age = ParseAge(options.max_age);
+    const auto age = ParseSeconds(options.max_age);
     if (!age) return UsageError("--max-age '" + options.max_age + "': expected as 90s, 15m, 12h or 7d");
     const auto now =
         std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch());
-    prune.before_unix_ms = now.count() - *age;
+    prune.before_unix_ms = now.count() - 1000 * *age;
   }
   QUERN_ASSIGN_OR_RETURN(const auto store, OpenDirectory(options.store));
   QUERN_ASSIGN_OR_RETURN(const PruneReport report, store->Prune(prune));

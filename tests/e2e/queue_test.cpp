@@ -75,6 +75,8 @@ TEST_F(Queue, ThreeJobsOnTwoSlots) {
   EXPECT_EQ(CountLines(tail.out), 2u) << tail.out;
   const auto role = Quern({"logs", third, "--role", "replay-server", "--since", "2h"});
   EXPECT_EQ(role.code, 0) << role.err;
+  EXPECT_NE(role.out, "");
+  EXPECT_EQ(Quern({"logs", third, "--role", "replay-server-0"}).out, role.out);
 
   const auto list = Quern({"list", "-o", "json"});
   EXPECT_EQ(CountLines(list.out), 3u) << list.out;
