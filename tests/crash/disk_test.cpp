@@ -2,6 +2,7 @@
 #include "tests/crash/disk.h"
 
 #include <gtest/gtest.h>
+#include <rocksdb/env.h>
 
 #include <cstdio>
 #include <thread>
@@ -190,8 +191,11 @@ TEST_F(DiskTest, ADiskThatOnlySaysThatItSyncsLosesRecords) {
 }
 
 TEST_F(DiskTest, ADiskThatFailsNowAndThenLosesNothing) {
-  // Many stores side by side: RocksDB sleeps a second before it tries again.
+  // Many stores side by side: RocksDB sleeps a second before it tries again, and does so in a thread of a pool that all
+  // stores of a process share.
   const uint64_t stores = CrashCount(40, 2), errors = CrashCount(250, 20);
+  for (const auto pool : {rocksdb::Env::Priority::LOW, rocksdb::Env::Priority::HIGH})
+    rocksdb::Env::Default()->SetBackgroundThreads(static_cast<int>(4 * stores), pool);
   std::vector<Outcome> outcomes(stores);
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < stores; ++i)
