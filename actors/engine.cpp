@@ -115,11 +115,11 @@ void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
     // What a shared page's positions are masked by is each sequence's own.
     shares_prefixes_ = shares_prefixes_ && !layouts.back().selective;
   }
-  if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {
+  if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {  // then sharing is the same as well
     cache_->Forget();
   } else {
     cache_.reset();  // its memory goes before the new one's comes
-    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes);
+    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes, shares_prefixes_);
   }
 }
 

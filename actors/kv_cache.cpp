@@ -19,8 +19,8 @@ int64_t PageBytes(const std::vector<KvLayout>& layouts) {
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayout> layouts, int64_t bytes)
-    : layouts_(std::move(layouts)), max_pages_(std::max<int64_t>(1, bytes / PageBytes(layouts_))) {}
+KvCache::KvCache(std::vector<KvLayout> layouts, int64_t bytes, bool shares)
+    : layouts_(std::move(layouts)), max_pages_(std::max<int64_t>(1, bytes / PageBytes(layouts_))), shares_(shares) {}
 
 KvPage* KvCache::Take(const KvPage* before) {
   if (free_.empty() && made_ < max_pages_) {
@@ -52,7 +52,7 @@ KvPage* KvCache::Take(const KvPage* before) {
 
 void KvCache::Fill(KvPage& page, const int32_t* tokens, int64_t count) {
   QUERN_CHECK(page.users == 1 && page.filled + count <= KvLayout::kPageTokens);
-  if (page.filled == 0 && count > 0) {
+  if (shares_ && page.filled == 0 && count > 0) {
     std::vector<KvPage*>& siblings = children_[page.parent];
     page.sibling = siblings.size();
     siblings.push_back(&page);
@@ -68,7 +68,7 @@ void KvCache::Share(KvPage& page) {
 void KvCache::Release(KvPage& page) {
   QUERN_CHECK(page.users > 0);
   if (--page.users > 0) return;
-  if (page.filled == 0) {
+  if (!shares_ || page.filled == 0) {
     free_.push_back(&page);
   } else {
     page.idle = idle_.insert(idle_.end(), &page);

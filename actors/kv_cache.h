@@ -30,8 +30,9 @@ struct KvPage {
 // sequence uses stays findable until its memory is needed, the least recently used first. Not thread-safe.
 class KvCache {
  public:
-  // One layout per model. Room for at least one page whatever the budget.
-  KvCache(std::vector<KvLayout> layouts, int64_t bytes);
+  // One layout per model. Room for at least one page whatever the budget. Without `shares`, what a page held is
+  // forgotten with its last user, and its memory is the next to be used again.
+  KvCache(std::vector<KvLayout> layouts, int64_t bytes, bool shares = true);
 
   const std::vector<KvLayout>& layouts() const { return layouts_; }
   int64_t max_pages() const { return max_pages_; }
@@ -64,6 +65,7 @@ class KvCache {
 
   std::vector<KvLayout> layouts_;
   int64_t max_pages_;
+  bool shares_;
   int64_t made_ = 0;
   uint64_t next_serial_ = 1;
   std::vector<Tensor> slabs_;

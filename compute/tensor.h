@@ -37,18 +37,16 @@ struct TensorView {
   }
 };
 
+struct TensorMemory {
+  size_t mapped_bytes = 0;  // 0: from the heap
+  void operator()(void* data) const;
+};
+
 // An owning, 64-byte aligned, zero-initialised matrix without padding between rows. Movable.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(DType dtype, int64_t rows, int64_t cols) : view_{nullptr, dtype, rows, cols, cols} {
-    const auto bytes = static_cast<size_t>((rows * cols * DTypeSize(dtype) + 63) / 64 * 64);
-    if (bytes == 0) return;
-    data_.reset(std::aligned_alloc(64, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(data_.get(), 0, bytes);
-    view_.data = data_.get();
-  }
+  Tensor(DType dtype, int64_t rows, int64_t cols);
   const TensorView& view() const { return view_; }
   operator const TensorView&() const { return view_; }  // NOLINT: a Tensor is usable wherever a view is
   template <typename T>
@@ -61,10 +59,7 @@ class Tensor {
   int64_t bytes() const { return view_.rows * view_.cols * DTypeSize(view_.dtype); }
 
  private:
-  struct Free {
-    void operator()(void* data) const { std::free(data); }
-  };
-  std::unique_ptr<void, Free> data_;
+  std::unique_ptr<void, TensorMemory> data_;
   TensorView view_;
 };
 

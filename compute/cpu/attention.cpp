@@ -63,6 +63,7 @@ class Attender {
         sequence_(*task.sequence),
         penalties_(task.penalties),
         penalty_stride_(task.penalty_stride),
+        next_(task.next),
         dim_(args.layout.head_dim),
         keys_(args.layout.KeyOffset(args.layer, task.kv_head)),
         values_(args.layout.ValueOffset(args.layer, task.kv_head)),
@@ -70,6 +71,11 @@ class Attender {
         sums_(q_ + kMaxTile * dim_),
         pruned_q_(sums_ + kMaxTile * dim_),
         scores_(pruned_q_ + kMaxTile * dim_) {
+    if (next_ != nullptr) {
+      next_keys_ = args.layout.KeyOffset(args.layer, next_->kv_head);
+      next_values_ = args.layout.ValueOffset(args.layer, next_->kv_head);
+      next_end_ = next_->sequence->context + next_->end;
+    }
     if (sequence_.pruned == nullptr || sequence_.pruned->pages == 0) return;
     const PrunedKeys& pruned = *sequence_.pruned;
     pruned_end_ = pruned.pages * kPage;
@@ -102,7 +108,8 @@ class Attender {
                  blocks, scores_ + (p - origin), stride);
         continue;
       }
-      Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride);
+      Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride,
+               Next(p, next_keys_ + p % kPage * dim_));
     }
     SoftmaxSums sums[R];
     for (int r = 0; r < R; ++r) {
@@ -135,12 +142,18 @@ class Attender {
  private:
   const Kv* Page(int64_t position) const { return static_cast<const Kv*>(sequence_.pages[position / kPage]); }
 
+  // The next task's data at position p, or null.
+  const Kv* Next(int64_t p, int64_t offset) const {
+    return p < next_end_ ? static_cast<const Kv*>(next_->sequence->pages[p / kPage]) + offset : nullptr;
+  }
+
   template <int R>
   void AddValues(int64_t r, int64_t begin, int64_t end, int64_t origin, int64_t stride) {
     for (int64_t p = begin; p < end;) {
       const int64_t stop = Least(p / kPage * kPage + kPage, end);
       const Kv* values = Page(p) + (p < pruned_end_ ? pruned_values_ : values_) + p % kPage * dim_;
-      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, values, dim_, stop - p, dim_, sums_ + r * dim_, dim_);
+      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, values, dim_, stop - p, dim_, sums_ + r * dim_, dim_,
+                 Next(p, next_values_ + p % kPage * dim_));
       p = stop;
     }
   }
@@ -149,6 +162,8 @@ class Attender {
   const SequenceRows& sequence_;
   const float* penalties_;
   int64_t penalty_stride_;
+  const AttentionTask* next_;
+  int64_t next_keys_ = 0, next_values_ = 0, next_end_ = 0;
   int64_t dim_;
   int64_t keys_, values_;  // element offsets in a page
   float* q_;               // [R, dim]

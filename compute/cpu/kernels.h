@@ -17,6 +17,8 @@ struct AttentionTask {
   // Selective Attention: F of the sequence's rows [count, penalty_stride], from position 0; null otherwise.
   const float* penalties = nullptr;
   int64_t penalty_stride = 0;
+  // Null, or the task whose keys and values are asked for meanwhile; neither's pages are pruned.
+  const AttentionTask* next = nullptr;
 };
 
 // Selective Attention: F of all rows of one sequence at the positions of one page, which depends on nothing else.
