@@ -63,9 +63,10 @@ struct TileArgs {
   int64_t a_row_bytes;
   const uint32_t* b;
   int64_t panel_words;
-  int64_t k_words;  // whole words
-  bool half_word;   // one more, of which only the low half exists in a
-  int rows;         // to write
+  int64_t k_words;        // whole words
+  bool half_word;         // one more, of which only the low half exists in a
+  int rows;               // to write
+  const uint32_t* ahead;  // null, or where the panel after this one is asked for, a cache line a word
   Epilogue out;
 };
 
@@ -95,15 +96,26 @@ void Tile(const TileArgs& args) {
   const uint32_t* b[kPanels];
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) b[p] = args.b + p * args.panel_words;
-  // Few rows: the panel comes from far away and is read once; ask for it ahead.
+  // Panels come from far away. Few rows read them once and ask for what comes next; where several row tiles use a
+  // panel, the one after it is asked for meanwhile.
   constexpr bool kPrefetch = kRows * kPanels <= 8 && kLayout == ALayout::kRows;
   constexpr int64_t kWordsAhead = 16;
+  constexpr int64_t kLine = 16;  // words
+  [[maybe_unused]] const bool streams = args.ahead == nullptr;
+  [[maybe_unused]] const uint32_t* ahead = streams ? b[0] + kWordsAhead * kPanelCols : args.ahead;
+  [[maybe_unused]] const int64_t ahead_step = streams ? kPanelCols : kLine;
 
   int64_t offset = 0;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < args.k_words; ++k) {
+    if constexpr (kPrefetch && kPanels == 1) {
+      __builtin_prefetch(ahead);
+      if (streams)
+        for (int64_t line = kLine; line < kVecs * V::kLanes; line += kLine) __builtin_prefetch(ahead + line);
+      ahead += ahead_step;
+    }
     // After the end of these panels come those that follow the last of them.
-    [[maybe_unused]] const int64_t ahead =
+    [[maybe_unused]] const int64_t wide_ahead =
         kWordsAhead * kPanelCols + (k + kWordsAhead < args.k_words ? 0 : (kPanels - 1) * args.panel_words);
 #pragma GCC unroll 2
     for (int half = 0; half < V::kHalves; ++half) {
@@ -111,8 +123,8 @@ void Tile(const TileArgs& args) {
 #pragma GCC unroll 16
       for (int v = 0; v < kAll; ++v) {
         const uint32_t* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
-        if constexpr (kPrefetch) {
-          if (half == 0) __builtin_prefetch(from + ahead);
+        if constexpr (kPrefetch && kPanels > 1) {
+          if (half == 0) __builtin_prefetch(from + wide_ahead);
         }
         words[v] = V::LoadB(from, half);
       }
@@ -224,6 +236,9 @@ void BlockOf(const BlockArgs& args) {
       tile.a = args.a + (kLayout == ALayout::kRows ? row * args.a_row_bytes : i * args.k_words * kTileBytes);
       tile.out.c = args.c + row * args.c_row_bytes + col * c_bytes;
       tile.rows = rows;
+      // Each tile asks for its share of the next panel.
+      if (kLayout == ALayout::kRows && tiles > 1 && args.panel_words > 0)
+        tile.ahead = tile.b + args.panel_words + i * tile.k_words * 16 % args.panel_words;
       const int shape = kLayout == ALayout::kRows ? rows : kRowTile;
       (wide ? kTable.wide[shape] : kTable.one[shape][vecs])(tile);
       row = next;
