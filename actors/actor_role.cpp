@@ -1,6 +1,8 @@
 #include "actors/actor_role.h"
 
 #include <algorithm>
+#include <csignal>
+#include <cstdlib>
 #include <thread>
 
 #include "actors/records.h"
@@ -19,6 +21,12 @@ namespace {
 constexpr size_t kUidsAtOnce = 4096;
 // Records wait this long at most for others to be sent with.
 constexpr auto kFlushEvery = std::chrono::seconds(2);
+
+// For tests: QUERN_FAULT_ACTOR_DIES=STAGE/EPISODE is what a prompt does that kills its actor.
+bool FaultAt(const std::string& stage, uint64_t episode) {
+  static const char* const fault = std::getenv("QUERN_FAULT_ACTOR_DIES");
+  return fault != nullptr && StrCat(stage, "/", episode) == fault;
+}
 
 class Actor {
  public:
@@ -60,6 +68,7 @@ class Actor {
 
   Result<bool> Heartbeat(const std::string& activity) {
     v1::HeartbeatRequest request;
+    request.set_episode(at_episode_);
     request.set_role("actor");
     request.set_index(options_.index);
     request.set_activity(activity);
@@ -76,6 +85,7 @@ class Actor {
   // Plays one task; returns an error only when the actor itself cannot go on.
   Status Work(const v1::RolloutTask& task) {
     const auto begin = Clock::now();
+    at_episode_ = 0;
     v1::CompleteTaskRequest done;
     done.set_actor(options_.index);
     done.set_id(task.id());
@@ -110,7 +120,7 @@ class Actor {
     };
     RolloutOptions rollout = options_.rollout;
     rollout.whole = [&]() -> Status {
-      if (writer_->unacknowledged() < static_cast<size_t>(options_.insert_batch) &&
+      if (!task.one_at_a_time() && writer_->unacknowledged() < static_cast<size_t>(options_.insert_batch) &&
           Clock::now() - last_flush < kFlushEvery)
         return {};
       return flush();
@@ -119,6 +129,16 @@ class Actor {
       Result<std::vector<bool>> stored = Stored(uids);
       if (!stored.ok()) fatal = stored.status();
       return stored;
+    };
+    rollout.begin = [&](uint64_t episode) -> Status {
+      if (task.one_at_a_time()) {
+        at_episode_ = episode + 1;
+        const Result<bool> go_on = Heartbeat(StrCat("playing ", task.stage(), ", one episode at a time"));
+        if (!go_on.ok()) return fatal = go_on.status();
+        if (!*go_on) return Cancelled("the coordinator asked to stop");
+      }
+      if (FaultAt(task.stage(), episode)) raise(SIGKILL);
+      return {};
     };
     uint64_t tokens_at_step = static_cast<uint64_t>(engine_.generated_tokens());
     Clock::time_point step_begin = begin;
@@ -270,6 +290,7 @@ class Actor {
   std::vector<std::pair<std::string, std::shared_ptr<const ServedModel>>> models_;
   std::string policy_key_;
   uint64_t episodes_ = 0;
+  uint64_t at_episode_ = 0;  // of a task played one at a time: 1 + the episode under way
   std::map<std::string, std::shared_ptr<const EnvironmentFactory>> environments_;  // by name and options
   std::unique_ptr<ReplayWriter> writer_;
   double counted_tokens_ = 0;      // of engine_, in metrics_

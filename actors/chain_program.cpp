@@ -77,14 +77,15 @@ class ChainPlayer {
     const int64_t tokens_before = engine_.generated_tokens();
     // A question's chains are stored together: the first of them tells.
     QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task_, options_, "/0"));
-    counters_.stored = task_.episodes() - episodes.size();
+    counters_.stored = task_.episodes() - task_.skip_size() - episodes.size();
     size_t started = 0;
     while (started < episodes.size() || !questions_.empty()) {
       if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
       if (options_.tick) QUERN_RETURN_IF_ERROR(options_.tick());
       while (static_cast<int64_t>(open_.size()) < options_.concurrent_episodes) {
         if (waiting_.empty()) {
-          if (started == episodes.size()) break;
+          if (started == episodes.size() || (task_.one_at_a_time() && !questions_.empty())) break;
+          if (options_.begin) QUERN_RETURN_IF_ERROR(options_.begin(episodes[started]));
           QUERN_RETURN_IF_ERROR(Begin(*source, episodes[started++]));
           continue;
         }

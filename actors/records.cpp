@@ -34,7 +34,9 @@ Result<std::vector<uint64_t>> EpisodesToPlay(const v1::RolloutTask& task, const 
   std::vector<std::string> uids;
   const std::string prefix = NewRecord(task, options).uid();
   for (uint64_t i = 0; i < task.episodes(); ++i) {
-    episodes.push_back(task.first_episode() + i);
+    const uint64_t episode = task.first_episode() + i;
+    if (std::find(task.skip().begin(), task.skip().end(), episode) != task.skip().end()) continue;
+    episodes.push_back(episode);
     uids.push_back(StrCat(prefix, episodes.back(), suffix));
   }
   if (!options.stored || episodes.empty()) return episodes;

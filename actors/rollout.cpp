@@ -126,10 +126,11 @@ Result<RolloutCounters> PlayScripted(const v1::RolloutTask& task, const Environm
   Options player_options(task.policy().player_options().begin(), task.policy().player_options().end());
   QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Player> player, factory.NewPlayer(task.policy().player(), player_options));
   QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task, options, ""));
-  counters.stored = task.episodes() - episodes.size();
+  counters.stored = task.episodes() - task.skip_size() - episodes.size();
   for (const uint64_t index : episodes) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
+    if (options.begin) QUERN_RETURN_IF_ERROR(options.begin(index));
     QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Episode> begun,
                            Episode::Begin(task, index, factory, dialogue, options));
     Episode& episode = *begun;
@@ -186,12 +187,14 @@ Result<RolloutCounters> PlayTask(const v1::RolloutTask& task, const EnvironmentF
   };
 
   QUERN_ASSIGN_OR_RETURN(const std::vector<uint64_t> episodes, EpisodesToPlay(task, options, ""));
-  counters.stored = task.episodes() - episodes.size();
+  counters.stored = task.episodes() - task.skip_size() - episodes.size();
+  const int64_t side_by_side = task.one_at_a_time() ? 1 : options.concurrent_episodes;
   size_t started = 0;
   while (started < episodes.size() || !open.empty()) {
     if (stop.load(std::memory_order_relaxed)) return Cancelled("rollout stopped");
     if (options.tick) QUERN_RETURN_IF_ERROR(options.tick());
-    while (started < episodes.size() && static_cast<int64_t>(open.size()) < options.concurrent_episodes) {
+    while (started < episodes.size() && static_cast<int64_t>(open.size()) < side_by_side) {
+      if (options.begin) QUERN_RETURN_IF_ERROR(options.begin(episodes[started]));
       QUERN_ASSIGN_OR_RETURN(std::unique_ptr<Episode> episode,
                              Episode::Begin(task, episodes[started++], factory, dialogue, options));
       const int64_t id = engine->Open();

@@ -21,7 +21,9 @@ struct RolloutOptions {
   int64_t max_positions = 0;                          // length limit of an episode in tokens; 0: the model's
   std::vector<int32_t> end_ids;                       // end-of-text ids that also end an utterance
   std::shared_ptr<const ChatTemplate> chat_template;  // null: texts are put one after the other as they are
-  std::function<Status()> tick;                       // called between the engine's steps; an error ends the rollout
+  // Called before an episode begins (with a program: a question with all its chains); an error ends the rollout.
+  std::function<Status(uint64_t episode)> begin;
+  std::function<Status()> tick;  // called between the engine's steps; an error ends the rollout
   // Which of these records the store has: what they belong to is not played again. None: everything is played.
   std::function<Result<std::vector<bool>>(const std::vector<std::string>& uids)> stored;
   // Called when what the sink was given so far is whole: every question with all its chains. Records between two calls

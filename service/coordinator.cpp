@@ -79,11 +79,9 @@ v1::HelloReply Coordinator::Hello(const v1::HelloRequest& request, Clock::time_p
     Note(StrCat(request.role(), " ", request.index(), " has started again"));
     if (options_.counters != nullptr) options_.counters->Add(kRestarts, 1, {{"role", request.role()}});
   }
-  if (again && request.role() == "actor") {
-    for (const auto& failure : tasks_.FailAll(request.index(), "its actor died and was started again", now))
-      HandleTaskFailure(failure);
-  }
+  if (again && request.role() == "actor") LoseActor(member, "its actor died and was started again", now);
   v1::HelloReply reply;
+  flight_.Add(StrCat(request.role(), " ", request.index(), " says hello, pid ", request.pid()));
   reply.set_job_json(job_json_);
   reply.set_replay_address(options_.replay_address);
   reply.set_run_directory(options_.run_directory);
@@ -96,6 +94,7 @@ v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, C
   member.member.set_role(request.role());
   member.member.set_index(request.index());
   member.member.set_activity(request.activity());
+  member.episode = request.episode();
   member.heard = now;
   member.gone = false;
   for (const auto& [name, value] : request.gauges()) {
@@ -141,6 +140,8 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
         {.episodes = task->episodes, .actor = request.actor(), .weights = playing->second, .done = false});
     if (!JournalWritten()) return reply;
   }
+  flight_.Add(StrCat("actor ", request.actor(), " is given episodes ", task->first_episode, " to ",
+                     task->first_episode + task->episodes - 1, " of stage ", stage.plan.name));
   v1::RolloutTask& out = *reply.mutable_task();
   out.set_id(task->id);
   out.set_stage(stage.plan.name);
@@ -148,6 +149,9 @@ v1::LeaseTaskReply Coordinator::LeaseTask(const v1::LeaseTaskRequest& request, C
   out.set_first_episode(task->first_episode);
   out.set_episodes(task->episodes);
   out.set_seed(stage.plan.seed);
+  out.set_one_at_a_time(task->killed);
+  for (const uint64_t episode : stage.quarantined)
+    if (episode >= task->first_episode && episode - task->first_episode < task->episodes) out.add_skip(episode);
   for (const std::string& tag : stage.plan.tags) out.add_tags(tag);
   const bool scripted = !stage.plan.player.empty();
   out.set_source(scripted ? v1::SOURCE_REAL : v1::SOURCE_GENERATED);
@@ -175,6 +179,8 @@ v1::CompleteTaskReply Coordinator::CompleteTask(const v1::CompleteTaskRequest& r
     return {};
   }
   if (!tasks_.Complete(request.id())) return {};
+  flight_.Add(StrCat("actor ", request.actor(), " has done episodes ", task->first_episode, " to ",
+                     task->first_episode + task->episodes - 1, " of stage ", stages_[task->stage].plan.name));
   RecordProgress(now);
   Stage& stage = stages_[task->stage];
   if (options_.journal != nullptr) {
@@ -209,6 +215,7 @@ v1::NextStageReply Coordinator::NextStage(const v1::NextStageRequest&, Clock::ti
     if (options_.journal != nullptr) options_.journal->StageGiven(next->plan.name, next->version);
     if (!JournalWritten()) return reply;
   }
+  flight_.Add("the learner is given stage " + next->plan.name);
   v1::TrainStage& out = *reply.mutable_stage();
   out.set_name(next->plan.name);
   out.set_method(next->plan.method);
@@ -245,6 +252,7 @@ v1::StageDoneReply Coordinator::StageDone(const v1::StageDoneRequest& request, C
   Stage* stage = FindStage(request.name());
   if (stage == nullptr || stage->state != StageState::kRunning) return {};
   for (const auto& [name, value] : request.metrics()) stage->metrics[name] = value;
+  flight_.Add(StrCat("the learner ends stage ", request.name(), request.error().empty() ? "" : ": ", request.error()));
   if (options_.metrics != nullptr) options_.metrics->Append("stage", request.name(), stage->metrics);
   if (!request.error().empty()) {
     stage->state = StageState::kFailed;
@@ -280,6 +288,7 @@ Result<v1::PublishReply> Coordinator::Publish(const v1::PublishRequest& request,
     LogWarning(StrCat("weights ", weights.name(), " version ", weights.version(), " are equal to version ",
                       newest.version(), " (hash ", weights.content_hash(), "): training changed nothing"));
   newest = weights;
+  flight_.Add(StrCat("stage ", request.stage(), " publishes ", weights.name(), " version ", weights.version()));
   RecordProgress(now);
   if (options_.journal != nullptr) options_.journal->Published(stage->plan.name, weights);
   if (!JournalWritten()) return options_.journal->status();
@@ -345,6 +354,7 @@ void Coordinator::UpdateGauges(Clock::time_point now) {
 
 void Coordinator::Note(const std::string& text) {
   LogWarning(text);
+  flight_.Add(text);
   if (options_.on_event) options_.on_event(text);
 }
 
@@ -381,59 +391,6 @@ void Coordinator::Tick(Clock::time_point now) {
   if (all_done) return Finish(lock, now);
   CheckProgress(now);
   if (options_.metrics != nullptr && !options_.metrics->status().ok()) Fail(options_.metrics->status().message());
-}
-
-void Coordinator::Fail(const std::string& message) {
-  if (state_ != State::kRunning) return;
-  state_ = State::kFailed;
-  error_ = message;
-  LogError(message);
-  if (options_.journal != nullptr) options_.journal->Ended("failed", message);
-}
-
-void Coordinator::ExpireLeases(Clock::time_point now) {
-  for (const auto& failure : tasks_.Expire(now)) HandleTaskFailure(failure);
-}
-
-void Coordinator::HandleTaskFailure(const TaskTable::Failure& failure) {
-  const Stage& stage = stages_[failure.task.stage];
-  const std::string what = StrCat("stage ", stage.plan.name, ": episodes ", failure.task.first_episode, " to ",
-                                  failure.task.first_episode + failure.task.episodes - 1, " failed on actor ",
-                                  failure.actor, ": ", failure.reason);
-  if (options_.counters != nullptr) options_.counters->Add(kTaskFailures);
-  if (!failure.final) return Note(what + "; given out again");
-  Fail(StrCat(what, " (failed ", failure.failures, " times, given up)"));
-}
-
-void Coordinator::CheckMembers(Clock::time_point now) {
-  for (auto& [key, member] : members_) {
-    // A learner is silent during a long step; only no progress at all is held against it.
-    const double timeout = key.first == "actor"
-                               ? options_.heartbeat_timeout_s
-                               : std::max(options_.heartbeat_timeout_s, options_.job.progress_timeout_s);
-    if (member.gone || ToSeconds(now - member.heard) < timeout) continue;
-    member.gone = true;
-    const std::string what =
-        StrFormat("%s %u has not been heard of for %.0f s", key.first.c_str(), key.second, timeout);
-    if (key.first == "actor") {
-      Note(what);
-      for (const auto& failure : tasks_.FailAll(key.second, "its actor is not heard of", now))
-        HandleTaskFailure(failure);
-    } else {
-      Fail(what);
-    }
-  }
-}
-
-void Coordinator::CheckProgress(Clock::time_point now) {
-  if (ToSeconds(now - last_progress_) < options_.job.progress_timeout_s) return;
-  std::vector<std::string> waiting;
-  for (const Stage& stage : stages_)
-    if (stage.state == StageState::kRunning)
-      waiting.push_back(StrCat(stage.plan.name, " (", stage.done, " of ", stage.total,
-                               stage.plan.kind == PlannedStage::Kind::kTrain ? " steps)" : " episodes)"));
-  Fail(StrFormat("no progress for %.0f s (progress_timeout_s) in stage ", options_.job.progress_timeout_s) +
-       StrJoin(waiting, ", "));
 }
 
 const v1::WeightVersion* Coordinator::WeightsOf(const std::string& name) const {

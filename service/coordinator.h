@@ -5,12 +5,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "base/deadline.h"
 #include "proto/coordinator.pb.h"
 #include "replay/replay.h"
+#include "service/flight_record.h"
 #include "service/job.h"
 #include "service/journal.h"
 #include "service/metrics_log.h"
@@ -82,11 +84,14 @@ class Coordinator {
     std::map<std::string, double> metrics;
     // Rollout with `newest`: the policy that each task was first given with, by first episode.
     std::map<uint64_t, std::vector<std::string>> task_weights;
+    std::map<uint64_t, int64_t> kills;  // actors that died at an episode which they had named
+    std::set<uint64_t> quarantined;     // episodes that are not played any more
   };
   struct MemberState {
     v1::Member member;
     Clock::time_point heard;
     bool gone = false;
+    uint64_t episode = 0;  // actor: 1 + the episode that it is at, where it plays one at a time
   };
 
   void Restore(const JournalState& state, Clock::time_point now);
@@ -102,6 +107,10 @@ class Coordinator {
   void CheckMembers(Clock::time_point now);
   void CheckProgress(Clock::time_point now);
   void Finish(std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  // The actor died or fell silent: what it held is given out again. An episode that does this again and again is left
+  // out.
+  void LoseActor(MemberState& actor, const std::string& reason, Clock::time_point now);
+  void Quarantine(Stage& stage, uint64_t episode);
   void HandleTaskFailure(const TaskTable::Failure& failure);
   // The train stages that published under the same name, oldest first.
   std::vector<const Stage*> DoneBefore(const Stage& stage) const;
@@ -113,6 +122,7 @@ class Coordinator {
   Stage* FindStage(const std::string& name);
   void SavePublished() const;
   void Note(const std::string& text);  // an event, and a line of the log
+  void WriteFlightRecord() const;      // of a job that failed
   bool JournalWritten();               // false, and the job has failed, when it could not be
   void RecordProgress(Clock::time_point now) { last_progress_ = now; }
 
@@ -126,6 +136,7 @@ class Coordinator {
   std::map<std::string, v1::WeightVersion> newest_;  // by weights' name
   Clock::time_point begin_;
   Clock::time_point last_progress_;
+  FlightRecord flight_;  // requests that changed something
   State state_ = State::kRunning;
   std::string error_;
   std::string result_json_;

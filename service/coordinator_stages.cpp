@@ -41,6 +41,7 @@ void Coordinator::Restore(const JournalState& state, Clock::time_point now) {
     stage.metrics = before.metrics;
     stage.seconds = before.task_seconds;
     stage.detail = before.detail;
+    stage.quarantined = before.quarantined;
     if (!before.published.path().empty() && newest_[before.published.name()].version() < before.published.version())
       newest_[before.published.name()] = before.published;
     if (before.done) {
@@ -197,6 +198,8 @@ void Coordinator::FinishStage(Stage& stage, Clock::time_point now) {
   const double elapsed = ToSeconds(now - stage.begin);
   stage.metrics["elapsed_seconds"] = elapsed;
   if (stage.detail.empty()) stage.detail = StrFormat("%.1f s", elapsed);
+  if (!stage.quarantined.empty())
+    stage.detail += StrCat("; quarantined, left out: ", stage.quarantined.size(), " of ", stage.total, " episodes");
   if (options_.journal != nullptr) options_.journal->StageDone(stage.plan.name, stage.metrics, stage.detail);
   (void)JournalWritten();
   LogInfo(StrFormat("stage %s done in %.1f s", stage.plan.name.c_str(), elapsed));

@@ -207,7 +207,9 @@ struct RolloutSection {
   int64_t concurrent_episodes = 64;  // an actor
   int64_t task_episodes = 64;        // a lease
   double lease_s = 120;
-  int64_t max_failures = 3;  // a task that failed on this many actors fails the job
+  int64_t max_failures =
+      3;  // a task that failed on this many actors fails the job; an episode that kills so many is left out
+  double max_quarantined = 0.01;  // share of a stage's episodes that may be left out so
 };
 
 // Of the learner, within a train stage.

@@ -280,6 +280,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("rollout.task_episodes", static_cast<double>(job.rollout.task_episodes), 1, 1 << 20);
   check.Between("rollout.lease_s", job.rollout.lease_s, 1, 1e6);
   check.Between("rollout.max_failures", static_cast<double>(job.rollout.max_failures), 1, 1000);
+  check.Between("rollout.max_quarantined", job.rollout.max_quarantined, 0, 1);
   check.OneOf("network.transport", job.network.transport, {"ipc", "tcp"});
   check.Between("network.coordinator_port", static_cast<double>(job.network.coordinator_port), 1, 65535);
   check.Between("network.replay_port", static_cast<double>(job.network.replay_port), 1, 65535);

@@ -222,6 +222,7 @@ void Fields(V& v, RolloutSection& o) {
   v.Field("task_episodes", o.task_episodes);
   v.Field("lease_s", o.lease_s);
   v.Field("max_failures", o.max_failures);
+  v.Field("max_quarantined", o.max_quarantined);
 }
 
 template <class V>

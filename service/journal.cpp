@@ -82,6 +82,9 @@ class Replayer {
       stage.tasks[event.at("first_episode")].done = true;
       stage.metrics["generated_tokens"] += event.at("generated_tokens").get<double>();
       stage.task_seconds += event.at("seconds").get<double>();
+    } else if (what == "quarantined") {
+      stage.quarantined.insert(event.at("episode").get<uint64_t>());
+      stage.metrics["quarantined"] = static_cast<double>(stage.quarantined.size());
     } else if (what == "published") {
       const Json& weights = event.at("weights");
       stage.published.set_name(weights.at("name"));
@@ -175,6 +178,10 @@ void Journal::TaskDone(const std::string& stage, uint64_t first_episode, uint64_
                             {"first_episode", first_episode},
                             {"generated_tokens", generated_tokens},
                             {"seconds", seconds}}));
+}
+
+void Journal::Quarantined(const std::string& stage, uint64_t episode) {
+  Append("quarantined", Dump({{"stage", stage}, {"episode", episode}}));
 }
 
 void Journal::Published(const std::string& stage, const v1::WeightVersion& weights) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@ struct JournalState {
     v1::WeightVersion published;     // train; without a path: not yet
     std::map<uint64_t, Task> tasks;  // rollout: by first episode
     std::map<std::string, double> metrics;
+    std::set<uint64_t> quarantined;  // rollout: episodes
     double task_seconds = 0;
     double elapsed_seconds = 0;  // while a coordinator was up
     std::string detail;
@@ -51,6 +53,7 @@ class Journal {
   void StageGiven(const std::string& stage, uint64_t version);
   void TaskGiven(const std::string& stage, uint64_t first_episode, const JournalState::Task& task);
   void TaskDone(const std::string& stage, uint64_t first_episode, uint64_t generated_tokens, double seconds);
+  void Quarantined(const std::string& stage, uint64_t episode);
   void Published(const std::string& stage, const v1::WeightVersion& weights);
   void StageDone(const std::string& stage, const std::map<std::string, double>& metrics, const std::string& detail);
   void Ended(const std::string& state, const std::string& error);

@@ -60,19 +60,24 @@ bool TaskTable::Complete(uint64_t id) {
   return true;
 }
 
-TaskTable::Failure TaskTable::Release(Entry& entry, const std::string& reason, Clock::time_point now) {
-  ++entry.failures;
+TaskTable::Failure TaskTable::Release(Entry& entry, bool counts, const std::string& reason, Clock::time_point now) {
+  if (counts) ++entry.failures;
   const bool final = entry.failures >= max_failures_;
   entry.state = final ? State::kGivenUp : State::kWaiting;
-  entry.until = now + std::chrono::milliseconds(500) * (entry.failures - 1);
-  return {.task = entry.task, .actor = entry.actor, .failures = entry.failures, .reason = reason, .final = final};
+  entry.until = now + std::chrono::milliseconds(500) * std::max<int64_t>(0, int64_t{entry.failures} - 1);
+  return {.task = entry.task,
+          .actor = entry.actor,
+          .failures = entry.failures,
+          .reason = reason,
+          .killed = false,
+          .final = final};
 }
 
 std::optional<TaskTable::Failure> TaskTable::Fail(uint64_t id, uint32_t actor, const std::string& reason,
                                                   Clock::time_point now) {
   Entry* entry = FindEntry(id);
   if (entry == nullptr || entry->state != State::kLeased || entry->actor != actor) return std::nullopt;
-  return Release(*entry, reason, now);
+  return Release(*entry, true, reason, now);
 }
 
 void TaskTable::Renew(uint32_t actor, Clock::time_point now) {
@@ -80,10 +85,15 @@ void TaskTable::Renew(uint32_t actor, Clock::time_point now) {
     if (entries_[i].state == State::kLeased && entries_[i].actor == actor) entries_[i].until = now + lease_;
 }
 
-std::vector<TaskTable::Failure> TaskTable::FailAll(uint32_t actor, const std::string& reason, Clock::time_point now) {
+std::vector<TaskTable::Failure> TaskTable::FailAll(uint32_t actor, bool named, const std::string& reason,
+                                                   Clock::time_point now) {
   std::vector<Failure> out;
-  for (Entry& entry : entries_)
-    if (entry.state == State::kLeased && entry.actor == actor) out.push_back(Release(entry, reason, now));
+  for (Entry& entry : entries_) {
+    if (entry.state != State::kLeased || entry.actor != actor) continue;
+    out.push_back(Release(entry, !named, reason, now));
+    out.back().killed = true;
+    entry.task.killed = true;
+  }
   return out;
 }
 
@@ -93,7 +103,7 @@ std::vector<TaskTable::Failure> TaskTable::Expire(Clock::time_point now) {
     Entry& entry = entries_[i];
     if (entry.state == State::kLeased && entry.until <= now) {
       const double seconds = std::chrono::duration<double>(lease_).count();
-      out.push_back(Release(entry, StrCat("not completed within its lease of ", seconds, " s"), now));
+      out.push_back(Release(entry, true, StrCat("not completed within its lease of ", seconds, " s"), now));
     }
   }
   return out;

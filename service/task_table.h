@@ -19,13 +19,15 @@ class TaskTable {
     size_t stage = 0;
     uint64_t first_episode = 0;
     uint32_t episodes = 0;
+    bool killed = false;  // an actor died of it, or fell silent: to be played one episode at a time
   };
   struct Failure {
     Task task;
     uint32_t actor = 0;
     uint32_t failures = 0;  // so far, of this task
     std::string reason;
-    bool final = false;  // too many: the task is not given out again
+    bool killed = false;  // the actor died or fell silent
+    bool final = false;   // too many: the task is not given out again
   };
 
   TaskTable(Duration lease, uint32_t max_failures) : lease_(lease), max_failures_(max_failures) {}
@@ -43,7 +45,9 @@ class TaskTable {
   std::optional<Failure> Fail(uint64_t id, uint32_t actor, const std::string& reason, Clock::time_point now);
   // The actor is at work on what it holds: its lease begins anew.
   void Renew(uint32_t actor, Clock::time_point now);
-  std::vector<Failure> FailAll(uint32_t actor, const std::string& reason, Clock::time_point now);
+  // The actor died or fell silent. `named`: it had said which episode it was at, so this does not count against the
+  // task.
+  std::vector<Failure> FailAll(uint32_t actor, bool named, const std::string& reason, Clock::time_point now);
   std::vector<Failure> Expire(Clock::time_point now);
   const Task* Find(uint64_t id) const;
   bool HasLeases() const;
@@ -58,7 +62,7 @@ class TaskTable {
     Clock::time_point until;  // leased: the lease's end; waiting: not before
   };
   Entry* FindEntry(uint64_t id);
-  Failure Release(Entry& entry, const std::string& reason, Clock::time_point now);
+  Failure Release(Entry& entry, bool counts, const std::string& reason, Clock::time_point now);
 
   Duration lease_;
   uint32_t max_failures_;

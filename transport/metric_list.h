@@ -94,6 +94,8 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
                    "done / total of stages begun"},
     kTaskFailures{kRoleCoordinator, Metric::kCounter, "coordinator_task_failures_total", "",
                   "leases that ran out and tasks that failed"},
+    kQuarantined{kRoleCoordinator, Metric::kCounter, "coordinator_quarantined_episodes_total", "",
+                 "episodes that killed their actors and are left out"},
     kSinceProgress{kRoleCoordinator, Metric::kGauge, "coordinator_seconds_without_progress", "",
                    "the job fails when it reaches progress_timeout_s"},
     kConnections{kRoleCoordinator, Metric::kCounter, "coordinator_connections_total", "", "connections to its port"},

@@ -23,21 +23,21 @@ namespace quern {
 
 namespace {
 
-constexpr const Metric* kAll[] = {&kBuildInfo,       &kUpSince,          &kActorEpisodes,     &kActorTurns,
-                                  &kActorGenerated,  &kActorPrompt,      &kActorStep,         &kActorReward,
-                                  &kActorResponse,   &kActorVersion,     &kActorUnacked,      &kActorSpool,
-                                  &kActorResent,     &kActorFailures,    &kActorWeights,      &kReplayCommitted,
-                                  &kReplayBytes,     &kReplayDuplicates, &kReplayGaps,        &kReplayRejected,
-                                  &kReplayCommit,    &kReplayGroup,      &kReplaySample,      &kReplayRecords,
-                                  &kReplayOldest,    &kReplayStalled,    &kReplayLevel0,      &kReplayWal,
-                                  &kReplayDisk,      &kReplayCorruption, &kReplayOpen,        &kLearnerSteps,
-                                  &kLearnerTokens,   &kLearnerPhase,     &kLearnerLoss,       &kLearnerEntropy,
-                                  &kLearnerGradient, &kLearnerRate,      &kLearnerShare,      &kLearnerHeldout,
-                                  &kLearnerVersion,  &kLearnerFailures,  &kLearnerCheckpoint, &kLearnerCheckpointTime,
-                                  &kLearnerTraining, &kMembers,          &kHeartbeatAge,      &kRestarts,
-                                  &kJobState,        &kStageProgress,    &kTaskFailures,      &kSinceProgress,
-                                  &kConnections,     &kHandshakes,       &kReplayConnections, &kReplayHandshakes,
-                                  &kRpcMalformed};
+constexpr const Metric* kAll[] = {&kBuildInfo,        &kUpSince,          &kActorEpisodes,     &kActorTurns,
+                                  &kActorGenerated,   &kActorPrompt,      &kActorStep,         &kActorReward,
+                                  &kActorResponse,    &kActorVersion,     &kActorUnacked,      &kActorSpool,
+                                  &kActorResent,      &kActorFailures,    &kActorWeights,      &kReplayCommitted,
+                                  &kReplayBytes,      &kReplayDuplicates, &kReplayGaps,        &kReplayRejected,
+                                  &kReplayCommit,     &kReplayGroup,      &kReplaySample,      &kReplayRecords,
+                                  &kReplayOldest,     &kReplayStalled,    &kReplayLevel0,      &kReplayWal,
+                                  &kReplayDisk,       &kReplayCorruption, &kReplayOpen,        &kLearnerSteps,
+                                  &kLearnerTokens,    &kLearnerPhase,     &kLearnerLoss,       &kLearnerEntropy,
+                                  &kLearnerGradient,  &kLearnerRate,      &kLearnerShare,      &kLearnerHeldout,
+                                  &kLearnerVersion,   &kLearnerFailures,  &kLearnerCheckpoint, &kLearnerCheckpointTime,
+                                  &kLearnerTraining,  &kMembers,          &kHeartbeatAge,      &kRestarts,
+                                  &kJobState,         &kStageProgress,    &kTaskFailures,      &kQuarantined,
+                                  &kSinceProgress,    &kConnections,      &kHandshakes,        &kReplayConnections,
+                                  &kReplayHandshakes, &kRpcMalformed};
 
 std::vector<double> Buckets(Metric::Kind kind) {
   std::vector<double> buckets;

@@ -189,6 +189,20 @@ TEST_F(Recovery, ARoleThatDiesAgainAndAgainFailsTheJobWithOneLine) {
   EXPECT_TRUE(ProcessesWith({folder_.path()}).empty());
 }
 
+TEST_F(Recovery, AnEpisodeThatKillsItsActorsIsLeftOutAndReported) {
+  setenv("QUERN_FAULT_ACTOR_DIES", "collect:random/7", 1);
+  const auto ended = QuernProcess::Run(folder_, RunArguments(folder_, {"online.rounds=0"}));
+  unsetenv("QUERN_FAULT_ACTOR_DIES");
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  EXPECT_NE(ended.err.find("quarantined, left out: 1 of 60 episodes"), std::string::npos) << ended.err;
+  EXPECT_NE(ReadFile(folder_.File("run/events.jsonl"))->find("collect:random: episode 7 killed 3 actors: quarantined"),
+            std::string::npos);
+  const auto result = nlohmann::json::parse(*ReadFile(folder_.File("run/result.json")));
+  for (const auto& stage : result["stages"])
+    EXPECT_EQ(stage["metrics"].value("quarantined", 0), stage["name"] == "collect:random" ? 1 : 0) << stage;
+  EXPECT_NE(ended.out.find("data mean                      119"), std::string::npos) << ended.out;
+}
+
 TEST_F(Recovery, OnlyRunsAreResumedAndOneAtATime) {
   const auto nowhere = QuernProcess::Run(folder_, {"resume", "nowhere"});
   EXPECT_EQ(nowhere.code, 102);

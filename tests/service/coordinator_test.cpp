@@ -27,6 +27,7 @@ class CoordinatorTest : public testing::Test {
     options.weights[kBaseModel].set_name(kBaseModel);
     options.weights[kBaseModel].set_path("/base");
     options.counters = &metrics_;
+    options.run_directory = run_directory_;
     options.on_event = [this](const std::string& text) { events_.push_back(text); };
     if (journal_folder_) {
       coordinator_.reset();
@@ -96,6 +97,7 @@ class CoordinatorTest : public testing::Test {
   }
 
   FakeReplay store_;
+  std::string run_directory_;
   std::optional<TemporaryFolder> journal_folder_;  // with a journal, Make goes on where the coordinator before it was
   Metrics metrics_{kRoleCoordinator};
   std::vector<std::string> events_;
@@ -435,6 +437,75 @@ TEST_F(CoordinatorTest, WhatPrometheusAndThePageSeeOfIt) {
   coordinator_->Stop("enough");
   EXPECT_TRUE(shows("job_state{state=\"stopping\"} 1"));
   EXPECT_TRUE(shows("seconds_without_progress 0"));
+}
+
+// The fixture's actor 0 comes back as another process; with `episode` it had said that it is at it.
+TEST_F(CoordinatorTest, AnEpisodeThatKillsItsActorsIsLeftOut) {
+  journal_folder_.emplace();
+  Make(SmallJob({"actors=1"}));
+  const auto start = [&](int64_t pid) {
+    v1::HelloRequest hello;
+    hello.set_role("actor");
+    hello.set_pid(pid);
+    coordinator_->Hello(hello, now_);
+    Pass(seconds(5));
+  };
+  const auto at = [&](uint64_t episode) {
+    v1::HeartbeatRequest heartbeat;
+    heartbeat.set_role("actor");
+    heartbeat.set_episode(episode + 1);
+    coordinator_->Heartbeat(heartbeat, now_);
+  };
+  start(1);
+  const v1::RolloutTask first = Lease(0).task();
+  EXPECT_FALSE(first.one_at_a_time());
+  start(2);
+  EXPECT_TRUE(Lease(0).task().one_at_a_time());
+  EXPECT_EQ(Lease(0).task().id(), first.id());
+  for (int64_t other = 0; other < 6; ++other) {  // dies at another episode each time: nobody's fault
+    at(first.first_episode() + 5 + static_cast<uint64_t>(other));
+    start(3 + other);
+    EXPECT_EQ(Lease(0).task().skip_size(), 0);
+  }
+  at(first.first_episode() + 3);
+  start(20);
+  EXPECT_EQ(Lease(0).task().skip_size(), 0);
+  at(first.first_episode() + 3);
+  start(21);
+  ASSERT_EQ(Lease(0).task().skip_size(), 1);
+  EXPECT_EQ(Lease(0).task().skip(0), first.first_episode() + 3);
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kRunning);
+  EXPECT_NE(events_.back().find("episode 3 killed 3 actors"), std::string::npos) << events_.back();
+
+  Make(SmallJob({"actors=1"}));  // the coordinator started again knows it
+  ASSERT_EQ(Lease(0).task().skip_size(), 1);
+  start(30);
+  at(first.first_episode() + 4);
+  start(31);
+  ASSERT_TRUE(Lease(0).has_task());
+  at(first.first_episode() + 4);
+  start(32);
+  EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);  // one in a hundred is allowed
+  EXPECT_NE(coordinator_->error().find("max_quarantined allows 1"), std::string::npos) << coordinator_->error();
+}
+
+TEST_F(CoordinatorTest, AJobThatFailsLeavesAFlightRecord) {
+  const TemporaryFolder folder;
+  run_directory_ = folder.path();
+  Make(SmallJob());
+  const v1::RolloutTask task = Lease(1).task();
+  for (int i = 0; i < 3; ++i) {
+    Complete(1, task, "the environment is broken");
+    Pass(seconds(5));
+    (void)Lease(1);
+  }
+  ASSERT_EQ(coordinator_->state(), Coordinator::State::kFailed);
+  const auto record = nlohmann::json::parse(*ReadFile(JoinPath(folder.path(), "flight_record.json")));
+  EXPECT_EQ(record["error"], coordinator_->error());
+  ASSERT_GT(record["last"].size(), 4u);
+  EXPECT_NE(record["last"].back()["what"].get<std::string>().find("the environment is broken"), std::string::npos);
+  EXPECT_NE(record["last"].front()["what"].get<std::string>().find("actor 1 is given episodes 0 to"),
+            std::string::npos);
 }
 
 }  // namespace

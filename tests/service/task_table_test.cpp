@@ -68,8 +68,22 @@ TEST_F(TaskTableTest, OnlyTheHolderCanFailATask) {
   const uint64_t id = table_.Lease(0, now_)->id;
   EXPECT_FALSE(table_.Fail(id, 1, "not mine", now_));
   EXPECT_FALSE(table_.Fail(99, 0, "no such task", now_));
-  EXPECT_EQ(table_.FailAll(0, "died", now_).size(), 1u);
+  EXPECT_EQ(table_.FailAll(0, false, "died", now_).size(), 1u);
   EXPECT_FALSE(table_.HasLeases());
+}
+
+TEST_F(TaskTableTest, AnActorThatDiedAtAnEpisodeItNamedDoesNotCountAgainstTheTask) {
+  table_.Add(0, 0, 20, 20);
+  EXPECT_FALSE(table_.Lease(0, now_)->killed);
+  for (int i = 0; i < 10; ++i) {
+    const auto failures = table_.FailAll(0, i > 0, "died", now_);
+    ASSERT_EQ(failures.size(), 1u);
+    EXPECT_TRUE(failures[0].killed);
+    EXPECT_FALSE(failures[0].final);
+    const auto again = table_.Lease(0, now_ + seconds(1));
+    ASSERT_TRUE(again);
+    EXPECT_TRUE(again->killed);  // to be played one at a time
+  }
 }
 
 }  // namespace
