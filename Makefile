@@ -1,7 +1,7 @@
 # The README's commands. Each installs what it needs (Debian 12, as root or with sudo), builds, and does its work.
 JOBS ?= $(shell nproc)
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp')
+SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.cu')
 
 .PHONY: all demo test asan tsan crash-test format check-format check-layers clean
 

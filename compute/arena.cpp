@@ -11,7 +11,7 @@ TensorView Arena::New(DType dtype, int64_t rows, int64_t cols) {
     used_ = 0;
   }
   if (block_ == blocks_.size()) {
-    blocks_.emplace_back(DType::kU8, 1, std::max(bytes, block_bytes_));
+    blocks_.emplace_back(DType::kU8, 1, std::max(bytes, block_bytes_), device_);
     used_ = 0;
   }
   TensorView view{blocks_[block_].Row<uint8_t>(0) + used_, dtype, rows, cols, cols};

@@ -13,7 +13,8 @@ namespace quern {
 // thread-safe.
 class Arena {
  public:
-  explicit Arena(int64_t block_bytes = int64_t{16} << 20) : block_bytes_(block_bytes) {}
+  explicit Arena(DeviceMemory* device = nullptr, int64_t block_bytes = int64_t{16} << 20)
+      : device_(device), block_bytes_(block_bytes) {}
 
   TensorView New(DType dtype, int64_t rows, int64_t cols);
   int64_t peak_bytes() const { return peak_; }
@@ -37,6 +38,7 @@ class Arena {
   };
 
  private:
+  DeviceMemory* device_;
   int64_t block_bytes_;
   std::vector<Tensor> blocks_;
   size_t block_ = 0;   // the block being filled

@@ -10,7 +10,7 @@ namespace quern {
 // The FP8 types are codes: what they stand for takes a scale as well (fp8.h).
 enum class DType : uint8_t { kF32, kBf16, kF16, kF64, kI32, kU8, kE4M3, kE5M2 };
 
-inline int64_t DTypeSize(DType dtype) {
+constexpr int64_t DTypeSize(DType dtype) {
   switch (dtype) {
     case DType::kF32:
     case DType::kI32: return 4;
@@ -46,7 +46,7 @@ struct Bf16 {
   uint16_t bits = 0;
 
   Bf16() = default;
-  explicit Bf16(float value) {
+  constexpr explicit Bf16(float value) {
     const auto word = std::bit_cast<uint32_t>(value);
     if ((word & 0x7fffffffu) > 0x7f800000u) {
       bits = static_cast<uint16_t>((word >> 16) | 0x40u);
@@ -54,7 +54,7 @@ struct Bf16 {
       bits = static_cast<uint16_t>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
     }
   }
-  explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
+  constexpr explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
 
 float HalfToFloat(uint16_t bits);   // IEEE binary16, exact

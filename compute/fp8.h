@@ -35,7 +35,7 @@ uint8_t FloatToFp8Stochastic(float x, const Fp8Format& format, uint32_t bits);
 int PowerOfTwoExponent(float amax, float max);
 
 // The arithmetic of the casts for one format, branchless, so that loops over it become vector code. Always inlined: a
-// copy compiled for one instruction set must not serve another.
+// copy compiled for one instruction set must not serve another. constexpr, so that GPU kernels may call it.
 template <int kMantissa, int kBias>
 struct Fp8Codec {
   static constexpr int kShift = 23 - kMantissa;
@@ -44,13 +44,13 @@ struct Fp8Codec {
   static constexpr uint32_t kInfinity = 0x7f800000u;
   static constexpr uint32_t kNan = 0x7f;
 
-  [[gnu::always_inline]] static uint32_t Finish(uint32_t word, uint32_t code, uint32_t max_bits) {
+  [[gnu::always_inline]] static constexpr uint32_t Finish(uint32_t word, uint32_t code, uint32_t max_bits) {
     const uint32_t magnitude = word & 0x7fffffffu;
     const uint32_t largest = (max_bits >> kShift) - kRebias;
     const uint32_t held = (magnitude >= max_bits ? largest : code) | ((word >> 24) & 0x80u);
     return magnitude > kInfinity ? kNan : held;
   }
-  [[gnu::always_inline]] static uint32_t Nearest(float x, uint32_t max_bits) {
+  [[gnu::always_inline]] static constexpr uint32_t Nearest(float x, uint32_t max_bits) {
     const auto word = std::bit_cast<uint32_t>(x);
     const uint32_t magnitude = word & 0x7fffffffu;
     constexpr uint32_t kHalf = (1u << (kShift - 1)) - 1;
@@ -61,7 +61,7 @@ struct Fp8Codec {
     const uint32_t subnormal = std::bit_cast<uint32_t>(sum) - kSpacing;
     return Finish(word, magnitude < kMinNormal ? subnormal : normal, max_bits);
   }
-  [[gnu::always_inline]] static uint32_t Stochastic(float x, uint32_t max_bits, uint32_t bits) {
+  [[gnu::always_inline]] static constexpr uint32_t Stochastic(float x, uint32_t max_bits, uint32_t bits) {
     const auto word = std::bit_cast<uint32_t>(x);
     const uint32_t magnitude = word & 0x7fffffffu;
     const uint32_t random = bits & ((1u << kShift) - 1);
@@ -78,7 +78,7 @@ using E4M3Codec = Fp8Codec<3, 7>;
 using E5M2Codec = Fp8Codec<2, 15>;
 
 // bf16 by stochastic rounding with the low 16 of `bits`. NaN and infinities stay; a finite value stays finite.
-[[gnu::always_inline]] inline uint16_t StochasticBf16(float x, uint32_t bits) {
+[[gnu::always_inline]] constexpr uint16_t StochasticBf16(float x, uint32_t bits) {
   const auto word = std::bit_cast<uint32_t>(x);
   const uint32_t magnitude = word & 0x7fffffffu;
   const uint32_t rounded = word + (bits & 0xffffu);

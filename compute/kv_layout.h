@@ -22,20 +22,22 @@ struct KvLayout {
   int64_t head_dim = 0;
   bool selective = false;  // Selective Attention: sequences carry a `selection` beside their pages
 
-  int64_t page_elements() const { return layers * kv_heads * 2 * kPageTokens * head_dim; }
-  int64_t page_bytes() const { return page_elements() * DTypeSize(dtype); }
+  constexpr int64_t page_elements() const { return layers * kv_heads * 2 * kPageTokens * head_dim; }
+  constexpr int64_t page_bytes() const { return page_elements() * DTypeSize(dtype); }
   // Element offset in a page of the keys / values of one layer and KV head.
-  int64_t KeyOffset(int64_t layer, int64_t head) const {
+  constexpr int64_t KeyOffset(int64_t layer, int64_t head) const {
     return (layer * kv_heads + head) * 2 * kPageTokens * head_dim;
   }
-  int64_t ValueOffset(int64_t layer, int64_t head) const { return KeyOffset(layer, head) + kPageTokens * head_dim; }
+  constexpr int64_t ValueOffset(int64_t layer, int64_t head) const {
+    return KeyOffset(layer, head) + kPageTokens * head_dim;
+  }
   // Element offset of channel d of the key at `slot` (position within the page), relative to KeyOffset.
-  int64_t KeyElement(int64_t slot, int64_t d) const {
+  constexpr int64_t KeyElement(int64_t slot, int64_t d) const {
     return (slot / kBlockTokens * head_dim + d) * kBlockTokens + slot % kBlockTokens;
   }
   // Of SequenceRows::selection: elements of one page, and the offset of one layer of it.
-  int64_t selection_elements() const { return layers * kPageTokens; }
-  int64_t SelectionOffset(int64_t page, int64_t layer) const { return (page * layers + layer) * kPageTokens; }
+  constexpr int64_t selection_elements() const { return layers * kPageTokens; }
+  constexpr int64_t SelectionOffset(int64_t page, int64_t layer) const { return (page * layers + layer) * kPageTokens; }
 };
 
 // Keys of fewer channels (ThinK, Xu et al. 2024, arXiv 2407.21018): those of the first pages of a sequence of a layout
@@ -47,18 +49,18 @@ struct PrunedKeys {
   int64_t full_heads = 0;         // the first so many KV heads keep all: the one that selects (selective layouts)
   const int32_t* kept = nullptr;  // [kv_heads, channels], ascending
 
-  int64_t Channels(const KvLayout& layout, int64_t head) const {
+  constexpr int64_t Channels(const KvLayout& layout, int64_t head) const {
     return head < full_heads ? layout.head_dim : channels;
   }
   // Element offsets within a page.
-  int64_t KeyOffset(const KvLayout& layout, int64_t head) const {
+  constexpr int64_t KeyOffset(const KvLayout& layout, int64_t head) const {
     const int64_t full = head < full_heads ? head : full_heads;
     return (head * (channels + layout.head_dim) + full * (layout.head_dim - channels)) * KvLayout::kPageTokens;
   }
-  int64_t ValueOffset(const KvLayout& layout, int64_t head) const {
+  constexpr int64_t ValueOffset(const KvLayout& layout, int64_t head) const {
     return KeyOffset(layout, head) + Channels(layout, head) * KvLayout::kPageTokens;
   }
-  int64_t page_elements(const KvLayout& layout) const { return KeyOffset(layout, layout.kv_heads); }
+  constexpr int64_t page_elements(const KvLayout& layout) const { return KeyOffset(layout, layout.kv_heads); }
 };
 
 // The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and

@@ -290,6 +290,14 @@ class Ops {
   virtual ~Ops() = default;
   virtual const char* name() const = 0;
 
+  // Where the views of all calls below lie, unless said otherwise: null, the host's memory, or the device's. Weight of
+  // Pack and x and y of Cast may lie in either. Spans, page tables and PrunedKeys are always the host's.
+  virtual DeviceMemory* memory() { return nullptr; }
+  // Copies between the host's memory and this backend's; same shapes and dtypes. The host's side may be used again at
+  // once.
+  virtual void Upload(const TensorView& host, const TensorView& x);
+  virtual void Download(const TensorView& x, const TensorView& host);
+
   virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
   virtual void Pack(const PackArgs& args) = 0;
   virtual void Quantize(const QuantizeArgs& args) = 0;

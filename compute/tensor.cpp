@@ -32,12 +32,18 @@ void* MapLarge(size_t bytes) {
 
 }  // namespace
 
-Tensor::Tensor(DType dtype, int64_t rows, int64_t cols) : view_{nullptr, dtype, rows, cols, cols} {
+Tensor::Tensor(DType dtype, int64_t rows, int64_t cols, DeviceMemory* device)
+    : view_{nullptr, dtype, rows, cols, cols} {
   const auto bytes = static_cast<size_t>((rows * cols * DTypeSize(dtype) + 63) / 64 * 64);
   if (bytes == 0) return;
+  if (device != nullptr) {
+    data_ = {device->New(static_cast<int64_t>(bytes)), TensorMemory{0, device}};
+    view_.data = data_.get();
+    return;
+  }
 #ifdef QUERN_HUGE_PAGES
   if (bytes >= kLarge) {
-    data_ = {MapLarge(bytes), TensorMemory{bytes}};
+    data_ = {MapLarge(bytes), TensorMemory{bytes, nullptr}};
     view_.data = data_.get();
     return;
   }
@@ -49,6 +55,7 @@ Tensor::Tensor(DType dtype, int64_t rows, int64_t cols) : view_{nullptr, dtype, 
 }
 
 void TensorMemory::operator()(void* data) const {
+  if (device != nullptr) return device->Delete(data);
 #ifdef QUERN_HUGE_PAGES
   if (mapped_bytes > 0) {
     munmap(data, WholePages(mapped_bytes));

@@ -37,16 +37,26 @@ struct TensorView {
   }
 };
 
+// A device's memory (Ops::memory()). Must outlive the tensors in it. Not thread-safe.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual void* New(int64_t bytes) = 0;  // zero-initialised, 64-byte aligned
+  virtual void Delete(void* data) = 0;
+};
+
 struct TensorMemory {
   size_t mapped_bytes = 0;  // 0: from the heap
+  DeviceMemory* device = nullptr;
   void operator()(void* data) const;
 };
 
-// An owning, 64-byte aligned, zero-initialised matrix without padding between rows. Movable.
+// An owning, 64-byte aligned, zero-initialised matrix without padding between rows. Movable. In the host's memory
+// unless a device's is named.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(DType dtype, int64_t rows, int64_t cols);
+  Tensor(DType dtype, int64_t rows, int64_t cols, DeviceMemory* device = nullptr);
   const TensorView& view() const { return view_; }
   operator const TensorView&() const { return view_; }  // NOLINT: a Tensor is usable wherever a view is
   template <typename T>

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-git ls-files -co --exclude-standard -- '*.h' '*.cpp' | xargs awk '
+git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.cu' | xargs awk '
   BEGIN {
     allow["base"] = "base"
     allow["compute"] = "base compute"

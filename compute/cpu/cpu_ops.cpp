@@ -7,6 +7,7 @@
 #include "base/strings.h"
 #include "compute/cpu/gemm.h"
 #include "compute/cpu/kernels.h"
+#include "compute/op_checks.h"
 
 namespace quern {
 
@@ -27,63 +28,10 @@ float* ThreadScratch(int64_t count) {
   return scratch.data();
 }
 
-bool IsAct(const TensorView& view) { return view.dtype == DType::kF32 || view.dtype == DType::kBf16; }
-
-std::string Shape(const TensorView& view) {
-  return StrCat(DTypeName(view.dtype), " [", view.rows, ", ", view.cols, "]");
-}
-
-void CheckAct(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
-  QUERN_CHECK(
-      (rows == 0 || !view.empty()) && IsAct(view) && view.rows == rows && view.cols == cols && view.stride >= cols,
-      StrCat(what, " is ", Shape(view), ", expected fp32 or bf16 [", rows, ", ", cols, "]"));
-}
-
-void CheckAcc(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
-  QUERN_CHECK((rows * cols == 0 || !view.empty()) && view.dtype == DType::kF32 && view.rows == rows &&
-                  view.cols == cols && (rows == 1 || view.stride >= cols),
-              StrCat(what, " is ", Shape(view), ", expected fp32 [", rows, ", ", cols, "]"));
-}
-
-void CheckAccOrEmpty(const TensorView& view, int64_t rows, int64_t cols, const char* what) {
-  if (!view.empty()) CheckAcc(view, rows, cols, what);
-}
-
-void CheckIds(std::span<const int32_t> ids, int64_t count, int64_t limit, const char* what) {
-  QUERN_CHECK(static_cast<int64_t>(ids.size()) == count, StrCat(ids.size(), " ", what, " for ", count, " rows"));
-  for (const int32_t id : ids)
-    QUERN_CHECK(id >= 0 && id < limit, StrCat(what, ": ", id, " is not in [0, ", limit, ")"));
-}
-
 // out[i] += the sum over rows of partials[row, i], in row order.
 void AddPartials(const float* partials, int64_t rows, int64_t stride, int64_t count, float* out) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < count; ++i) out[i] += partials[row * stride + i];
-}
-
-void CheckRotary(const RotaryArgs& args) {
-  const int64_t rows = static_cast<int64_t>(args.positions.size());
-  QUERN_CHECK(args.heads > 0 && args.kv_heads > 0 && args.head_dim > 0 && args.head_dim % 2 == 0);
-  QUERN_CHECK(args.q_norm.empty() == args.k_norm.empty());
-  CheckAccOrEmpty(args.q_norm, 1, args.head_dim, "q_norm");
-  CheckAccOrEmpty(args.k_norm, 1, args.head_dim, "k_norm");
-  CheckAcc(args.cos, args.cos.rows, args.head_dim / 2, "cos");
-  CheckAcc(args.sin, args.cos.rows, args.head_dim / 2, "sin");
-  CheckIds(args.positions, rows, args.cos.rows, "positions");
-}
-
-void CheckSequences(std::span<const SequenceRows> sequences, int64_t rows, bool pages) {
-  for (const SequenceRows& s : sequences) {
-    QUERN_CHECK(s.row >= 0 && s.count >= 0 && s.context >= 0 && s.row + s.count <= rows,
-                StrCat("rows [", s.row, ", ", s.row + s.count, ") of ", rows, " at context ", s.context));
-    QUERN_CHECK(!pages || s.count == 0 || s.pages != nullptr);
-    QUERN_CHECK(s.pruned == nullptr || s.pruned->pages * KvLayout::kPageTokens <= s.context);
-  }
-}
-
-void CheckLayout(const KvLayout& layout, int64_t layer) {
-  QUERN_CHECK(layout.dtype == DType::kF32 || layout.dtype == DType::kBf16);
-  QUERN_CHECK(layer >= 0 && layer < layout.layers && layout.kv_heads > 0 && layout.head_dim > 0);
 }
 
 float ReadElement(const TensorView& view, int64_t row, int64_t col) {
@@ -147,43 +95,30 @@ void CpuOps::MatMulGradWeight(const MatMulGradWeightArgs& args) {
 }
 
 void CpuOps::BiasBackward(const BiasBackwardArgs& args) {
-  CheckAct(args.dy, args.dy.rows, args.dy.cols, "dy");
-  CheckAcc(args.dbias, 1, args.dy.cols, "dbias");
+  CheckArgs(args);
   ForChunks(args.dy.cols, kColumnChunk,
             [&](int64_t begin, int64_t end) { kernels_->bias_backward_columns(args, begin, end); });
 }
 
 void CpuOps::Embedding(const EmbeddingArgs& args) {
-  CheckAct(args.table, args.table.rows, args.table.cols, "table");
-  CheckAcc(args.out, args.out.rows, args.table.cols, "out");
-  CheckIds(args.ids, args.out.rows, args.table.rows, "token ids");
+  CheckArgs(args);
   ForChunks(args.out.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->embedding(args, begin, end); });
 }
 
 void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& args) {
-  CheckAcc(args.dout, args.dout.rows, args.dout.cols, "dout");
-  CheckAcc(args.dtable, args.dtable.rows, args.dout.cols, "dtable");
-  CheckIds(args.ids, args.dout.rows, args.dtable.rows, "token ids");
+  CheckArgs(args);
   ForChunks(args.dout.cols, kColumnChunk,
             [&](int64_t begin, int64_t end) { kernels_->embedding_backward_columns(args, begin, end); });
 }
 
 void CpuOps::RmsNorm(const RmsNormArgs& args) {
-  CheckAcc(args.x, args.x.rows, args.x.cols, "x");
-  CheckAcc(args.weight, 1, args.x.cols, "weight");
-  CheckAct(args.y, args.x.rows, args.x.cols, "y");
-  CheckAccOrEmpty(args.inv_rms, 1, args.x.rows, "inv_rms");
+  CheckArgs(args);
   ForChunks(args.x.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rms_norm(args, begin, end); });
 }
 
 void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
+  CheckArgs(args);
   const int64_t rows = args.x.rows, dim = args.x.cols;
-  CheckAcc(args.x, rows, dim, "x");
-  CheckAct(args.dy, rows, dim, "dy");
-  CheckAcc(args.weight, 1, dim, "weight");
-  CheckAcc(args.inv_rms, 1, rows, "inv_rms");
-  CheckAcc(args.dx, rows, dim, "dx");
-  CheckAcc(args.dweight, 1, dim, "dweight");
   const int64_t partials = (rows + kPartialRows - 1) / kPartialRows;
   Arena::Scope scope(scratch_);
   auto* sums = static_cast<float*>(scratch_.New(DType::kF32, std::max<int64_t>(partials, 1), dim).data);
@@ -195,28 +130,13 @@ void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
 }
 
 void CpuOps::Rotary(const RotaryArgs& args) {
-  CheckRotary(args);
-  const int64_t rows = args.qkv.rows, width = (args.heads + 2 * args.kv_heads) * args.head_dim;
-  CheckAct(args.qkv, rows, width, "qkv");
-  CheckAct(args.out, rows, width, "out");
-  QUERN_CHECK(static_cast<int64_t>(args.positions.size()) == rows);
-  QUERN_CHECK(args.out.data != args.qkv.data ||
-              (args.q_norm.empty() && args.out.dtype == args.qkv.dtype && args.out.stride == args.qkv.stride));
-  ForChunks(rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rotary(args, begin, end); });
+  CheckArgs(args);
+  ForChunks(args.qkv.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rotary(args, begin, end); });
 }
 
 void CpuOps::RotaryBackward(const RotaryBackwardArgs& args) {
-  const RotaryArgs& forward = args.forward;
-  CheckRotary(forward);
-  const int64_t rows = args.dqkv.rows, dim = forward.head_dim;
-  const bool norm = !forward.q_norm.empty();
-  CheckAct(args.dqkv, rows, (forward.heads + 2 * forward.kv_heads) * dim, "dqkv");
-  QUERN_CHECK(static_cast<int64_t>(forward.positions.size()) == rows);
-  if (norm) {
-    CheckAct(forward.qkv, rows, args.dqkv.cols, "qkv");
-    CheckAcc(args.dq_norm, 1, dim, "dq_norm");
-    CheckAcc(args.dk_norm, 1, dim, "dk_norm");
-  }
+  CheckArgs(args);
+  const int64_t rows = args.dqkv.rows, dim = args.forward.head_dim;
   const int64_t partials = (rows + kPartialRows - 1) / kPartialRows;
   Arena::Scope scope(scratch_);
   auto* sums = static_cast<float*>(scratch_.New(DType::kF32, std::max<int64_t>(partials, 1), 3 * dim).data);
@@ -224,15 +144,13 @@ void CpuOps::RotaryBackward(const RotaryBackwardArgs& args) {
   ForChunks(rows, kPartialRows, [&](int64_t begin, int64_t end) {
     kernels_->rotary_backward(args, begin, end, sums + begin / kPartialRows * 3 * dim);
   });
-  if (!norm) return;
+  if (args.forward.q_norm.empty()) return;
   AddPartials(sums, partials, 3 * dim, dim, args.dq_norm.Row<float>(0));
   AddPartials(sums + dim, partials, 3 * dim, dim, args.dk_norm.Row<float>(0));
 }
 
 void CpuOps::KvWrite(const KvWriteArgs& args) {
-  CheckLayout(args.layout, args.layer);
-  CheckSequences(args.sequences, args.qkv.rows, true);
-  CheckAct(args.qkv, args.qkv.rows, (args.heads + 2 * args.layout.kv_heads) * args.layout.head_dim, "qkv");
+  CheckArgs(args);
   struct Task {
     const SequenceRows* sequence;
     int64_t begin;
@@ -249,18 +167,7 @@ void CpuOps::KvWrite(const KvWriteArgs& args) {
 }
 
 void CpuOps::Attention(const AttentionArgs& args) {
-  const int64_t rows = args.q.rows, width = args.heads * args.layout.head_dim;
-  CheckLayout(args.layout, args.layer);
-  QUERN_CHECK(args.heads % args.layout.kv_heads == 0 && args.window >= 0);
-  CheckAct(args.q, rows, width, "q");
-  CheckAct(args.out, rows, width, "out");
-  CheckAccOrEmpty(args.lse, rows, args.heads, "lse");
-  CheckSequences(args.sequences, rows, true);
-  for (const SequenceRows& s : args.sequences) {
-    // Head 0's keys, which select, lie where they lie in other pages.
-    if (s.pruned != nullptr)
-      QUERN_CHECK(args.layout.layers == 1 && (!args.layout.selective || s.pruned->full_heads > 0));
-  }
+  CheckArgs(args);
   Arena::Scope scope(scratch_);
   const std::vector<TensorView> penalties =
       args.layout.selective ? SelectRows(args) : std::vector<TensorView>(args.sequences.size());
@@ -297,7 +204,7 @@ void CpuOps::Attention(const AttentionArgs& args) {
 std::vector<TensorView> CpuOps::SelectRows(const AttentionArgs& args) {
   constexpr int64_t kPage = KvLayout::kPageTokens;
   QUERN_CHECK(args.window == 0 && (args.budget == 0 || args.budget >= 2));
-  CheckAccOrEmpty(args.live, 1, args.q.rows, "live");
+  if (!args.live.empty()) CheckAcc(args.live, 1, args.q.rows, "live");
   std::vector<TensorView> penalties;
   std::vector<cpu::SelectTask> tasks;
   for (const SequenceRows& s : args.sequences) {
@@ -335,14 +242,7 @@ std::vector<TensorView> CpuOps::SelectRows(const AttentionArgs& args) {
 }
 
 void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
-  const int64_t rows = args.qkv.rows, width = args.heads * args.head_dim;
-  QUERN_CHECK(args.kv_heads > 0 && args.heads % args.kv_heads == 0 && args.window >= 0);
-  CheckAct(args.qkv, rows, width + 2 * args.kv_heads * args.head_dim, "qkv");
-  CheckAct(args.out, rows, width, "out");
-  CheckAcc(args.lse, rows, args.heads, "lse");
-  CheckAct(args.dout, rows, width, "dout");
-  CheckAct(args.dqkv, rows, args.qkv.cols, "dqkv");
-  CheckSequences(args.sequences, rows, false);
+  CheckArgs(args);
   std::vector<cpu::AttentionBackwardTask> tasks;
   for (const SequenceRows& s : args.sequences) {
     QUERN_CHECK(s.context == 0, StrCat("attention backward at context ", s.context));
@@ -371,52 +271,32 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
 }
 
 void CpuOps::SwiGlu(const SwiGluArgs& args) {
-  CheckAct(args.h, args.h.rows, args.h.cols, "h");
-  CheckAct(args.gate_up, args.h.rows, 2 * args.h.cols, "gate_up");
+  CheckArgs(args);
   ForChunks(args.h.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu(args, begin, end); });
 }
 
 void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
-  CheckAct(args.dh, args.dh.rows, args.dh.cols, "dh");
-  CheckAct(args.gate_up, args.dh.rows, 2 * args.dh.cols, "gate_up");
-  CheckAct(args.dgate_up, args.dh.rows, 2 * args.dh.cols, "dgate_up");
-  QUERN_CHECK(args.dgate_up.data != args.gate_up.data || args.dgate_up.dtype == args.gate_up.dtype);
+  CheckArgs(args);
   ForChunks(args.dh.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu_backward(args, begin, end); });
 }
 
 void CpuOps::LogSoftmax(const LogSoftmaxArgs& args) {
+  CheckArgs(args);
   const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
-  CheckAcc(args.logits, rows, vocabulary, "logits");
-  CheckAcc(args.lse, 1, rows, "lse");
-  CheckAccOrEmpty(args.log_prob, 1, rows, "log_prob");
-  CheckAccOrEmpty(args.mean_log_prob, 1, rows, "mean_log_prob");
-  CheckAccOrEmpty(args.entropy, 1, rows, "entropy");
-  if (!args.log_prob.empty()) CheckIds(args.targets, rows, vocabulary, "targets");
   ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary),
             [&](int64_t begin, int64_t end) { kernels_->log_softmax(args, begin, end); });
 }
 
 void CpuOps::LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) {
+  CheckArgs(args);
   const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
-  CheckAcc(args.logits, rows, vocabulary, "logits");
-  CheckAcc(args.lse, 1, rows, "lse");
-  CheckAcc(args.a, 1, rows, "a");
-  CheckAccOrEmpty(args.b, 1, rows, "b");
-  CheckAccOrEmpty(args.c, 1, rows, "c");
-  CheckAct(args.dlogits, rows, vocabulary, "dlogits");
-  CheckIds(args.targets, rows, vocabulary, "targets");
-  QUERN_CHECK(args.reserved < vocabulary && (args.c.empty() || args.reserved >= 0));
-  QUERN_CHECK(args.dlogits.data != args.logits.data || args.dlogits.dtype == args.logits.dtype);
   ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary),
             [&](int64_t begin, int64_t end) { kernels_->log_softmax_backward(args, begin, end); });
 }
 
 void CpuOps::MaxRatio(const MaxRatioArgs& args) {
+  CheckArgs(args);
   const int64_t rows = args.value_logits.rows, vocabulary = args.value_logits.cols;
-  CheckAcc(args.value_logits, rows, vocabulary, "value_logits");
-  CheckAcc(args.behaviour_logits, rows, vocabulary, "behaviour_logits");
-  CheckAcc(args.max_ratio, 1, rows, "max_ratio");
-  QUERN_CHECK(args.reserved < vocabulary && args.epsilon > 0);
   pool_->ParallelFor(rows, [&](int64_t row) { kernels_->max_ratio(args, row, ThreadScratch(vocabulary)); });
 }
 

@@ -1,0 +1,25 @@
+# QUERN_CUDA=AUTO|ON|OFF: whether nvcc builds the GPU's backend. Sets QUERN_CUDA_FOUND. The libraries of the toolkit are
+# looked for when the program runs (compute/cuda), never linked.
+set(QUERN_CUDA "OFF" CACHE STRING "Build the CUDA backend: AUTO (where nvcc is), ON or OFF")
+set(QUERN_CUDA_FOUND FALSE)
+if(NOT QUERN_CUDA STREQUAL "OFF" AND NOT QUERN_SANITIZE)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    # 8.0, and 9.0 with what only Hopper has; anything newer compiles the PTX of 9.0 when it starts.
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    set(QUERN_CUDA_FOUND TRUE)
+  elseif(QUERN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "QUERN_CUDA=ON and no nvcc: set CMAKE_CUDA_COMPILER or PATH")
+  endif()
+endif()
+
+# The kernels: for the GPU (compute/cuda) and for the emulator (tests/cuda).
+set(QUERN_CUDA_KERNELS
+  adamw.cu attention.cu attention_backward.cu attention_backward_tiles.cu attention_tiles.cu elementwise.cu norm.cu
+  quantize.cu reduce.cu rotary.cu selection.cu softmax.cu)

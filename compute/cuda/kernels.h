@@ -1,0 +1,68 @@
+#pragma once
+
+// What CudaOps (cuda_ops.h) launches. Every function queues its kernels and returns; arguments have been checked.
+
+#include "compute/arena.h"
+#include "compute/cuda/runtime.h"
+#include "compute/cuda/staging.h"
+#include "compute/ops.h"
+
+namespace quern::cuda {
+
+struct Context {
+  Runtime& runtime;
+  Staging& staging;
+  Arena& scratch;  // on the device; given back, in the order of the stream, when an operation has been queued
+  Stream stream() const { return runtime.stream(); }
+};
+
+// elementwise.cu
+void Embedding(Context& context, const EmbeddingArgs& args);
+void EmbeddingBackward(Context& context, const EmbeddingBackwardArgs& args);
+void SwiGlu(Context& context, const SwiGluArgs& args);
+void SwiGluBackward(Context& context, const SwiGluBackwardArgs& args);
+void GatherRows(Context& context, const GatherRowsArgs& args);
+void ScatterRows(Context& context, const ScatterRowsArgs& args);
+void Lerp(Context& context, const TensorView& x, float alpha, const TensorView& y);
+void Cast(Context& context, const TensorView& x, const TensorView& y);
+void Fill(Context& context, const TensorView& x, float value);
+void Transpose(Context& context, const TensorView& x, const TensorView& y);  // bytes or 16-bit elements
+
+// reduce.cu
+void BiasBackward(Context& context, const BiasBackwardArgs& args);
+void ColumnAmax(Context& context, const ColumnAmaxArgs& args);
+double SquaredNorm(Context& context, const TensorView& x);
+// out [1, n] += the sums of partials' [rows, n] columns, in row order.
+void AddPartials(Context& context, const TensorView& partials, const TensorView& out);
+
+// norm.cu
+void RmsNorm(Context& context, const RmsNormArgs& args);
+void RmsNormBackward(Context& context, const RmsNormBackwardArgs& args);
+
+// rotary.cu
+void Rotary(Context& context, const RotaryArgs& args);
+void RotaryBackward(Context& context, const RotaryBackwardArgs& args);
+
+// softmax.cu
+void LogSoftmax(Context& context, const LogSoftmaxArgs& args);
+void LogSoftmaxBackward(Context& context, const LogSoftmaxBackwardArgs& args);
+void MaxRatio(Context& context, const MaxRatioArgs& args);
+
+// quantize.cu
+void Quantize(Context& context, const QuantizeArgs& args);
+void Dequantize(Context& context, const DequantizeArgs& args);
+// scale[i] = the power of two for amax[i], or its inverse.
+void ScalesFor(Context& context, const TensorView& amax, const Fp8Format& format, bool inverse,
+               const TensorView& scale);
+// scale[i] = one / columns[i].
+void DivideScale(Context& context, const TensorView& one, const TensorView& columns, const TensorView& scale);
+
+// adamw.cu
+void AdamW(Context& context, const AdamWArgs& args);
+
+// attention.cu and its neighbours
+void KvWrite(Context& context, const KvWriteArgs& args);
+void Attention(Context& context, const AttentionArgs& args);
+void AttentionBackward(Context& context, const AttentionBackwardArgs& args);
+
+}  // namespace quern::cuda

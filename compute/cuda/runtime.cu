@@ -1,0 +1,96 @@
+#include "compute/cuda/runtime.h"
+
+#include "compute/cuda/device.h"
+
+namespace quern::cuda {
+
+namespace {
+size_t Bytes(int64_t bytes) { return static_cast<size_t>(bytes); }
+
+void Copy2D(const TensorView& from, const TensorView& to, cudaMemcpyKind kind, Stream stream) {
+  QUERN_CHECK(from.dtype == to.dtype && from.rows == to.rows && from.cols == to.cols);
+  if (to.rows == 0 || to.cols == 0) return;
+  const int64_t size = DTypeSize(to.dtype), width = to.cols * size;
+  const bool whole = to.rows == 1 || (from.stride == from.cols && to.stride == to.cols);
+  if (whole) {
+    CheckCuda(cudaMemcpyAsync(to.data, from.data, Bytes(width * to.rows), kind, stream), "copy");
+  } else {
+    CheckCuda(cudaMemcpy2DAsync(to.data, Bytes(to.stride * size), from.data, Bytes(from.stride * size), Bytes(width),
+                                Bytes(to.rows), kind, stream),
+              "copy");
+  }
+}
+}  // namespace
+
+int Runtime::Count() {
+  int count = 0;
+  const bool known = cudaGetDeviceCount(&count) == cudaSuccess;
+  cudaGetLastError();  // forget the error of a machine without a driver
+  return known ? count : 0;
+}
+
+std::string Runtime::WhyNone() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  return count == 0 ? "no CUDA device" : "";
+}
+
+Runtime::Runtime(int device) {
+  CheckCuda(cudaSetDevice(device), "choosing the GPU");
+  cudaDeviceProp properties;
+  CheckCuda(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
+  capability_ = 10 * properties.major + properties.minor;
+  processors_ = properties.multiProcessorCount;
+  CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+}
+
+Runtime::~Runtime() {
+  cudaStreamSynchronize(stream_);
+  cudaStreamDestroy(stream_);
+}
+
+DeviceInfo Runtime::Describe(int device) {
+  cudaDeviceProp properties;
+  CheckCuda(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
+  CheckCuda(cudaSetDevice(device), "choosing the GPU");
+  size_t free = 0, total = 0;
+  CheckCuda(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
+  return {properties.name, 10 * properties.major + properties.minor, properties.multiProcessorCount,
+          static_cast<int64_t>(total), static_cast<int64_t>(free)};
+}
+
+void* Runtime::New(int64_t bytes) {
+  void* data = nullptr;
+  CheckCuda(cudaMalloc(&data, Bytes(bytes)), "GPU memory");
+  Zero(data, bytes);
+  return data;
+}
+
+// cudaFree waits for everything that was queued, so a kernel may still be using the memory.
+void Runtime::Delete(void* data) { CheckCuda(cudaFree(data), "freeing GPU memory"); }
+
+// From pageable memory: the runtime has copied it when the call returns.
+void Runtime::Upload(void* device, const void* host, int64_t bytes) {
+  if (bytes > 0) CheckCuda(cudaMemcpyAsync(device, host, Bytes(bytes), cudaMemcpyHostToDevice, stream_), "upload");
+}
+void Runtime::Upload2D(const TensorView& host, const TensorView& device) {
+  Copy2D(host, device, cudaMemcpyHostToDevice, stream_);
+}
+void Runtime::Download2D(const TensorView& device, const TensorView& host) {
+  Copy2D(device, host, cudaMemcpyDeviceToHost, stream_);
+  Wait();
+}
+void Runtime::Zero(void* device, int64_t bytes) {
+  CheckCuda(cudaMemsetAsync(device, 0, Bytes(bytes), stream_), "clearing GPU memory");
+}
+void Runtime::Wait() { CheckCuda(cudaStreamSynchronize(stream_), "a kernel"); }
+
+bool Runtime::IsDevice(const void* data) const {
+  cudaPointerAttributes attributes;
+  CheckCuda(cudaPointerGetAttributes(&attributes, data), "asking about memory");
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+}
+
+}  // namespace quern::cuda

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/status.h"
+#include "compute/tensor.h"
+
+namespace quern::cuda {
+
+using Stream = struct CUstream_st*;
+
+struct DeviceInfo {
+  std::string name;
+  int capability = 0;  // 90 for 9.0
+  int processors = 0;
+  int64_t memory_bytes = 0;
+  int64_t free_bytes = 0;
+};
+
+// One GPU, one stream, and memory on it. runtime.cu has it for the GPU, runtime_emulated.cpp for the emulator. Not
+// thread-safe.
+class Runtime : public DeviceMemory {
+ public:
+  static int Count();            // devices that can be used; 0 without a driver
+  static std::string WhyNone();  // why Count() is 0
+  static DeviceInfo Describe(int device);
+  explicit Runtime(int device);  // below Count()
+  ~Runtime() override;
+
+  Stream stream() const { return stream_; }
+  int processors() const { return processors_; }
+  int capability() const { return capability_; }
+
+  void* New(int64_t bytes) override;
+  void Delete(void* data) override;
+  // All in the order of the stream. Host memory may be changed once Upload has returned; Download has waited.
+  void Upload(void* device, const void* host, int64_t bytes);
+  void Upload2D(const TensorView& host, const TensorView& device);
+  void Download2D(const TensorView& device, const TensorView& host);
+  void Zero(void* device, int64_t bytes);
+  void Wait();
+  bool IsDevice(const void* data) const;
+
+ private:
+  int capability_ = 0;
+  int processors_ = 0;
+  Stream stream_ = nullptr;
+};
+
+}  // namespace quern::cuda

@@ -1,0 +1,15 @@
+#include "compute/ops.h"
+
+#include <cstring>
+
+namespace quern {
+
+void Ops::Upload(const TensorView& host, const TensorView& x) {
+  QUERN_CHECK(host.dtype == x.dtype && host.rows == x.rows && host.cols == x.cols);
+  for (int64_t r = 0; r < x.rows; ++r)
+    std::memcpy(x.Row<uint8_t>(r), host.Row<uint8_t>(r), static_cast<size_t>(x.cols * DTypeSize(x.dtype)));
+}
+
+void Ops::Download(const TensorView& x, const TensorView& host) { Ops::Upload(x, host); }
+
+}  // namespace quern
