@@ -8,6 +8,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "compute/cpu/gemm.h"
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/packed.h"
 
 // The FP8 operations of the CPU backend.
 
@@ -111,7 +112,10 @@ void CpuOps::PackFp8(const PackArgs& args) {
     Cast(args.weight, weight);
   }
   const TensorView codes = scratch_.New(args.format.dtype, rows, cols);
-  const TensorView values = scratch_.New(DType::kBf16, rows, cols);
+  const int64_t outputs = args.transposed ? cols : rows;
+  // Of the outputs: what codes are multiplied with.
+  const TensorView scale = scratch_.New(DType::kF32, 1, outputs);
+  float* scales = scale.Row<float>(0);
   QUERN_CHECK(args.input_scale.empty() || !args.transposed || !args.scale.empty());
   if (!args.scale.empty()) {
     Quantize({.x = weight,
@@ -120,28 +124,45 @@ void CpuOps::PackFp8(const PackArgs& args) {
               .rule = QuantizeArgs::Scale::kGiven,
               .codes = codes,
               .scale = args.scale});
-    const TensorView taken_off = args.transposed ? args.input_scale : TensorView{};
-    Dequantize({.codes = codes, .scale = args.scale, .column_scale = taken_off, .y = values});
+    const float given = *args.scale.Row<float>(0);
+    for (int64_t i = 0; i < outputs; ++i)
+      scales[i] = args.transposed && !args.input_scale.empty() ? given / args.input_scale.Row<float>(0)[i] : given;
   } else if (!args.transposed) {
-    const TensorView scale = scratch_.New(DType::kF32, 1, rows);
     Quantize({.x = weight, .column_scale = args.input_scale, .format = args.format, .codes = codes, .scale = scale});
-    Dequantize({.codes = codes, .scale = scale, .y = values});
   } else {
     // A column's scale, applied before the cast and taken off after it.
     const TensorView column = scratch_.New(DType::kF32, 1, cols), one = scratch_.New(DType::kF32, 1, 1);
     Fill(column, 0);
     Fill(one, 1);
     ColumnAmax({.x = weight, .amax = column});
-    float* scale = column.Row<float>(0);
-    for (int64_t i = 0; i < cols; ++i) scale[i] = 1.0f / ScaleFor(std::bit_cast<uint32_t>(scale[i]), args.format);
+    float* factor = column.Row<float>(0);
+    for (int64_t i = 0; i < cols; ++i) {
+      scales[i] = ScaleFor(std::bit_cast<uint32_t>(factor[i]), args.format);
+      factor[i] = 1.0f / scales[i];
+    }
     Quantize({.x = weight,
               .column_scale = column,
               .format = args.format,
               .rule = QuantizeArgs::Scale::kGiven,
               .codes = codes,
               .scale = one});
-    Dequantize({.codes = codes, .scale = one, .column_scale = column, .y = values});
   }
+  auto& out = static_cast<cpu::CpuPackedMatrix&>(*args.out);
+  QUERN_CHECK(args.format.dtype == out.dtype());
+  if (out.has_codes()) return cpu::PackCodes(codes, scales, args.transposed, out, *pool_);
+  // E5M2
+  const TensorView values = scratch_.New(DType::kBf16, rows, cols);
+  const TensorView row_scale = scratch_.New(DType::kF32, 1, rows), column_scale = scratch_.New(DType::kF32, 1, cols);
+  Fill(row_scale, 1);
+  Fill(column_scale, 1);
+  for (int64_t i = 0; i < outputs; ++i) {
+    if (args.transposed) {
+      column_scale.Row<float>(0)[i] = 1.0f / scales[i];
+    } else {
+      row_scale.Row<float>(0)[i] = scales[i];
+    }
+  }
+  Dequantize({.codes = codes, .scale = row_scale, .column_scale = column_scale, .y = values});
   cpu::Pack({.weight = values, .transposed = args.transposed, .out = args.out}, *pool_);
 }
 

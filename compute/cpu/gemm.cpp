@@ -190,7 +190,7 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
 
   BlockArgs block;
   block.a_row_bytes = a.stride * DTypeSize(a.dtype);
-  block.panel_words = b.panels() > 1 ? b.Panel(1) - b.Panel(0) : 0;
+  block.panel_words = b.panels() <= 1 ? 0 : b.has_codes() ? b.Codes(1) - b.Codes(0) : b.Panel(1) - b.Panel(0);
   block.k_words = b.k_words();
   block.half_word = pairs && a.dtype == DType::kBf16 && a.cols % 2 == 1;
   block.c_row_bytes = args.c.stride * DTypeSize(args.c.dtype);
@@ -203,6 +203,8 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
   const Plan plan = MakePlan(rows, b.panels(), panel_bytes, chain * a_word_bytes, format, pool.threads());
   const int64_t row_blocks = DivUp(rows, plan.row_block);
   const int64_t groups = DivUp(b.panels(), plan.panel_group);
+  const bool decodes = b.has_codes() && !(format.code_block != nullptr && b.plain() && rows <= format.row_tile);
+  const auto decode = b.plain() ? format.decode_plain : format.decode;
   pool.ParallelFor(row_blocks * groups, [&](int64_t chunk) {
     // Row blocks follow each other on the same panels.
     const int64_t row = chunk % row_blocks * plan.row_block;
@@ -212,15 +214,39 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
     part.rows = std::min(plan.row_block, rows - row);
     part.cols = std::min(plan.panel_group * b.panel_cols(), b.n() - col);
     part.c = MutableBytes(args.c, row, col);
-    part.bias = args.bias.empty() ? nullptr : args.bias.Row<float>(0) + col;
-    for (int64_t word = 0; word < b.k_words(); word += chain) {
-      part.a = Bytes(a, row, 0) + word * a_word_bytes;
-      part.b = b.Panel(panel) + word * b.panel_cols();
-      part.k_words = std::min(chain, b.k_words() - word);
-      part.half_word = block.half_word && word + part.k_words == b.k_words();
-      format.block(part);
-      part.accumulate = true;
-      part.bias = nullptr;
+    const auto multiply = [&](int64_t at) {
+      for (int64_t word = 0; word < b.k_words(); word += chain) {
+        part.a = Bytes(a, row, 0) + word * a_word_bytes;
+        part.k_words = std::min(chain, b.k_words() - word);
+        part.half_word = block.half_word && word + part.k_words == b.k_words();
+        part.accumulate = block.accumulate || word > 0;
+        part.bias = word > 0 || args.bias.empty() ? nullptr : args.bias.Row<float>(0) + at * b.panel_cols();
+        if (!b.has_codes()) {
+          part.b = b.Panel(at) + word * b.panel_cols();
+          format.block(part);
+          continue;
+        }
+        part.codes = b.Codes(at) + word * b.panel_cols();
+        part.scales = b.scales() + at * b.panel_cols();
+        if (!decodes) {
+          format.code_block(part);
+          continue;
+        }
+        uint32_t* words = ThreadBuffer(part.k_words * b.panel_cols());
+        decode(part.codes, part.k_words, part.scales, words);
+        part.b = words;
+        part.next = b.Codes(std::min(at + 1, b.panels() - 1));
+        part.next_bytes = b.k_words() * b.panel_cols() * 2;
+        format.block(part);
+      }
+    };
+    if (!decodes) return multiply(panel);
+    // A decoded panel at a time.
+    const int64_t cols = part.cols;
+    for (int64_t done = 0; done < cols; done += b.panel_cols()) {
+      part.cols = std::min(b.panel_cols(), cols - done);
+      part.c = MutableBytes(args.c, row, col + done);
+      multiply(panel + done / b.panel_cols());
     }
   });
 }

@@ -30,6 +30,10 @@ struct HardwareTiles {
 
 }  // namespace
 
-FormatKernels AmxBf16Kernels() { return AmxKernels<HardwareTiles, Avx512Base>(); }
+FormatKernels AmxBf16Kernels() {
+  FormatKernels kernels = AmxKernels<HardwareTiles, Avx512Base>();
+  kernels.decode_plain = &DecodeE4M3Avx512<kAmxPanelCols>;
+  return kernels;
+}
 
 }  // namespace quern::cpu

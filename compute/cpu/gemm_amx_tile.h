@@ -119,6 +119,7 @@ FormatKernels AmxKernels() {
   kernels.block = &AmxBlock<T, V>;
   kernels.interleave = &Interleave;
   kernels.interleave_rounded = &InterleaveRounded;
+  kernels.decode = kernels.decode_plain = &DecodeE4M3<kAmxPanelCols>;
   return kernels;
 }
 

@@ -29,8 +29,19 @@ struct Avx512Dot : Avx512Base {
   static Acc MulAdd(A a, B b, Acc acc) { return _mm512_dpbf16_ps(acc, a, b); }
 };
 
+struct Avx512DotCodes : Avx512Dot {
+  using Scale = Avx512Codes;
+  static Scale LoadScale(const float* p) { return Avx512Codes(p); }
+  static B LoadB(const uint16_t* p, int, const Scale& scale) { return reinterpret_cast<__m512bh>(scale.Decode(p)); }
+};
+
 }  // namespace
 
-FormatKernels Avx512DotBf16Kernels() { return TileKernels<Avx512Dot, 8, 3>(); }
+FormatKernels Avx512DotBf16Kernels() {
+  FormatKernels kernels = TileKernels<Avx512Dot, 8, 3>();
+  kernels.decode_plain = &DecodeE4M3Avx512<48>;
+  kernels.code_block = &BlockOf<Avx512DotCodes, 8, 3, ALayout::kRows>;
+  return kernels;
+}
 
 }  // namespace quern::cpu

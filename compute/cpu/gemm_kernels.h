@@ -31,8 +31,13 @@ struct BlockArgs {
   ALayout a_layout = ALayout::kRows;
   int64_t a_row_bytes = 0;  // kRows only
   int64_t rows = 0;
-  const uint32_t* b = nullptr;  // first panel
-  int64_t panel_words = 0;      // words from one panel to the next
+  const uint32_t* b = nullptr;      // first panel
+  const uint16_t* codes = nullptr;  // instead, of FP8 matrices, and the scales of its columns (code_block)
+  const float* scales = nullptr;
+  int64_t panel_words = 0;  // words from one panel to the next
+  // What several row tiles ask for while they use a panel; null: the panel after it.
+  const void* next = nullptr;
+  int64_t next_bytes = 0;
   int64_t k_words = 0;
   bool half_word =
       false;         // the last word of a row of a is one bf16 only; reading its other half could leave the buffer
@@ -54,6 +59,12 @@ struct FormatKernels {
   int k_word_multiple = 1;                // k_words of a and b are padded with zeros to this
   ALayout grad_layout = ALayout::kTiles;  // what MatMulGradWeight builds of dy
   void (*block)(const BlockArgs&) = nullptr;
+  // FP8 weights: words of two E4M3 codes, the first in the low byte, that stand for code * scales[column], a power of
+  // two. `decode` writes `words` lines of bf16 words; `decode_plain` and code_block (which may be null: of at most
+  // row_tile rows, straight from the codes) do so where no code is NaN and every value is a normal bf16 number.
+  void (*decode)(const uint16_t* codes, int64_t words, const float* scales, uint32_t* out) = nullptr;
+  void (*decode_plain)(const uint16_t* codes, int64_t words, const float* scales, uint32_t* out) = nullptr;
+  void (*code_block)(const BlockArgs&) = nullptr;
   // out[i] = low[i] | high[i] << 16: the words over two tokens. No high: zeros.
   void (*interleave)(const uint16_t* low, const uint16_t* high, int64_t count, uint32_t* out) = nullptr;
   // The same of fp32 values, rounded to bf16.

@@ -10,6 +10,7 @@
 // V has: Acc; kLanes; kHalves (1, or 2 where one word of b takes two steps of fp32 arithmetic);
 //   Zero(), Load(const float*), Store(float*, Acc), StoreBf16(uint16_t*, Acc), Add(Acc, Acc),
 //   LoadB(const uint32_t*, half), BroadcastA(const uint8_t*), BroadcastHalfWord(const uint8_t*), MulAdd(a, b, acc).
+// A V of FP8 codes has Scale, LoadB(const uint16_t*, half, Scale) and LoadScale(const float*), of its columns.
 
 namespace quern::cpu {
 namespace {
@@ -58,15 +59,33 @@ template <class V>
   for (int r = 0; r < rows; ++r) EmitRow<V>(e, r, values + r * row_values);
 }
 
+// How words of b become operands.
+template <class V>
+struct Loader {
+  using Word = uint32_t;
+  struct Scale {};
+  static Scale LoadScale(const float*) { return {}; }
+  static typename V::B Load(const Word* p, int half, Scale) { return V::LoadB(p, half); }
+};
+template <class V>
+requires requires { typename V::Scale; }
+struct Loader<V> {
+  using Word = uint16_t;
+  using Scale = typename V::Scale;
+  static Scale LoadScale(const float* p) { return V::LoadScale(p); }
+  static typename V::B Load(const Word* p, int half, Scale scale) { return V::LoadB(p, half, scale); }
+};
+
 struct TileArgs {
   const uint8_t* a;
   int64_t a_row_bytes;
-  const uint32_t* b;
+  const void* b;        // words
+  const float* scales;  // of codes
   int64_t panel_words;
-  int64_t k_words;        // whole words
-  bool half_word;         // one more, of which only the low half exists in a
-  int rows;               // to write
-  const uint32_t* ahead;  // null, or where the panel after this one is asked for, a cache line a word
+  int64_t k_words;    // whole words
+  bool half_word;     // one more, of which only the low half exists in a
+  int rows;           // to write
+  const void* ahead;  // null, or where the panel after this one is asked for, a cache line a word
   Epilogue out;
 };
 
@@ -93,16 +112,21 @@ void Tile(const TileArgs& args) {
   }
   constexpr int64_t kHalfBytes = kLayout == ALayout::kRows ? 4 : 4 * kRowTile;
   constexpr int64_t kWordBytes = kHalfBytes * V::kHalves;
-  const uint32_t* b[kPanels];
+  using Words = Loader<V>;
+  using Word = typename Words::Word;
+  const Word* b[kPanels];
 #pragma GCC unroll 4
-  for (int p = 0; p < kPanels; ++p) b[p] = args.b + p * args.panel_words;
+  for (int p = 0; p < kPanels; ++p) b[p] = static_cast<const Word*>(args.b) + p * args.panel_words;
+  typename Words::Scale scales[kAll];
+#pragma GCC unroll 16
+  for (int v = 0; v < kAll; ++v) scales[v] = Words::LoadScale(args.scales + v * V::kLanes);
   // Panels come from far away. Few rows read them once and ask for what comes next; where several row tiles use a
   // panel, the one after it is asked for meanwhile.
   constexpr bool kPrefetch = kRows * kPanels <= 8 && kLayout == ALayout::kRows;
   constexpr int64_t kWordsAhead = 16;
-  constexpr int64_t kLine = 16;  // words
+  constexpr int64_t kLine = 64 / sizeof(Word);  // words
   [[maybe_unused]] const bool streams = args.ahead == nullptr;
-  [[maybe_unused]] const uint32_t* ahead = streams ? b[0] + kWordsAhead * kPanelCols : args.ahead;
+  [[maybe_unused]] const Word* ahead = streams ? b[0] + kWordsAhead * kPanelCols : static_cast<const Word*>(args.ahead);
   [[maybe_unused]] const int64_t ahead_step = streams ? kPanelCols : kLine;
 
   int64_t offset = 0;
@@ -122,11 +146,11 @@ void Tile(const TileArgs& args) {
       typename V::B words[kAll];
 #pragma GCC unroll 16
       for (int v = 0; v < kAll; ++v) {
-        const uint32_t* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
+        const Word* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
         if constexpr (kPrefetch && kPanels > 1) {
-          if (half == 0) __builtin_prefetch(from + wide_ahead);
+          if (half == 0 && v % kVecs * V::kLanes % kLine == 0) __builtin_prefetch(from + wide_ahead);
         }
-        words[v] = V::LoadB(from, half);
+        words[v] = Words::Load(from, half, scales[v]);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
@@ -146,7 +170,7 @@ void Tile(const TileArgs& args) {
         const typename V::A x = V::BroadcastHalfWord(a[r] + offset);
 #pragma GCC unroll 16
         for (int v = 0; v < kAll; ++v) {
-          acc[r][v] = V::MulAdd(x, V::LoadB(b[v / kVecs] + (v % kVecs) * V::kLanes, 0), acc[r][v]);
+          acc[r][v] = V::MulAdd(x, Words::Load(b[v / kVecs] + (v % kVecs) * V::kLanes, 0, scales[v]), acc[r][v]);
         }
       }
     }
@@ -214,6 +238,7 @@ void BlockOf(const BlockArgs& args) {
   tile.out.c_bf16 = args.c_bf16;
   tile.out.accumulate = args.accumulate;
   tile.out.plain = !args.accumulate && args.bias == nullptr;
+  constexpr bool codes = sizeof(typename Loader<V>::Word) == 2;
   const int64_t c_bytes = args.c_bf16 ? 2 : 4;
   // Rows are spread evenly over tiles: 9 rows are 5 + 4, not 8 + 1.
   const int64_t tiles = (args.rows + kRowTile - 1) / kRowTile;
@@ -224,7 +249,9 @@ void BlockOf(const BlockArgs& args) {
     const bool wide = at_once > 1 && tiles == 1 && args.rows == most && left >= int64_t{at_once} * kPanelCols;
     const int64_t width = wide ? int64_t{at_once} * kPanelCols : (left < kPanelCols ? left : int64_t{kPanelCols});
     const int vecs = static_cast<int>((width + V::kLanes - 1) / V::kLanes);
-    tile.b = args.b + col / kPanelCols * args.panel_words;
+    tile.b = codes ? static_cast<const void*>(args.codes + col / kPanelCols * args.panel_words)
+                   : args.b + col / kPanelCols * args.panel_words;
+    tile.scales = codes ? args.scales + col : nullptr;
     tile.out.bias = args.bias == nullptr ? nullptr : args.bias + col;
     tile.out.cols = width;
     int64_t row = 0;
@@ -236,9 +263,12 @@ void BlockOf(const BlockArgs& args) {
       tile.a = args.a + (kLayout == ALayout::kRows ? row * args.a_row_bytes : i * args.k_words * kTileBytes);
       tile.out.c = args.c + row * args.c_row_bytes + col * c_bytes;
       tile.rows = rows;
-      // Each tile asks for its share of the next panel.
-      if (kLayout == ALayout::kRows && tiles > 1 && args.panel_words > 0)
-        tile.ahead = tile.b + args.panel_words + i * tile.k_words * 16 % args.panel_words;
+      // Each tile asks for its share.
+      const int64_t next_bytes = args.next != nullptr ? args.next_bytes : args.panel_words * 4;
+      if (kLayout == ALayout::kRows && tiles > 1 && next_bytes > 0) {
+        const auto* from = static_cast<const uint8_t*>(args.next != nullptr ? args.next : tile.b);
+        tile.ahead = from + (args.next != nullptr ? 0 : next_bytes) + i * tile.k_words * 64 % next_bytes;
+      }
       const int shape = kLayout == ALayout::kRows ? rows : kRowTile;
       (wide ? kTable.wide[shape] : kTable.one[shape][vecs])(tile);
       row = next;
@@ -271,6 +301,27 @@ inline void InterleaveRounded(const float* __restrict low, const float* __restri
   for (int64_t i = 0; i < count; ++i) out[i] = RoundedBits(low[i]) | RoundedBits(high[i]) << 16;
 }
 
+// Two E4M3 codes as two bf16 values, for any scale that is a power of two or NaN.
+template <int kPanelCols>
+void DecodeE4M3(const uint16_t* __restrict codes, int64_t words, const float* __restrict scales,
+                uint32_t* __restrict out) {
+  const auto value = [](uint32_t code, float scale) {
+    const uint32_t magnitude = code & 0x7f;
+    const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9f;
+    const uint32_t normal = (magnitude << 20) + (uint32_t{120} << 23);
+    uint32_t bits = magnitude < 8 ? std::bit_cast<uint32_t>(subnormal) : normal;
+    bits = magnitude == 0x7f ? 0x7fc00000u : bits;
+    const float x = std::bit_cast<float>(bits | (code & 0x80) << 24) * scale;
+    return std::bit_cast<uint32_t>(x);
+  };
+  for (int64_t w = 0; w < words; ++w) {
+    for (int c = 0; c < kPanelCols; ++c) {
+      const uint32_t word = codes[w * kPanelCols + c];
+      out[w * kPanelCols + c] = value(word & 0xff, scales[c]) >> 16 | (value(word >> 8, scales[c]) & 0xffff0000u);
+    }
+  }
+}
+
 template <class V, int kRowTile, int kPanelVecs>
 FormatKernels TileKernels() {
   FormatKernels kernels;
@@ -280,6 +331,7 @@ FormatKernels TileKernels() {
   kernels.block = &Block<V, kRowTile, kPanelVecs>;
   kernels.interleave = &Interleave;
   kernels.interleave_rounded = &InterleaveRounded;
+  kernels.decode = kernels.decode_plain = &DecodeE4M3<kPanelVecs * V::kLanes>;
   return kernels;
 }
 

@@ -1,6 +1,7 @@
 #include "compute/cpu/packed.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "compute/cpu/gemm.h"
@@ -149,7 +150,48 @@ CpuPackedMatrix::CpuPackedMatrix(const GemmKernels& kernels, DType dtype, int64_
   panels_ = (n + panel_cols_ - 1) / panel_cols_;
   k_words_ = RoundUp(value_dtype() == DType::kBf16 ? (k + 1) / 2 : k, format.k_word_multiple);
   // A panel is a whole number of cache lines.
+  if (has_codes()) {
+    storage_ = Tensor(DType::kBf16, panels_, RoundUp(k_words_ * panel_cols_, 32));
+    scales_ = Tensor(DType::kF32, 1, panels_ * panel_cols_);
+    std::fill_n(scales(), panels_ * panel_cols_, 1.0f);
+    plain_ = true;
+    return;
+  }
   storage_ = Tensor(DType::kI32, panels_, RoundUp(k_words_ * panel_cols_, 16));
+}
+
+void PackCodes(const TensorView& codes, const float* scales, bool transposed, CpuPackedMatrix& out, ThreadPool& pool) {
+  QUERN_CHECK(out.has_codes() && codes.dtype == out.dtype());
+  QUERN_CHECK(codes.rows == (transposed ? out.k() : out.n()) && codes.cols == (transposed ? out.n() : out.k()));
+  const int64_t width = out.panel_cols();
+  std::copy_n(scales, out.n(), out.scales());
+  std::atomic<bool> plain = true;
+  // Values of codes lie between 2^-9 and 2^9.
+  for (int64_t i = 0; i < out.n(); ++i)
+    if (!(scales[i] >= 0x1p-110f && scales[i] <= 0x1p115f)) plain = false;
+  pool.ParallelFor(out.panels(), [&](int64_t panel) {
+    const int64_t first = panel * width;
+    const int64_t cols = std::min(width, out.n() - first);
+    uint16_t* to = out.Codes(panel);
+    uint8_t most = 0;
+    const auto line = [&](int64_t k, int64_t c) -> uint8_t {
+      if (c >= cols || k >= out.k()) return 0;
+      const uint8_t code = transposed ? codes.Row<uint8_t>(k)[first + c] : codes.Row<uint8_t>(first + c)[k];
+      most = std::max<uint8_t>(most, code & 0x7f);
+      return code;
+    };
+    // Squares of codes, so that neither side is walked a cache line an element.
+    for (int64_t k = 0; k < out.k_words(); k += kRun) {
+      for (int64_t c0 = 0; c0 < width; c0 += kRun) {
+        for (int64_t c = c0; c < std::min(width, c0 + kRun); ++c) {
+          for (int64_t i = k; i < std::min(out.k_words(), k + kRun); ++i)
+            to[i * width + c] = static_cast<uint16_t>(line(2 * i, c) | line(2 * i + 1, c) << 8);
+        }
+      }
+    }
+    if (most == 0x7f) plain = false;
+  });
+  out.set_plain(plain);
 }
 
 std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n, const GemmKernels& kernels) {

@@ -102,23 +102,55 @@ void QuantizeRow(const QuantizeArgs& args, int64_t row, float factor, int32_t* c
   });
 }
 
+namespace {
+
+// A code's value, without a table so that loops over it become vector code.
+template <bool kE5M2>
+inline float Decoded(uint32_t code) {
+  constexpr int kMantissa = kE5M2 ? 2 : 3, kBias = kE5M2 ? 15 : 7;
+  const uint32_t magnitude = code & 0x7f;
+  const auto least = std::bit_cast<float>(uint32_t{127 + 1 - kBias - kMantissa} << 23);  // of the subnormals
+  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * least;
+  const uint32_t normal = (magnitude << (23 - kMantissa)) + (uint32_t{127 - kBias} << 23);
+  uint32_t bits = magnitude < (1u << kMantissa) ? std::bit_cast<uint32_t>(subnormal) : normal;
+  if constexpr (kE5M2) {
+    bits = magnitude == 0x7c ? 0x7f800000u : bits;
+    bits = magnitude > 0x7c ? 0x7fc00000u : bits;
+  } else {
+    bits = magnitude == 0x7f ? 0x7fc00000u : bits;
+  }
+  return std::bit_cast<float>(bits | (code & 0x80) << 24);
+}
+
+template <bool kE5M2, typename Out>
+inline void DecodeRow(const uint8_t* __restrict codes, int64_t count, float scale, const float* column_scale,
+                      Out* __restrict y) {
+  const auto put = [&](int64_t i, float v) {
+    if constexpr (sizeof(Out) == 4) {
+      y[i] = v;
+    } else {
+      y[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(v) >> 16);  // nothing is cut off
+    }
+  };
+  if (column_scale == nullptr) {
+    for (int64_t i = 0; i < count; ++i) put(i, Decoded<kE5M2>(codes[i]) * scale);
+  } else {  // powers of two divide exactly
+    for (int64_t i = 0; i < count; ++i) put(i, Decoded<kE5M2>(codes[i]) * scale / column_scale[i]);
+  }
+}
+
+}  // namespace
+
 void Dequantize(const DequantizeArgs& args, int64_t begin, int64_t end) {
-  const float* values = Fp8Values(args.codes.dtype);
-  const float* column_scale = ScaleOf(args.column_scale);
   WithType(args.y, [&](auto out) {
     for (int64_t row = begin; row < end; ++row) {
       const auto* codes = Row<uint8_t>(args.codes, row);
       auto* y = Row<decltype(out)>(args.y, row);
       const float scale = At(args.scale, args.scale.cols == 1 ? 0 : row);
-      alignas(64) float table[256];  // also of the inverse column scale: powers of two divide exactly
-      for (int i = 0; i < 256; ++i) table[i] = values[i] * scale;
-      for (int64_t i = 0; i < args.codes.cols; ++i) {
-        const float v = column_scale == nullptr ? table[codes[i]] : table[codes[i]] / column_scale[i];
-        if constexpr (sizeof(*y) == 4) {
-          y[i] = v;
-        } else {
-          y[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(v) >> 16);  // nothing is cut off
-        }
+      if (args.codes.dtype == DType::kE4M3) {
+        DecodeRow<false>(codes, args.codes.cols, scale, ScaleOf(args.column_scale), y);
+      } else {
+        DecodeRow<true>(codes, args.codes.cols, scale, ScaleOf(args.column_scale), y);
       }
     }
   });

@@ -29,6 +29,48 @@ struct Avx512Base {
   }
 };
 
+// Sixteen words of E4M3 codes as bf16 pairs where no code is NaN and every value is a normal number.
+struct Avx512Codes {
+  __m512i exponents;  // what the columns add to the exponents' field
+
+  Avx512Codes() = default;
+  explicit Avx512Codes(const float* scales) {
+    // 2^s: (s + 127) << 23 becomes (s + 120) << 7, twice.
+    const __m512i s = _mm512_sub_epi32(_mm512_srli_epi32(_mm512_loadu_si512(scales), 23), _mm512_set1_epi32(7));
+    const __m512i low = _mm512_and_si512(_mm512_slli_epi32(s, 7), _mm512_set1_epi32(0xffff));
+    exponents = _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
+  }
+  __m512i Decode(const uint16_t* p) const {
+    const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
+    // bf16 of m 2^-9 less the exponent that all values are given, for m in 0 ... 7.
+    constexpr int kLess = 120 << 7;
+    const auto entry = [](int bits) { return static_cast<int16_t>(bits - kLess); };
+    const __m512i subnormals = _mm512_broadcast_i32x4(_mm_setr_epi16(
+        0, entry(0x3b00), entry(0x3b80), entry(0x3bc0), entry(0x3c00), entry(0x3c20), entry(0x3c40), entry(0x3c60)));
+    const __mmask32 subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
+    const __m512i bits =
+        _mm512_mask_permutexvar_epi16(_mm512_slli_epi16(magnitude, 4), subnormal, magnitude, subnormals);
+    const __mmask32 some = _mm512_test_epi16_mask(magnitude, magnitude);
+    const __m512i value = _mm512_maskz_add_epi16(some, bits, exponents);
+    return _mm512_ternarylogic_epi32(value, _mm512_slli_epi16(code, 8), _mm512_set1_epi16(-0x8000), 0xf8);  // a | b & c
+  }
+};
+
+template <int kPanelCols>
+void DecodeE4M3Avx512(const uint16_t* codes, int64_t words, const float* scales, uint32_t* out) {
+  constexpr int kVecs = kPanelCols / 16;
+  static_assert(kVecs == 2 || kVecs == 3);
+  const Avx512Codes columns[3] = {Avx512Codes(scales), Avx512Codes(scales + 16),
+                                  Avx512Codes(scales + (kVecs == 3 ? 32 : 0))};
+  for (int64_t w = 0; w < words; ++w) {
+    for (int v = 0; v < kVecs; ++v) _mm512_storeu_si512(out + v * 16, columns[v].Decode(codes + v * 16));
+    __builtin_prefetch(codes + 16 * kPanelCols);
+    codes += kPanelCols;
+    out += kPanelCols;
+  }
+}
+
 struct Avx512Fp32 : Avx512Base {
   using A = __m512;
   using B = __m512;

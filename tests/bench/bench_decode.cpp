@@ -1,6 +1,7 @@
 // Generation through the engine: prompts of 16 tokens, then new ones, sampled from the whole vocabulary with their
 // log-probabilities. Random weights, head apart from the embedding.
-//   bench_decode [--models=15m,110m] [--threads=1,2] [--streams=1] [--new=128] [--precision=bf16|fp32] [--rounds=5]
+//   bench_decode [--models=15m,110m] [--threads=1,2] [--streams=1] [--new=128] [--precision=bf16|fp32|fp8]
+//                [--rounds=5]
 //                [--greedy]        the likeliest token instead of a drawn one
 //                [--neighbour]     also beside one busy process, and the share of speed kept
 //                [--profile]       share of the time by operation
@@ -76,14 +77,14 @@ double Generate(Engine& engine, int64_t streams, int64_t new_tokens, int64_t voc
 }
 
 int Main(int argc, char** argv) {
-  const DType dtype = Flag(argc, argv, "precision", "bf16") == "fp32" ? DType::kF32 : DType::kBf16;
+  const std::string precision = Flag(argc, argv, "precision", "bf16");
   const int64_t new_tokens = std::stoll(Flag(argc, argv, "new", "128"));
   const int rounds = std::stoi(Flag(argc, argv, "rounds", "5"));
   const bool greedy = HasFlag(argc, argv, "greedy"), beside = HasFlag(argc, argv, "neighbour");
   const bool profile = HasFlag(argc, argv, "profile");
   const std::string peer = Flag(argc, argv, "peer", "");
   PrintHeader(argc, argv);
-  std::printf("# %s, %s; load before: %s\n", cpu::IsaName(cpu::ActiveIsa()), DTypeName(dtype), LoadAverage().c_str());
+  std::printf("# %s, %s; load before: %s\n", cpu::IsaName(cpu::ActiveIsa()), precision.c_str(), LoadAverage().c_str());
   std::printf("%-5s %3s %7s | %-24s %-6s | %-24s %-6s | %-24s %-6s | %s\n", "model", "thr", "streams", "own tokens/s",
               "others", "peer tokens/s", "ratio", "beside a busy process", "kept", "peer beside, kept");
   for (const std::string& model : Words(Flag(argc, argv, "models", "15m,110m"))) {
@@ -94,8 +95,8 @@ int Main(int argc, char** argv) {
       ThreadPool pool(std::stoi(threads));
       CpuOps cpu_ops(&pool);
       TimedOps ops(cpu_ops);
-      auto served = std::make_shared<ServedModel>(profile ? static_cast<Ops&>(ops) : cpu_ops, config, dtype,
-                                                  config.max_positions);
+      auto served = std::make_shared<ServedModel>(profile ? static_cast<Ops&>(ops) : cpu_ops, config,
+                                                  RecipeOf(precision), config.max_positions);
       QUERN_CHECK(served->weights.Load(parameters.Source()).ok());
       auto policy = std::make_shared<Policy>();
       policy->label = model;

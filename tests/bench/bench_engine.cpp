@@ -1,6 +1,6 @@
 // The engine under load. Random weights, head apart from the embedding; every token sampled from the whole vocabulary,
 // with its log-probability. Many streams of equal length: bench_decode.
-//   bench_engine [--models=15m,110m] [--threads=2] [--precision=bf16|fp32] [--rounds=5] [--streams=64]
+//   bench_engine [--models=15m,110m] [--threads=2] [--precision=bf16|fp32|fp8] [--rounds=5] [--streams=64]
 //                [--only=prefill,lengths,first]
 //                [--peer-prefill=COMMAND]  in turn; the last number it prints is its tokens/s. {model} and {threads}
 //                are
@@ -120,14 +120,14 @@ FirstToken First(Engine& engine, int64_t vocabulary, int64_t others) {
 }
 
 int Main(int argc, char** argv) {
-  const DType dtype = Flag(argc, argv, "precision", "bf16") == "fp32" ? DType::kF32 : DType::kBf16;
+  const std::string precision = Flag(argc, argv, "precision", "bf16");
   const int rounds = std::stoi(Flag(argc, argv, "rounds", "5"));
   const int64_t streams = std::stoll(Flag(argc, argv, "streams", "64"));
   const std::string threads = Flag(argc, argv, "threads", "2"), peer = Flag(argc, argv, "peer-prefill", "");
   const std::string only = Flag(argc, argv, "only", "prefill,lengths,first");
   const auto wanted = [&](const char* what) { return only.find(what) != std::string::npos; };
   PrintHeader(argc, argv);
-  std::printf("# %s, %s; load before: %s\n", cpu::IsaName(cpu::ActiveIsa()), DTypeName(dtype), LoadAverage().c_str());
+  std::printf("# %s, %s; load before: %s\n", cpu::IsaName(cpu::ActiveIsa()), precision.c_str(), LoadAverage().c_str());
   std::istringstream models(Flag(argc, argv, "models", "15m,110m"));
   for (std::string model; std::getline(models, model, ',');) {
     const ModelConfig config = BenchModel(model, /*tied=*/false);
@@ -135,7 +135,7 @@ int Main(int argc, char** argv) {
     parameters.Initialize(config, 1);
     ThreadPool pool(std::stoi(threads));
     CpuOps ops(&pool);
-    auto served = std::make_shared<ServedModel>(ops, config, dtype, config.max_positions);
+    auto served = std::make_shared<ServedModel>(ops, config, RecipeOf(precision), config.max_positions);
     QUERN_CHECK(served->weights.Load(parameters.Source()).ok());
     auto policy = std::make_shared<Policy>();
     policy->label = model;

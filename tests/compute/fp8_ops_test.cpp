@@ -162,6 +162,48 @@ TEST_P(Fp8OpsTest, Products) {
   }
 }
 
+// Weights keep their codes and are decoded as they are multiplied, in one way for few rows and in another for many.
+TEST_P(Fp8OpsTest, EveryCodeOfAWeightIsMultipliedExactly) {
+  constexpr int64_t kCodes = 256, kOutputs = 50;
+  Tensor weight(kF32, kOutputs, kCodes), given(kF32, 1, 1), unit(kBf16, kCodes, kCodes);
+  for (const double scale : {0x1p-12, 0x1p-113, 0x1p5}) {  // the second one's smallest values are no normal numbers
+    for (const bool nan : {false, true}) {
+      SetElement(given, 0, 0, scale);
+      for (int64_t c = 0; c < kCodes; ++c) {
+        const float value = Fp8ToFloat(static_cast<uint8_t>(c), DType::kE4M3);
+        SetElement(unit, c, c, 1);
+        for (int64_t n = 0; n < kOutputs; ++n)
+          SetElement(weight, n, c, std::isnan(value) ? 0 : static_cast<double>(value) * scale);
+      }
+      if (nan) SetElement(weight, 7, 3, std::nan(""));
+      const auto packed = cpu_.NewPacked(DType::kE4M3, kCodes, kOutputs);
+      cpu_.Pack({.weight = weight, .format = kE4M3, .scale = given, .out = packed.get()});
+      EXPECT_LT(packed->bytes(), 2 * kCodes * kOutputs) << "a byte a weight";
+      Tensor codes(DType::kE4M3, kCodes, kCodes), scales(kF32, 1, kCodes), y(kF32, kCodes, kOutputs);
+      cpu_.Quantize({.x = unit, .format = kE4M3, .codes = codes, .scale = scales});
+      for (const int64_t rows : {kCodes, int64_t{5}, int64_t{1}}) {
+        for (int64_t row = 0; row + rows <= kCodes; row += rows)
+          cpu_.MatMul({.a = codes.view().Rows(row, rows),
+                       .a_scale = scales.view().Cols(row, rows),
+                       .b = packed.get(),
+                       .c = y.view().Rows(row, rows),
+                       .bias = {}});
+        for (int64_t c = 0; c < kCodes - rows % 5; ++c) {
+          for (int64_t n = 0; n < kOutputs; ++n) {
+            if (nan && n == 7) {
+              ASSERT_TRUE(std::isnan(GetElement(y, c, n)));
+            } else if (std::abs(GetElement(weight, n, c)) >= 0x1p-120) {
+              ASSERT_EQ(GetElement(y, c, n), GetElement(weight, n, c)) << c << " " << n << " " << rows << " " << scale;
+            } else {
+              ASSERT_LT(std::abs(GetElement(y, c, n)), 0x1p-119);  // products may flush
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // Both take the same random words, so codes differ only where fp32 and double round differently.
 TEST_P(Fp8OpsTest, AdamWWithFp8MomentsFollowsTheReference) {
   for (const int64_t block : {int64_t{0}, int64_t{2048}, int64_t{100}}) {
