@@ -328,13 +328,13 @@ Status Engine::Schedule() {
 TensorView Engine::PolicyLogits() {
   batch_.Clear();
   sampled_.clear();
-  sampled_rows_.clear();
+  batch_.wanted.emplace();
   for (const Planned& p : planned_) {
     Sequence& s = *p.sequence;
     batch_.Add(s.tokens.data() + s.cached, p.count, s.cached, nullptr);
     if (s.open() != p.count) continue;
     sampled_.push_back(&s);
-    sampled_rows_.push_back(batch_.rows() - 1);
+    batch_.wanted->push_back(batch_.rows() - 1);
   }
   const auto n = static_cast<int64_t>(sampled_.size());
   std::vector<TensorView> model_logits;
@@ -356,17 +356,11 @@ TensorView Engine::PolicyLogits() {
       }
       kv = CompressedView(layout, policy_->compression, caches, batch_);
     }
-    const TensorView hidden =
-        arena_.New(model.transformer.dtype(), batch_.rows(), model.transformer.config().hidden_size);
+    const TensorView hidden = arena_.New(model.transformer.dtype(), n, model.transformer.config().hidden_size);
     model.transformer.Forward(model.weights, batch_, kv, arena_, hidden);
     if (n == 0) continue;
-    TensorView gathered = hidden;
-    if (n != hidden.rows) {
-      gathered = arena_.New(hidden.dtype, n, hidden.cols);
-      ops_.GatherRows({.x = hidden, .rows = sampled_rows_, .y = gathered});
-    }
     const TensorView logits = arena_.New(DType::kF32, n, model.transformer.config().vocab_size);
-    model.transformer.Logits(model.weights, gathered, logits);
+    model.transformer.Logits(model.weights, hidden, logits);
     model_logits.push_back(logits);
   }
   for (const Planned& p : planned_) {

@@ -128,7 +128,6 @@ class Engine {
   // One step's, kept to save allocations.
   std::vector<Planned> planned_;
   std::vector<Sequence*> sampled_;
-  std::vector<int64_t> sampled_rows_;
   std::vector<int32_t> drawn_;
   TokenBatch batch_;
 };

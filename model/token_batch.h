@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "compute/arena.h"
@@ -14,6 +15,9 @@ struct TokenBatch {
   std::vector<int32_t> ids;
   std::vector<int32_t> positions;
   std::vector<SequenceRows> sequences;  // `pages` must be set before Forward
+  // Ascending rows whose hidden states Forward gives; nothing: all. Of the others the last layer computes no more than
+  // keys and values where it can.
+  std::optional<std::vector<int64_t>> wanted{};
 
   int64_t rows() const { return static_cast<int64_t>(ids.size()); }
   // Appends a sequence's new tokens, which take positions context, context + 1, ...
@@ -28,6 +32,7 @@ struct TokenBatch {
     ids.clear();
     positions.clear();
     sequences.clear();
+    wanted.reset();
   }
 };
 

@@ -49,6 +49,25 @@ double LivePositions(const TokenBatch& batch, const Saved& saved) {
   return sum;
 }
 
+namespace {
+
+// Each of `rows`, which are ascending, as a sequence of its own: row i is position rows[i] of the sequence it is in.
+std::vector<SequenceRows> RowsAlone(const std::vector<SequenceRows>& sequences, const std::vector<int64_t>& rows) {
+  std::vector<SequenceRows> alone;
+  auto of = sequences.begin();
+  for (const int64_t row : rows) {
+    while (row >= of->row + of->count) ++of;
+    SequenceRows one = *of;
+    one.context += row - of->row;
+    one.row = static_cast<int64_t>(alone.size());
+    one.count = 1;
+    alone.push_back(one);
+  }
+  return alone;
+}
+
+}  // namespace
+
 Transformer::Transformer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
     : ops_(ops),
       config_(config),
@@ -94,6 +113,7 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
   const ModelConfig& c = config_;
   const DType acc = acc_dtype();
   const int64_t t = batch.rows();
+  QUERN_CHECK(saved == nullptr || !batch.wanted.has_value());
   if (t == 0) return;
   std::optional<Arena::Scope> scope;
   if (saved == nullptr) scope.emplace(arena);
@@ -157,8 +177,24 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
         kv.layers.empty() ? batch.sequences : kv.layers[static_cast<size_t>(layer)];
     if (kv.observe) kv.observe(layer, s.qkv.Cols(0, c.q_size()));
     ops_.KvWrite({.qkv = s.qkv, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
-    ops_.Attention({.q = s.qkv.Cols(0, c.q_size()),
-                    .sequences = sequences,
+    TensorView q = s.qkv.Cols(0, c.q_size());
+    std::vector<SequenceRows> wanted;
+    // Rows have to do with each other through keys and values alone; and through what selective attention masks.
+    if (layer == c.layers - 1 && batch.wanted.has_value() && kv.layers.empty() && !kv.layout.selective) {
+      const auto n = static_cast<int64_t>(batch.wanted->size());
+      if (n == 0) return;
+      if (n < t) {
+        wanted = RowsAlone(batch.sequences, *batch.wanted);
+        const TensorView all_q = q, all_residual = residual;
+        q = arena.New(dtype_, n, c.q_size());
+        residual = s.middle = arena.New(acc, n, c.hidden_size);
+        ops_.GatherRows({.x = all_q, .rows = *batch.wanted, .y = q});
+        ops_.GatherRows({.x = all_residual, .rows = *batch.wanted, .y = residual});
+        for (TensorView* view : {&s.attention, &s.gate_up, &s.hidden, &s.middle_normed}) *view = view->Rows(0, n);
+      }
+    }
+    ops_.Attention({.q = q,
+                    .sequences = wanted.empty() ? sequences : wanted,
                     .layout = kv.layout,
                     .layer = kv_layer,
                     .heads = c.heads,
@@ -188,6 +224,11 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     if (saved != nullptr && w.down.master.rows() > 0) s.down = SmoothedDown(w.down, s.linear_amax);
     LinearForward(ops_, s.down ? *s.down : w.down, s.hidden, residual, true, arena, record(3));
     if (saved != nullptr) saved->blocks.push_back(s);
+  }
+  if (batch.wanted.has_value() && residual.rows == t && hidden.rows < t) {
+    const TensorView all = residual;
+    residual = arena.New(acc, hidden.rows, c.hidden_size);
+    ops_.GatherRows({.x = all, .rows = *batch.wanted, .y = residual});
   }
   TensorView inv_rms;
   if (saved != nullptr) {

@@ -55,6 +55,47 @@ SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float 
   return out;
 }
 
+// Where the keys and values of one sequence and KV head lie.
+template <typename Kv>
+class Place {
+ public:
+  Place(const AttentionArgs& args, const AttentionTask& task)
+      : pages_(task.sequence->pages),
+        end_(task.sequence->context + task.end),
+        dim_(args.layout.head_dim),
+        keys_(args.layout.KeyOffset(args.layer, task.kv_head)),
+        values_(args.layout.ValueOffset(args.layer, task.kv_head)) {
+    if (task.sequence->pruned == nullptr || task.sequence->pruned->pages == 0) return;
+    const PrunedKeys& pruned = *task.sequence->pruned;
+    pruned_end_ = pruned.pages * kPage;
+    pruned_dim_ = pruned.Channels(args.layout, task.kv_head);
+    pruned_keys_ = pruned.KeyOffset(args.layout, task.kv_head);
+    pruned_values_ = pruned.ValueOffset(args.layout, task.kv_head);
+    if (pruned_dim_ < dim_) kept_ = pruned.kept + task.kv_head * pruned.channels;
+  }
+
+  bool Holds(int64_t p) const { return p < end_; }
+  bool Pruned(int64_t p) const { return p < pruned_end_; }
+  const Kv* Keys(int64_t p) const {
+    const int64_t slot = p % kPage;
+    return Page(p) + (Pruned(p) ? pruned_keys_ + slot * pruned_dim_ : keys_ + slot * dim_);
+  }
+  const Kv* Values(int64_t p) const { return Page(p) + (Pruned(p) ? pruned_values_ : values_) + p % kPage * dim_; }
+  int64_t pruned_dim() const { return pruned_dim_; }
+  const int32_t* kept() const { return kept_; }
+
+ private:
+  const Kv* Page(int64_t p) const { return static_cast<const Kv*>(pages_[p / kPage]); }
+
+  void* const* pages_;
+  int64_t end_;  // of the positions that the task attends to
+  int64_t dim_;
+  int64_t keys_, values_;  // element offsets in a page
+  // Pages before pruned_end hold keys of pruned_dim channels, `kept` ones unless it is null.
+  int64_t pruned_end_ = 0, pruned_dim_ = 0, pruned_keys_ = 0, pruned_values_ = 0;
+  const int32_t* kept_ = nullptr;
+};
+
 template <typename Kv, bool kSelective>
 class Attender {
  public:
@@ -63,27 +104,14 @@ class Attender {
         sequence_(*task.sequence),
         penalties_(task.penalties),
         penalty_stride_(task.penalty_stride),
-        next_(task.next),
         dim_(args.layout.head_dim),
-        keys_(args.layout.KeyOffset(args.layer, task.kv_head)),
-        values_(args.layout.ValueOffset(args.layer, task.kv_head)),
+        own_(args, task),
+        has_next_(task.next != nullptr),
+        next_(args, has_next_ ? *task.next : task),
         q_(task.scratch),
         sums_(q_ + kMaxTile * dim_),
         pruned_q_(sums_ + kMaxTile * dim_),
-        scores_(pruned_q_ + kMaxTile * dim_) {
-    if (next_ != nullptr) {
-      next_keys_ = args.layout.KeyOffset(args.layer, next_->kv_head);
-      next_values_ = args.layout.ValueOffset(args.layer, next_->kv_head);
-      next_end_ = next_->sequence->context + next_->end;
-    }
-    if (sequence_.pruned == nullptr || sequence_.pruned->pages == 0) return;
-    const PrunedKeys& pruned = *sequence_.pruned;
-    pruned_end_ = pruned.pages * kPage;
-    pruned_dim_ = pruned.Channels(args.layout, task.kv_head);
-    pruned_keys_ = pruned.KeyOffset(args.layout, task.kv_head);
-    pruned_values_ = pruned.ValueOffset(args.layout, task.kv_head);
-    if (pruned_dim_ < dim_) kept_ = pruned.kept + task.kv_head * pruned.channels;
-  }
+        scores_(pruned_q_ + kMaxTile * dim_) {}
 
   template <int R>
   void Tile(const Query* queries) {
@@ -94,22 +122,23 @@ class Attender {
         ForVectors(dim_, [&](int64_t i, auto lanes) { Store(sums_ + r * dim_ + i, Zero(), lanes); });
       }
     });
-    if (kept_ != nullptr)
+    const int64_t pruned_dim = own_.pruned_dim();
+    if (const int32_t* kept = own_.kept(); kept != nullptr)
       for (int r = 0; r < R; ++r)
-        for (int64_t i = 0; i < pruned_dim_; ++i) pruned_q_[r * pruned_dim_ + i] = q_[r * dim_ + kept_[i]];
+        for (int64_t i = 0; i < pruned_dim; ++i) pruned_q_[r * pruned_dim + i] = q_[r * dim_ + kept[i]];
     // Queries of a tile come in order of position.
     const int64_t origin = queries[0].first / kBlock * kBlock;
     const int64_t end = queries[R - 1].last / kBlock * kBlock + kBlock;
     const int64_t stride = end - origin;
     for (int64_t p = origin; p < end; p = p / kPage * kPage + kPage) {
       const int64_t blocks = (Least(p / kPage * kPage + kPage, end) - p) / kBlock;
-      if (p < pruned_end_) {
-        Score<R>(kept_ != nullptr ? pruned_q_ : q_, pruned_dim_, Page(p) + pruned_keys_ + p % kPage * pruned_dim_,
-                 blocks, scores_ + (p - origin), stride);
-        continue;
+      const Kv* ahead = Asks(p) ? next_.Keys(p) : nullptr;
+      if (own_.Pruned(p)) {
+        Score<R>(own_.kept() != nullptr ? pruned_q_ : q_, pruned_dim, own_.Keys(p), blocks, scores_ + (p - origin),
+                 stride, ahead);
+      } else {
+        Score<R>(q_, dim_, own_.Keys(p), blocks, scores_ + (p - origin), stride, ahead);
       }
-      Score<R>(q_, dim_, Page(p) + keys_ + p % kPage * dim_, blocks, scores_ + (p - origin), stride,
-               Next(p, next_keys_ + p % kPage * dim_));
     }
     SoftmaxSums sums[R];
     for (int r = 0; r < R; ++r) {
@@ -140,20 +169,14 @@ class Attender {
   }
 
  private:
-  const Kv* Page(int64_t position) const { return static_cast<const Kv*>(sequence_.pages[position / kPage]); }
-
-  // The next task's data at position p, or null.
-  const Kv* Next(int64_t p, int64_t offset) const {
-    return p < next_end_ ? static_cast<const Kv*>(next_->sequence->pages[p / kPage]) + offset : nullptr;
-  }
+  bool Asks(int64_t p) const { return has_next_ && next_.Holds(p); }
 
   template <int R>
   void AddValues(int64_t r, int64_t begin, int64_t end, int64_t origin, int64_t stride) {
     for (int64_t p = begin; p < end;) {
       const int64_t stop = Least(p / kPage * kPage + kPage, end);
-      const Kv* values = Page(p) + (p < pruned_end_ ? pruned_values_ : values_) + p % kPage * dim_;
-      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, values, dim_, stop - p, dim_, sums_ + r * dim_, dim_,
-                 Next(p, next_values_ + p % kPage * dim_));
+      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, own_.Values(p), dim_, stop - p, dim_, sums_ + r * dim_,
+                 dim_, Asks(p) ? next_.Values(p) : nullptr);
       p = stop;
     }
   }
@@ -162,17 +185,14 @@ class Attender {
   const SequenceRows& sequence_;
   const float* penalties_;
   int64_t penalty_stride_;
-  const AttentionTask* next_;
-  int64_t next_keys_ = 0, next_values_ = 0, next_end_ = 0;
   int64_t dim_;
-  int64_t keys_, values_;  // element offsets in a page
-  float* q_;               // [R, dim]
-  float* sums_;            // [R, dim]
-  float* pruned_q_;        // [R, pruned_dim]: the kept channels of q
-  float* scores_;          // [R, stride]
-  // Pages before pruned_end hold keys of pruned_dim channels, `kept` ones unless it is null.
-  int64_t pruned_end_ = 0, pruned_dim_ = 0, pruned_keys_ = 0, pruned_values_ = 0;
-  const int32_t* kept_ = nullptr;
+  Place<Kv> own_;
+  bool has_next_;
+  Place<Kv> next_;   // what is asked for meanwhile
+  float* q_;         // [R, dim]
+  float* sums_;      // [R, dim]
+  float* pruned_q_;  // [R, pruned_dim]: the kept channels of q
+  float* scores_;    // [R, stride]
 };
 
 }  // namespace

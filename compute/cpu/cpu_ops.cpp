@@ -193,9 +193,7 @@ void CpuOps::Attention(const AttentionArgs& args) {
               for (int64_t i = begin; i < end; ++i) {
                 cpu::AttentionTask task = tasks[static_cast<size_t>(i)];
                 task.scratch = ThreadScratch(cpu::AttentionScratch(args, task.sequence->context + task.end - 1));
-                if (i + 1 < count && task.sequence->pruned == nullptr &&
-                    tasks[static_cast<size_t>(i + 1)].sequence->pruned == nullptr)
-                  task.next = &tasks[static_cast<size_t>(i + 1)];
+                if (i + 1 < count) task.next = &tasks[static_cast<size_t>(i + 1)];
                 kernels_->attention(args, task);
               }
             });

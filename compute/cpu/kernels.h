@@ -17,7 +17,7 @@ struct AttentionTask {
   // Selective Attention: F of the sequence's rows [count, penalty_stride], from position 0; null otherwise.
   const float* penalties = nullptr;
   int64_t penalty_stride = 0;
-  // Null, or the task whose keys and values are asked for meanwhile; neither's pages are pruned.
+  // Null, or the task whose keys and values are asked for meanwhile.
   const AttentionTask* next = nullptr;
 };
 

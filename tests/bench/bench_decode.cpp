@@ -2,6 +2,8 @@
 // log-probabilities. Random weights, head apart from the embedding.
 //   bench_decode [--models=15m,110m] [--threads=1,2] [--streams=1] [--new=128] [--precision=bf16|fp32|fp8]
 //                [--rounds=5]
+//                [--prompt=16]     tokens of a prompt
+//                [--key-channels=N]  ThinK: keys of N channels once a prompt is read
 //                [--greedy]        the likeliest token instead of a drawn one
 //                [--neighbour]     also beside one busy process, and the share of speed kept
 //                [--profile]       share of the time by operation
@@ -23,8 +25,6 @@
 
 namespace quern::bench {
 namespace {
-
-constexpr int64_t kPrompt = 16;
 
 std::vector<std::string> Words(const std::string& list) {
   std::vector<std::string> words;
@@ -51,11 +51,13 @@ class Neighbour {
   pid_t child_;
 };
 
-double Generate(Engine& engine, int64_t streams, int64_t new_tokens, int64_t vocabulary, bool greedy) {
+double Generate(Engine& engine, int64_t streams, int64_t prompt_tokens, int64_t new_tokens, int64_t vocabulary,
+                bool greedy) {
   std::vector<int64_t> open;
   for (int64_t s = 0; s < streams; ++s) {
     std::vector<int32_t> prompt;
-    for (int64_t i = 0; i < kPrompt; ++i) prompt.push_back(static_cast<int32_t>((s * 131 + i * 7919) % vocabulary));
+    for (int64_t i = 0; i < prompt_tokens; ++i)
+      prompt.push_back(static_cast<int32_t>((s * 131 + i * 7919) % vocabulary));
     open.push_back(engine.Open());
     engine.Extend(open.back(), prompt);
     GenerateOptions options;
@@ -65,7 +67,8 @@ double Generate(Engine& engine, int64_t streams, int64_t new_tokens, int64_t voc
     engine.Generate(open.back(), options);
   }
   // Until every prompt is in and every stream has its first token.
-  while (engine.prompt_tokens() % (streams * kPrompt) != 0 || engine.generated_tokens() % (streams * new_tokens) == 0) {
+  while (engine.prompt_tokens() % (streams * prompt_tokens) != 0 ||
+         engine.generated_tokens() % (streams * new_tokens) == 0) {
     QUERN_CHECK(engine.Step().ok());
   }
   const int64_t before = engine.generated_tokens();
@@ -79,6 +82,7 @@ double Generate(Engine& engine, int64_t streams, int64_t new_tokens, int64_t voc
 int Main(int argc, char** argv) {
   const std::string precision = Flag(argc, argv, "precision", "bf16");
   const int64_t new_tokens = std::stoll(Flag(argc, argv, "new", "128"));
+  const int64_t prompt = std::stoll(Flag(argc, argv, "prompt", "16"));
   const int rounds = std::stoi(Flag(argc, argv, "rounds", "5"));
   const bool greedy = HasFlag(argc, argv, "greedy"), beside = HasFlag(argc, argv, "neighbour");
   const bool profile = HasFlag(argc, argv, "profile");
@@ -102,12 +106,13 @@ int Main(int argc, char** argv) {
       policy->label = model;
       policy->models = {served};
       policy->head = std::make_shared<SingleModelHead>();
+      policy->compression.key_channels = std::stoll(Flag(argc, argv, "key-channels", "0"));
       for (const std::string& count : Words(Flag(argc, argv, "streams", "1"))) {
         const int64_t streams = std::stoll(count);
         // Every round computes its prompts.
         Engine engine(profile ? static_cast<Ops&>(ops) : cpu_ops, {.share_prefixes = false});
         engine.SetPolicy(policy);
-        const auto generate = [&] { return Generate(engine, streams, new_tokens, config.vocab_size, greedy); };
+        const auto generate = [&] { return Generate(engine, streams, prompt, new_tokens, config.vocab_size, greedy); };
         const std::string command = Replaced(peer, {{"{model}", model}, {"{threads}", threads}, {"{streams}", count}});
         std::vector<double> own, others, own_beside, theirs, theirs_beside;
         generate();
