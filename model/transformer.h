@@ -60,8 +60,9 @@ class Transformer {
     return {dtype_, config_.layers, config_.kv_heads, config_.head_dim, config_.selective_attention};
   }
 
-  // Writes the final-normed hidden state of every row, or of every wanted one, to `hidden` [rows, D] act. With `saved`, keeps what Backward needs
-  // in `arena`, which must then live until Backward has returned; without, temporaries are given back.
+  // Writes the final-normed hidden state of every row, or of every wanted one, to `hidden` [rows, D] act. With `saved`,
+  // keeps what Backward needs in `arena`, which must then live until Backward has returned; without, temporaries are
+  // given back.
   void Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena, TensorView hidden,
                Saved* saved = nullptr) const;
   // logits [R, V] acc of R rows of hidden states. The one head that sampler and losses share.
