@@ -235,12 +235,19 @@ class Actor {
       if (known == key) return model;
     }
     const auto begin = Clock::now();
-    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(version.path()));
+    std::string directory = version.path();
+    if (options_.locate != nullptr) {
+      QUERN_ASSIGN_OR_RETURN(directory, options_.locate(version, [this]() -> Status {
+        QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat("fetching weights"));
+        return go_on ? Status() : Cancelled("the coordinator asked to stop");
+      }));
+    }
+    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(directory));
     if (!version.content_hash().empty() && hash != version.content_hash()) {
-      return DataLoss(StrCat(version.path(), ": content hash ", hash, ", published as ", version.content_hash()));
+      return DataLoss(StrCat(directory, ": content hash ", hash, ", published as ", version.content_hash()));
     }
     QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model,
-                           LoadServedModel(*ops_, version.path(), options_.precision));
+                           LoadServedModel(*ops_, directory, options_.precision));
     model->content = hash;
     // Versions replace each other: a few recent ones are kept for policies that are evaluated in turn.
     if (models_.size() >= 4) models_.erase(models_.begin());

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "actors/environment.h"
 #include "actors/rollout.h"
 #include "model/tokenizer/tokenizer.h"
+#include "proto/coordinator.pb.h"
 #include "replay/client.h"
 #include "transport/metrics.h"
 #include "transport/rpc.h"
@@ -30,7 +32,9 @@ struct ActorRoleOptions {
   Duration call_timeout = std::chrono::seconds(30);     // for the coordinator's answers
   Duration insert_timeout = std::chrono::seconds(120);  // until the store acknowledges
   Metrics* metrics = nullptr;                           // of role "actor"; may be null
-  const std::atomic<bool>* stop = nullptr;              // set: leave after what is acknowledged
+  // Where a version is on this host; null: at its path. `alive` is to be called about once a second meanwhile.
+  std::function<Result<std::string>(const v1::WeightVersion& version, const std::function<Status()>& alive)> locate;
+  const std::atomic<bool>* stop = nullptr;  // set: leave after what is acknowledged
 };
 
 // Leases rollout tasks, plays them with the policy they name, stores every episode durably, reports, until the

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Quern needs on Debian 12 and is not there yet. As root, or with sudo.
-#   install-deps.sh [build|test|check]     build: the quern binary (default); test: and its tests; check: and clang-format
+#   install-deps.sh [build|test|check|fuzz]     build: the quern binary (default); test: and its tests; check: and clang-format
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,13 +9,14 @@ packages=(
   protobuf-compiler libprotobuf-dev
   libzmq3-dev
   librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev libbz2-dev zlib1g-dev libgflags-dev
-  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev libboost1.81-dev prometheus-cpp-dev
+  nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libpcre2-dev libicu-dev libxxhash-dev libboost1.81-dev prometheus-cpp-dev libssl-dev
 )
 case "${1:-build}" in
   build) ;;
   test) packages+=(libgtest-dev) ;;
   check) packages+=(libgtest-dev clang-format) ;;
-  *) echo "install-deps.sh: unknown set '$1'; one of build, test, check" >&2; exit 2 ;;
+  fuzz) packages+=(libgtest-dev clang) ;;
+  *) echo "install-deps.sh: unknown set '$1'; one of build, test, check, fuzz" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -85,6 +85,8 @@ v1::HelloReply Coordinator::Hello(const v1::HelloRequest& request, Clock::time_p
   reply.set_job_json(job_json_);
   reply.set_replay_address(options_.replay_address);
   reply.set_run_directory(options_.run_directory);
+  if (const auto base = options_.weights.find(kBaseModel); base != options_.weights.end())
+    *reply.mutable_base_model() = base->second;
   return reply;
 }
 
@@ -296,6 +298,20 @@ Result<v1::PublishReply> Coordinator::Publish(const v1::PublishRequest& request,
   LogInfo(StrCat("stage ", stage->plan.name, ": weights ", weights.name(), " version ", weights.version(), ", hash ",
                  weights.content_hash()));
   return v1::PublishReply();
+}
+
+Result<v1::WeightVersion> Coordinator::FindWeights(const v1::OpenWeightsRequest& request) const {
+  std::lock_guard lock(mutex_);
+  const auto is_it = [&](const v1::WeightVersion& weights) {
+    return !weights.path().empty() && weights.name() == request.name() && weights.version() == request.version() &&
+           weights.content_hash() == request.content_hash();
+  };
+  for (const Stage& stage : stages_)
+    if (is_it(stage.published)) return stage.published;
+  for (const auto& [name, weights] : options_.weights)
+    if (is_it(weights)) return weights;
+  return NotFound(StrCat("no weights ", request.name(), " of version ", request.version(), " and hash ",
+                         request.content_hash(), " were published"));
 }
 
 v1::StatusReply Coordinator::GetStatus(const v1::StatusRequest&, Clock::time_point now) {

@@ -54,6 +54,8 @@ class Coordinator {
   v1::NextStageReply NextStage(const v1::NextStageRequest& request, Clock::time_point now);
   v1::StageDoneReply StageDone(const v1::StageDoneRequest& request, Clock::time_point now);
   Result<v1::PublishReply> Publish(const v1::PublishRequest& request, Clock::time_point now);
+  // A version that was published, or the untrained model; NotFound for any other.
+  Result<v1::WeightVersion> FindWeights(const v1::OpenWeightsRequest& request) const;
   v1::StatusReply GetStatus(const v1::StatusRequest& request, Clock::time_point now);
   // Puts gauges of members, stages and the job's state into the counters' metrics.
   void UpdateGauges(Clock::time_point now);

@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/strings.h"
 #include "replay/client.h"
 #include "service/chains.h"
 #include "service/coordinator.h"
@@ -12,12 +13,25 @@
 #include "service/role_http.h"
 #include "service/roles.h"
 #include "transport/metric_list.h"
+#include "transport/weight_server.h"
 
 namespace quern {
 
 namespace {
 
-void Serve(RpcServer& server, Coordinator& coordinator) {
+constexpr int64_t kMostRequestBytes = int64_t{4} << 20;
+
+// `weights` is null where actors share the run's disk.
+void Serve(RpcServer& server, Coordinator& coordinator, WeightServer* weights) {
+  server.Handle("coordinator.OpenWeights",
+                TypedHandler<v1::OpenWeightsRequest, v1::OpenWeightsReply>(
+                    [&coordinator, weights](const auto& request) -> Result<v1::OpenWeightsReply> {
+                      if (weights == nullptr)
+                        return FailedPrecondition("actors of this run map its weights: network.transport is not tcp");
+                      QUERN_ASSIGN_OR_RETURN(const v1::WeightVersion found, coordinator.FindWeights(request));
+                      return weights->Offer(StrCat(found.name(), "-", found.version(), "-", found.content_hash()),
+                                            found.path());
+                    }));
   server.Handle("coordinator.Hello", TypedHandler<v1::HelloRequest, v1::HelloReply>([&](const auto& request) {
                   return Result<v1::HelloReply>(coordinator.Hello(request, Clock::now()));
                 }));
@@ -102,13 +116,22 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
   } detach{*page};
 
   QUERN_ASSIGN_OR_RETURN(RpcServerOptions server_options, ServerOptions(run, kCoordinatorRole));
+  std::unique_ptr<WeightServer> weights;
+  if (server_options.keys) {
+    WeightServerOptions weight_options;
+    weight_options.host = run.job.network.host;
+    weight_options.port = static_cast<int>(run.job.network.weights_port);
+    QUERN_ASSIGN_OR_RETURN(weights, WeightServer::Start(weight_options));
+  }
+  server_options.limits.max_message_bytes = kMostRequestBytes;
   RpcServer server(std::move(server_options));
-  Serve(server, coordinator);
+  Serve(server, coordinator, weights.get());
   QUERN_RETURN_IF_ERROR(server.Start(run.coordinator_address));
   LogInfo("serving " + run.job.name + " at " + server.address());
   http->SetReady();
   bool ended = false;
   RpcServerCounters counted;
+  WeightServerCounters weights_counted;
   Clock::time_point last_gauges{};
   while (!stop.load()) {
     coordinator.Tick(Clock::now());
@@ -116,10 +139,18 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
       last_gauges = Clock::now();
       coordinator.UpdateGauges(last_gauges);
       const RpcServerCounters counters = server.counters();
-      http->metrics().Add(kRpcMalformed, static_cast<double>(counters.malformed - counted.malformed));
+      http->metrics().Add(kRpcMalformed, static_cast<double>(counters.malformed + counters.rejected -
+                                                             counted.malformed - counted.rejected));
       http->metrics().Add(kConnections, static_cast<double>(counters.connections - counted.connections));
       http->metrics().Add(kHandshakes, static_cast<double>(counters.handshakes - counted.handshakes));
       counted = counters;
+      if (weights != nullptr) {
+        const WeightServerCounters w = weights->counters();
+        http->metrics().Add(kWeightConnections, static_cast<double>(w.connections - weights_counted.connections));
+        http->metrics().Add(kWeightRefused, static_cast<double>(w.refused - weights_counted.refused));
+        http->metrics().Add(kWeightSent, static_cast<double>(w.sent_bytes - weights_counted.sent_bytes));
+        weights_counted = w;
+      }
     }
     const Coordinator::State state = coordinator.state();
     if (!ended && state != Coordinator::State::kRunning) {

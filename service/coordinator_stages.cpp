@@ -99,7 +99,7 @@ void Coordinator::StartRollout(Stage& stage, Clock::time_point now) {
 
 // Small enough that every actor gets a share, large enough to fill a batch.
 uint32_t Coordinator::ChunkOf(const Stage& stage) const {
-  const uint64_t actors = static_cast<uint64_t>(options_.job.actors);
+  const auto actors = static_cast<uint64_t>(std::max<int64_t>(1, options_.job.actors));  // 0: all are elsewhere
   const uint64_t share = std::max<uint64_t>(1, (stage.total + actors - 1) / actors);
   const uint64_t chunk = std::min(share, static_cast<uint64_t>(options_.job.rollout.task_episodes));
   if (stage.plan.arm.empty()) return static_cast<uint32_t>(chunk);

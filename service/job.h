@@ -231,6 +231,7 @@ struct NetworkSection {
   std::string host = "127.0.0.1";
   int64_t coordinator_port = 7801;
   int64_t replay_port = 7802;
+  int64_t weights_port = 0;  // that actors on other hosts fetch weights from; 0: a free one
   // Metrics and the page: docs/metrics.md.
   std::string http_host = "127.0.0.1";  // an IP address; another than loopback needs a token
   int64_t http_port = 0;                // of the coordinator; 0: a free one, as the others have

@@ -227,7 +227,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.OneOf("chat_template", job.chat_template, {"auto", "none"});
   check.Between("threads", static_cast<double>(job.threads), 0, 1024);
   check.Between("actor_threads", static_cast<double>(job.actor_threads), 0, 1024);
-  check.Between("actors", static_cast<double>(job.actors), 1, 256);
+  check.Between("actors", static_cast<double>(job.actors), job.network.transport == "tcp" ? 0 : 1, 256);
   CheckModel(check, job);
   if (job.environment.empty()) check.Fail("environment.name", "is missing");
   CheckData(check, job);
@@ -284,6 +284,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.OneOf("network.transport", job.network.transport, {"ipc", "tcp"});
   check.Between("network.coordinator_port", static_cast<double>(job.network.coordinator_port), 1, 65535);
   check.Between("network.replay_port", static_cast<double>(job.network.replay_port), 1, 65535);
+  check.Between("network.weights_port", static_cast<double>(job.network.weights_port), 0, 65535);
   check.Between("network.http_port", static_cast<double>(job.network.http_port), 0, 65535);
   const std::string& host = job.network.http_host;
   if (!host.starts_with("127.") && host != "::1" && job.network.http_token_file.empty())

@@ -238,6 +238,7 @@ void Fields(V& v, NetworkSection& o) {
   v.Field("host", o.host);
   v.Field("coordinator_port", o.coordinator_port);
   v.Field("replay_port", o.replay_port);
+  v.Field("weights_port", o.weights_port);
   v.Field("http_host", o.http_host);
   v.Field("http_port", o.http_port);
   v.Field("http_token_file", o.http_token_file);

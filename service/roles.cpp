@@ -15,6 +15,7 @@
 #include "proto/coordinator.pb.h"
 #include "replay/client.h"
 #include "replay/server.h"
+#include "service/join.h"
 #include "service/prepare.h"
 #include "service/role_http.h"
 #include "transport/metric_list.h"
@@ -182,7 +183,7 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kActorRole, .index = index}));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kActorRole));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kActorRole));
-  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index, stop));
+  if (!run.joined) QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kActorRole, index, stop));
   ActorRoleOptions options;
   options.index = index;
   options.coordinator = coordinator.get();
@@ -198,8 +199,13 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.rollout.end_ids = EndIds(run.model.directory);
   QUERN_ASSIGN_OR_RETURN(options.rollout.chat_template, ChatTemplateOf(job, run.model.directory));
   options.precision = RecipeOf(job.precision, job.smooth_swiglu);
-  const int share = std::max(1, Cores() / static_cast<int>(job.actors));
+  const int share = run.joined ? Cores() : std::max(1, Cores() / static_cast<int>(job.actors));
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
+  if (run.joined) {
+    options.locate = [&](const v1::WeightVersion& version, const std::function<Status()>& alive) {
+      return FetchVersion(run, *coordinator, version, alive);
+    };
+  }
   options.stop = &stop;
   http->SetReady();
   return RunActor(options);

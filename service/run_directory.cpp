@@ -14,6 +14,7 @@
 
 #include "base/file.h"
 #include "base/strings.h"
+#include "service/join.h"
 #include "transport/address.h"
 #include "transport/curve_keys.h"
 
@@ -74,6 +75,7 @@ Status SetAddresses(Run& run, bool in_process) {
     run.coordinator_address = StrCat("tcp://", network.host, ":", network.coordinator_port);
     run.replay_address = StrCat("tcp://", network.host, ":", network.replay_port);
     for (const char* role : kKeyRoles) QUERN_RETURN_IF_ERROR(LoadOrCreateKeys(run.Path("keys"), role).status());
+    QUERN_RETURN_IF_ERROR(WriteJoinToken(run));
   } else {
     QUERN_ASSIGN_OR_RETURN(run.coordinator_address, IpcAddress(run.Path("ipc"), "coordinator"));
     QUERN_ASSIGN_OR_RETURN(run.replay_address, IpcAddress(run.Path("ipc"), "replay"));

@@ -25,6 +25,7 @@ struct Run {
   BaseModel model;
   std::string coordinator_address;
   std::string replay_address;
+  bool joined = false;  // an actor's view from a host that has nothing of the run's disk (service/join.h)
 
   std::string Path(const std::string& name) const;
   std::string name() const;  // the directory's own name, unique among runs beside it: the `run` of its records

@@ -101,7 +101,13 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
     kConnections{kRoleCoordinator, Metric::kCounter, "coordinator_connections_total", "", "connections to its port"},
     kHandshakes{kRoleCoordinator, Metric::kCounter, "coordinator_handshakes_total", "",
                 "those of a peer that speaks ZMTP and, on tcp, has a key on the list; the others were refused"},
+    kWeightConnections{kRoleCoordinator, Metric::kCounter, "coordinator_weight_connections_total", "",
+                       "connections to the port that weights are fetched from (network.transport tcp)"},
+    kWeightRefused{kRoleCoordinator, Metric::kCounter, "coordinator_weight_refused_total", "",
+                   "of those, the ones that showed no ticket"},
+    kWeightSent{kRoleCoordinator, Metric::kCounter, "coordinator_weight_sent_bytes_total", "",
+                "of enciphered weights to actors on other hosts"},
     kRpcMalformed{kRoleCoordinator, Metric::kCounter, "coordinator_rejected_messages_total", "",
-                  "messages that are no requests"};
+                  "messages that are no requests, and requests that are too large, nested too deeply or not valid"};
 
 }  // namespace quern

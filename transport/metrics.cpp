@@ -37,7 +37,8 @@ constexpr const Metric* kAll[] = {&kBuildInfo,        &kUpSince,          &kActo
                                   &kLearnerTraining,  &kMembers,          &kHeartbeatAge,      &kRestarts,
                                   &kJobState,         &kStageProgress,    &kTaskFailures,      &kQuarantined,
                                   &kSinceProgress,    &kConnections,      &kHandshakes,        &kReplayConnections,
-                                  &kReplayHandshakes, &kRpcMalformed};
+                                  &kReplayHandshakes, &kRpcMalformed,     &kWeightConnections, &kWeightRefused,
+                                  &kWeightSent};
 
 std::vector<double> Buckets(Metric::Kind kind) {
   std::vector<double> buckets;

@@ -15,6 +15,7 @@
 #include "base/deadline.h"
 #include "base/status.h"
 #include "transport/curve_keys.h"
+#include "transport/wire_check.h"
 
 namespace quern {
 
@@ -38,6 +39,7 @@ struct RpcServerOptions {
 struct RpcServerCounters {
   uint64_t requests = 0;
   uint64_t malformed = 0;      // messages dropped: wrong number of frames, wrong id size
+  uint64_t rejected = 0;       // requests whose handler said InvalidArgument: too large, too deep, no such message
   uint64_t undeliverable = 0;  // replies dropped because their client had left
   uint64_t connections = 0;    // accepted so far (ipc and tcp)
   uint64_t handshakes = 0;     // of those, the ones that spoke ZMTP and, on tcp, had a key on the list
@@ -91,6 +93,7 @@ class RpcServer {
   std::thread thread_;
   std::atomic<uint64_t> requests_{0};
   std::atomic<uint64_t> malformed_{0};
+  std::atomic<uint64_t> rejected_{0};
   std::atomic<uint64_t> undeliverable_{0};
   std::atomic<uint64_t> connections_{0};
   std::atomic<uint64_t> handshakes_{0};
@@ -133,11 +136,13 @@ class RpcClient {
   std::unique_ptr<Impl> impl_;
 };
 
-// A handler for protobuf messages: TypedHandler<v1::HelloRequest, v1::HelloReply>([](const auto& r) -> Result<...>
+// A handler for protobuf messages, looked at before they are parsed: TypedHandler<v1::HelloRequest,
+// v1::HelloReply>([](const auto& r) -> Result<...>
 // {...}).
 template <typename Request, typename Reply, typename Function>
 RpcServer::Handler TypedHandler(Function function) {
   return [function = std::move(function)](std::string_view bytes) -> Result<std::string> {
+    QUERN_RETURN_IF_ERROR(CheckWire(bytes, *Request::descriptor()));
     Request request;
     if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
       return InvalidArgument("the request does not parse as " + std::string(Request::descriptor()->full_name()));

@@ -221,6 +221,7 @@ void RpcServer::Stop() {
 RpcServerCounters RpcServer::counters() const {
   return {.requests = requests_,
           .malformed = malformed_,
+          .rejected = rejected_,
           .undeliverable = undeliverable_,
           .connections = connections_,
           .handshakes = handshakes_};
@@ -364,6 +365,7 @@ Result<std::string> RpcServer::RunHandler(Request& request) {
 
 void RpcServer::Reply(Request& request, const Result<std::string>& result) {
   Status status = result.status();
+  if (status.code() == StatusCode::kInvalidArgument) ++rejected_;
   if (result.ok() && static_cast<int64_t>(result->size()) > options_.limits.max_message_bytes)
     status = ResourceExhausted(StrCat(
         request.method, ": an answer of ", HumanBytes(static_cast<double>(result->size())), " is over the limit of ",

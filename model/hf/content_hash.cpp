@@ -1,13 +1,34 @@
 #include "model/hf/content_hash.h"
 
+#include <fcntl.h>
+#include <unistd.h>
 #include <xxhash.h>
 
+#include <cerrno>
 #include <memory>
 
 #include "base/file.h"
 #include "base/strings.h"
 
 namespace quern {
+
+namespace {
+
+// Read, not mapped: a piece is hashed where it was put, in the cache, and no page of the file is mapped for it.
+Status HashFile(const std::string& path, XXH3_state_t* state) {
+  constexpr size_t kPiece = size_t{256} << 10;
+  const std::unique_ptr<uint8_t[]> piece = std::make_unique_for_overwrite<uint8_t[]>(kPiece);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return FromErrno(errno, path);
+  ssize_t size;
+  while ((size = read(fd, piece.get(), kPiece)) > 0 || (size < 0 && errno == EINTR))
+    if (size > 0) XXH3_128bits_update(state, piece.get(), static_cast<size_t>(size));
+  const Status status = size < 0 ? FromErrno(errno, path) : Status();
+  close(fd);
+  return status;
+}
+
+}  // namespace
 
 Result<std::string> DirectoryContentHash(const std::string& dir) {
   QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(dir));
@@ -17,10 +38,9 @@ Result<std::string> DirectoryContentHash(const std::string& dir) {
   for (const std::string& name : names) {
     if (name != "config.json" && !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json"))
       continue;
-    QUERN_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(JoinPath(dir, name)));
     // The terminating zero keeps name and contents apart.
     XXH3_128bits_update(state.get(), name.c_str(), name.size() + 1);
-    XXH3_128bits_update(state.get(), file.bytes().data(), file.bytes().size());
+    QUERN_RETURN_IF_ERROR(HashFile(JoinPath(dir, name), state.get()));
     any = true;
   }
   if (!any) return NotFound(dir + ": no config.json or safetensors file");
