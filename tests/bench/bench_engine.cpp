@@ -5,7 +5,8 @@
 //                [--peer-prefill=COMMAND]  in turn; the last number it prints is its tokens/s. {model} and {threads}
 //                are
 //                                          replaced
-// prefill  a prompt of 512 tokens into an empty engine until its first token: tokens/s of the prompt.
+// prefill  a prompt of 512 tokens into an empty engine until its first token: tokens/s of the prompt, the median of 5
+//          after one that warms up (as the peer's program does).
 // lengths  `streams` requests at a time, a new one for each that ends: tokens/s while all places are taken, with
 // answers
 //          of equal length, and with lengths evenly between L and 10 L of the same mean.
@@ -61,10 +62,14 @@ class Load {
 
 double Prefill(Engine& engine, int64_t vocabulary) {
   Load load(engine, vocabulary);
-  const double begin = Seconds();
-  load.Ask(kLongPrompt, 1);
-  while (engine.HasWork()) load.Step();
-  return static_cast<double>(kLongPrompt) / (Seconds() - begin);
+  std::vector<double> rates;
+  for (int i = 0; i < 6; ++i) {
+    const double begin = Seconds();
+    load.Ask(kLongPrompt, 1);
+    while (engine.HasWork()) load.Step();
+    if (i > 0) rates.push_back(static_cast<double>(kLongPrompt) / (Seconds() - begin));
+  }
+  return Summarise(rates).median;
 }
 
 double Lengths(Engine& engine, int64_t vocabulary, int64_t streams, bool varying) {
