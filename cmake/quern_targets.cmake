@@ -6,7 +6,9 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # GCC 12 warns falsely in its own std:
 endif()
 
 add_library(quern_flags INTERFACE)
-target_compile_options(quern_flags INTERFACE ${QUERN_WARNINGS})
+target_compile_options(quern_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:${QUERN_WARNINGS}>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Werror;SHELL:-Werror all-warnings>")
 target_include_directories(quern_flags INTERFACE ${CMAKE_SOURCE_DIR})
 if(QUERN_SANITIZE)
   target_compile_options(quern_flags INTERFACE -fsanitize=${QUERN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

@@ -297,6 +297,8 @@ class Ops {
   // once.
   virtual void Upload(const TensorView& host, const TensorView& x);
   virtual void Download(const TensorView& x, const TensorView& host);
+  // Returns when all that was called is done.
+  virtual void Wait() {}
 
   virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
   virtual void Pack(const PackArgs& args) = 0;

@@ -24,7 +24,8 @@ struct Product {
   DType d_dtype = DType::kBf16;
   int64_t d_stride = 0;
   bool accumulate = false;
-  const void* bias = nullptr;  // [n] of d's dtype
+  const void* bias = nullptr;      // [n]
+  DType bias_dtype = DType::kF32;  // d's; bf16 with FP8 operands
   // FP8 operands: one scale, or one a row of a / an output of b.
   const float* a_scale = nullptr;
   bool a_scale_rows = false;
@@ -36,9 +37,9 @@ struct Product {
 class Blas {
  public:
   virtual ~Blas() = default;
-  // FP8 operands, both with k contiguous, strides, k and n multiples of 16.
+  // FP8 operands, both with k contiguous; strides, k and n multiples of 16, data aligned to 16 bytes.
   virtual bool has_fp8() const = 0;
-  // Whether FP8 operands may have a scale a row and an output; else only one each.
+  // Whether FP8 operands may have a scale a row and an output (both or neither); else only one each.
   virtual bool has_row_scales() const = 0;
   // `strict`: one algorithm whatever `rows`, so that a row's result does not depend on how many there are.
   virtual void Multiply(const Product& product, bool strict) = 0;

@@ -20,6 +20,8 @@ class EmulatedBlas : public Blas {
   void Multiply(const Product& p, bool) override {
     const bool fp8 = IsFp8(p.a_dtype);
     QUERN_CHECK(fp8 == IsFp8(p.b_dtype));
+    QUERN_CHECK(p.a_scale_rows == p.b_scale_outputs);
+    QUERN_CHECK(p.bias == nullptr || p.bias_dtype == (fp8 ? DType::kBf16 : p.d_dtype));
     QUERN_CHECK(!fp8 || (p.a_scale != nullptr && p.b_scale != nullptr && !p.a_transposed && !p.b_transposed &&
                          p.k % 16 == 0 && p.n % 16 == 0 && p.a_stride % 16 == 0 && p.b_stride % 16 == 0));
     for (int64_t r = 0; r < p.rows; ++r) {
@@ -31,7 +33,7 @@ class EmulatedBlas : public Blas {
         if (fp8) sum *= p.a_scale[p.a_scale_rows ? r : 0] * p.b_scale[p.b_scale_outputs ? c : 0];
         const int64_t at = r * p.d_stride + c;
         if (p.accumulate) sum += At(p.d, p.d_dtype, at);
-        if (p.bias != nullptr) sum += At(p.bias, p.d_dtype, c);
+        if (p.bias != nullptr) sum += At(p.bias, p.bias_dtype, c);
         if (p.d_dtype == DType::kF32) {
           static_cast<float*>(p.d)[at] = sum;
         } else {

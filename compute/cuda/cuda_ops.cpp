@@ -35,6 +35,7 @@ class CudaPackedMatrix : public PackedMatrix {
   bool whole() const { return n() % kFp8Multiple == 0 && k() % kFp8Multiple == 0; }
 
   bool transposed = false;
+  bool one_scale = false;  // all outputs' scales are equal
 
  private:
   Tensor values_, scale_;
@@ -91,6 +92,7 @@ void CudaOps::PackFp8(const PackArgs& args) {
   QUERN_CHECK(args.input_scale.empty() || !args.transposed || !args.scale.empty());
   const TensorView codes = args.transposed ? scratch_.New(args.format.dtype, rows, cols) : out.values();
   QUERN_CHECK(args.format.dtype == out.dtype());
+  out.one_scale = false;
   QuantizeArgs quantize{.x = weight,
                         .column_scale = args.input_scale,
                         .format = args.format,
@@ -102,6 +104,7 @@ void CudaOps::PackFp8(const PackArgs& args) {
     const TensorView ones = scratch_.New(DType::kF32, 1, out.n());
     Fill(ones, 1);
     const bool taken_off = args.transposed && !args.input_scale.empty();
+    out.one_scale = !taken_off;
     cuda::DivideScale(context_, args.scale, taken_off ? args.input_scale : ones, out.scale());
   } else if (!args.transposed) {
     quantize.rule = QuantizeArgs::Scale::kRow;
@@ -172,11 +175,16 @@ void CudaOps::MatMul(const MatMulArgs& args) {
                   .d_dtype = args.c.dtype,
                   .d_stride = args.c.stride,
                   .accumulate = args.accumulate};
+  const bool fp8 = IsFp8(b.dtype()) && blas_->has_fp8() && b.whole() && IsAligned(args.a);
+  // One scale each, or one a row and an output.
+  const bool one_scale = args.a_scale.cols == 1 && b.one_scale;
+  const bool codes = fp8 && (one_scale || blas_->has_row_scales());
   if (!args.bias.empty()) {
     CheckAcc(args.bias, 1, b.n(), "bias");
+    p.bias_dtype = codes ? DType::kBf16 : args.c.dtype;
     TensorView bias = args.bias;
-    if (args.c.dtype != DType::kF32) {
-      bias = scratch_.New(args.c.dtype, 1, b.n());
+    if (p.bias_dtype != DType::kF32) {
+      bias = scratch_.New(p.bias_dtype, 1, b.n());
       Cast(args.bias, bias);
     }
     p.bias = bias.data;
@@ -187,19 +195,18 @@ void CudaOps::MatMul(const MatMulArgs& args) {
   }
   QUERN_CHECK(IsFp8(args.a.dtype));
   CheckAcc(args.a_scale, 1, args.a_scale.cols == 1 ? 1 : rows, "a_scale");
-  if (blas_->has_fp8() && blas_->has_row_scales() && b.whole() && IsAligned(args.a)) {
-    // One scale becomes one a row: both operands must be scaled in the same way.
+  if (codes) {
     TensorView a_scale = args.a_scale;
-    if (a_scale.cols != rows) {
+    if (!one_scale && a_scale.cols != rows) {
       a_scale = scratch_.New(DType::kF32, 1, rows);
       const TensorView ones = scratch_.New(DType::kF32, 1, rows);
       Fill(ones, 1);
       cuda::DivideScale(context_, args.a_scale, ones, a_scale);
     }
     p.a_scale = static_cast<const float*>(a_scale.data);
-    p.a_scale_rows = true;
+    p.a_scale_rows = !one_scale;
     p.b_scale = static_cast<const float*>(b.scale().data);
-    p.b_scale_outputs = true;
+    p.b_scale_outputs = !one_scale;
     return blas_->Multiply(p, strict_);
   }
   // bf16 holds a code times its scale, so multiplying decoded values is multiplying codes and scaling the sum.

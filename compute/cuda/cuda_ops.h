@@ -20,6 +20,7 @@ class CudaOps : public Ops {
   DeviceMemory* memory() override { return runtime_.get(); }
   void Upload(const TensorView& host, const TensorView& x) override { runtime_->Upload2D(host, x); }
   void Download(const TensorView& x, const TensorView& host) override { runtime_->Download2D(x, host); }
+  void Wait() override { runtime_->Wait(); }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
   void Pack(const PackArgs& args) override;
   void Quantize(const QuantizeArgs& args) override;

@@ -85,6 +85,9 @@ void Runtime::Download2D(const TensorView& device, const TensorView& host) {
 void Runtime::Zero(void* device, int64_t bytes) {
   CheckCuda(cudaMemsetAsync(device, 0, Bytes(bytes), stream_), "clearing GPU memory");
 }
+void Runtime::Copy(void* to, const void* from, int64_t bytes) {
+  CheckCuda(cudaMemcpyAsync(to, from, Bytes(bytes), cudaMemcpyDeviceToDevice, stream_), "copy");
+}
 void Runtime::Wait() { CheckCuda(cudaStreamSynchronize(stream_), "a kernel"); }
 
 bool Runtime::IsDevice(const void* data) const {

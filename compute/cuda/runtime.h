@@ -40,6 +40,7 @@ class Runtime : public DeviceMemory {
   void Upload2D(const TensorView& host, const TensorView& device);
   void Download2D(const TensorView& device, const TensorView& host);
   void Zero(void* device, int64_t bytes);
+  void Copy(void* to, const void* from, int64_t bytes);  // both on the device
   void Wait();
   bool IsDevice(const void* data) const;
 

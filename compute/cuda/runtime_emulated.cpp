@@ -45,6 +45,7 @@ void Runtime::Upload(void* device, const void* host, int64_t bytes) {
 void Runtime::Upload2D(const TensorView& host, const TensorView& device) { CopyRows(host, device); }
 void Runtime::Download2D(const TensorView& device, const TensorView& host) { CopyRows(device, host); }
 void Runtime::Zero(void* device, int64_t bytes) { std::memset(device, 0, static_cast<size_t>(bytes)); }
+void Runtime::Copy(void* to, const void* from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
 void Runtime::Wait() {}
 
 bool Runtime::IsDevice(const void* data) const {

@@ -1,0 +1,298 @@
+// What the GPU's backend reaches, as shares of what the card gives in the same run: a device-to-device copy (bytes read
+// and written) and an 8192^3 bf16 product on random data. One table; "no GPU: ..." where there is none.
+//   bench_gpu [quick]      quick: tenths of the time, for a first look
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "compute/cuda/blas.h"
+#include "compute/cuda/cuda_device.h"
+#include "compute/cuda/cuda_ops.h"
+
+namespace quern {
+namespace {
+
+constexpr DType kF32 = DType::kF32, kBf16 = DType::kBf16;
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+class Bench {
+ public:
+  Bench(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, double seconds)
+      : runtime_(*runtime), ops_(std::move(runtime), std::move(blas), /*strict=*/false), seconds_(seconds) {}
+
+  void Run() {
+    std::printf("%-44s %10s %10s %10s %8s\n", "operation", "ms", "GB/s", "TFLOP/s", "share");
+    Ceilings();
+    for (const auto& [name, k, n] : {Shape{"0.5B gate+up", 896, 9728},
+                                     {"1.5B gate+up", 1536, 17920},
+                                     {"1.5B down", 8960, 1536},
+                                     {"7B gate+up", 3584, 37888},
+                                     {"7B down", 18944, 3584}})
+      Products(name, 8192, k, n);
+    Rows(8192, 1536, 8960);
+    Softmax(2048, 151936);
+    Optimizer(int64_t{256} << 20);
+    for (const int64_t dim : {64, 128}) {
+      for (const int64_t length : {1024, 4096}) Training(dim, length);
+      for (const int64_t batch : {1, 32, 256}) Decode(dim, batch, 2048);
+    }
+  }
+
+ private:
+  struct Shape {
+    const char* name;
+    int64_t k, n;
+  };
+
+  // Median seconds of a call. Calls are queued in groups, so that what starting one costs is hidden as in a real step.
+  double Time(const std::function<void()>& call) {
+    call();
+    ops_.Wait();
+    const double begin = Seconds();
+    call();
+    ops_.Wait();
+    const double once = std::max(1e-6, Seconds() - begin);
+    const int group = std::clamp(static_cast<int>(seconds_ / 5 / once), 1, 200);
+    std::vector<double> times;
+    for (int i = 0; i < 5; ++i) {
+      const double start = Seconds();
+      for (int j = 0; j < group; ++j) call();
+      ops_.Wait();
+      times.push_back((Seconds() - start) / group);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  // `bytes` and `flops` of a call; the share is of the ceiling that leaves less.
+  void Report(const std::string& name, double bytes, double flops, const std::function<void()>& call) {
+    const double seconds = Time(call);
+    const double share = std::max(copy_ > 0 ? bytes / copy_ : 0, product_ > 0 ? flops / product_ : 0) / seconds;
+    std::printf("%-44s %10.3f %10.0f %10.1f %7.0f%%\n", name.c_str(), 1e3 * seconds, bytes / seconds / 1e9,
+                flops / seconds / 1e12, 100 * share);
+    std::fflush(stdout);
+  }
+
+  Tensor New(DType dtype, int64_t rows, int64_t cols) { return Tensor(dtype, rows, cols, ops_.memory()); }
+  // About normal, never zeros: products of zeros run faster.
+  Tensor RandomTensor(DType dtype, int64_t rows, int64_t cols) {
+    Tensor host(kF32, 1, std::min<int64_t>(rows * cols, 1 << 22)), small = New(kF32, 1, host.cols());
+    uint32_t state = 12345;
+    for (int64_t i = 0; i < host.cols(); ++i) {
+      float sum = -2;
+      for (int j = 0; j < 4; ++j) {
+        state = state * 1664525u + 1013904223u;
+        sum += static_cast<float>(state >> 8) * 0x1p-24f;
+      }
+      host.Row<float>(0)[i] = sum;
+    }
+    ops_.Upload(host, small);
+    Tensor out = New(dtype, rows, cols);
+    for (int64_t begin = 0; begin < rows * cols; begin += host.cols()) {
+      const int64_t count = std::min(host.cols(), rows * cols - begin);
+      const TensorView flat = {out.view().data, dtype, 1, rows * cols, rows * cols};
+      ops_.Cast(small.view().Cols(0, count), flat.Cols(begin, count));
+    }
+    return out;
+  }
+
+  void Ceilings() {
+    constexpr int64_t kBytes = int64_t{2} << 30;
+    {
+      const Tensor from = New(DType::kU8, 1, kBytes), to = New(DType::kU8, 1, kBytes);
+      const auto copy = [&] { runtime_.Copy(to.view().data, from.view().data, kBytes); };
+      copy_ = 2.0 * kBytes / Time(copy);
+      Report("copy of 2 GiB", 2.0 * kBytes, 0, copy);
+    }
+    constexpr int64_t kSize = 8192;
+    const Tensor a = RandomTensor(kBf16, kSize, kSize), w = RandomTensor(kBf16, kSize, kSize);
+    const Tensor c = New(kBf16, kSize, kSize);
+    const auto packed = ops_.NewPacked(kBf16, kSize, kSize);
+    ops_.Pack({.weight = w, .out = packed.get()});
+    const auto product = [&] { ops_.MatMul({.a = a, .b = packed.get(), .c = c, .bias = {}}); };
+    const double flops = 2.0 * kSize * kSize * kSize;
+    product_ = flops / Time(product);
+    Report("bf16 product 8192^3", 0, flops, product);
+  }
+
+  void Products(const std::string& name, int64_t t, int64_t k, int64_t n) {
+    const double flops = 2.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
+    const Tensor x = RandomTensor(kBf16, t, k), w = RandomTensor(kBf16, n, k), y = New(kBf16, t, n);
+    const Tensor dw = New(kF32, n, k);
+    const auto bf16 = ops_.NewPacked(kBf16, k, n), fp8 = ops_.NewPacked(DType::kE4M3, k, n);
+    ops_.Pack({.weight = w, .out = bf16.get()});
+    ops_.Pack({.weight = w, .out = fp8.get()});
+    const Tensor codes = New(DType::kE4M3, t, k), scale = New(kF32, 1, t);
+    const auto quantize = [&] { ops_.Quantize({.x = x, .format = kE4M3, .codes = codes, .scale = scale}); };
+    const auto fp8_product = [&] { ops_.MatMul({.a = codes, .a_scale = scale, .b = fp8.get(), .c = y, .bias = {}}); };
+    quantize();
+    Report(name + " bf16", 0, flops, [&] { ops_.MatMul({.a = x, .b = bf16.get(), .c = y, .bias = {}}); });
+    Report(name + " fp8 rows", 0, flops, fp8_product);
+    Report(name + " fp8 rows, with quantise", 0, flops, [&] {
+      quantize();
+      fp8_product();
+    });
+    Report(name + " weight gradient bf16", 0, flops, [&] { ops_.MatMulGradWeight({.dy = y, .x = x, .dw = dw}); });
+  }
+
+  void Rows(int64_t t, int64_t d, int64_t f) {
+    const auto rows = static_cast<double>(t), cols = static_cast<double>(d), width = static_cast<double>(f);
+    const Tensor x = RandomTensor(kF32, t, d), weight = RandomTensor(kF32, 1, d), y = New(kBf16, t, d);
+    const Tensor inv = New(kF32, 1, t), dx = New(kF32, t, d), dweight = New(kF32, 1, d);
+    Report("rms norm", rows * cols * 6, 0, [&] { ops_.RmsNorm({.x = x, .weight = weight, .y = y, .inv_rms = inv}); });
+    Report("rms norm backward", rows * cols * (2 * 2 + 4 * 4), 0, [&] {
+      ops_.RmsNormBackward({.dy = y, .x = x, .weight = weight, .inv_rms = inv, .dx = dx, .dweight = dweight});
+    });
+    const Tensor gates = RandomTensor(kBf16, t, 2 * f), h = New(kBf16, t, f), dgates = New(kBf16, t, 2 * f);
+    Report("swiglu", rows * width * 6, 0, [&] { ops_.SwiGlu({.gate_up = gates, .h = h}); });
+    Report("swiglu backward", rows * width * 10, 0,
+           [&] { ops_.SwiGluBackward({.gate_up = gates, .dh = h, .dgate_up = dgates}); });
+    const Tensor codes = New(DType::kE4M3, t, f), scale = New(kF32, 1, t);
+    Report("quantise rows", rows * width * 3, 0,
+           [&] { ops_.Quantize({.x = h, .format = kE4M3, .codes = codes, .scale = scale}); });
+    Report("cast fp32 to bf16", rows * cols * 6, 0, [&] { ops_.Cast(x, y); });
+  }
+
+  void Softmax(int64_t rows, int64_t vocabulary) {
+    const double elements = static_cast<double>(rows) * static_cast<double>(vocabulary);
+    const Tensor logits = RandomTensor(kF32, rows, vocabulary), lse = New(kF32, 1, rows), log_prob = New(kF32, 1, rows);
+    const Tensor a = RandomTensor(kF32, 1, rows), dlogits = New(kBf16, rows, vocabulary);
+    const std::vector<int32_t> targets(static_cast<size_t>(rows), 7);
+    Report("log softmax, 151,936 ids", elements * 4, 0, [&] {
+      ops_.LogSoftmax(
+          {.logits = logits, .targets = targets, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
+    });
+    Report("log softmax backward", elements * 6, 0, [&] {
+      ops_.LogSoftmaxBackward(
+          {.logits = logits, .lse = lse, .targets = targets, .a = a, .b = {}, .c = {}, .dlogits = dlogits});
+    });
+  }
+
+  void Optimizer(int64_t count) {
+    const auto n = static_cast<double>(count);
+    const Tensor param = RandomTensor(kF32, 1, count), grad = RandomTensor(kF32, 1, count);
+    {
+      const Tensor m = New(kF32, 1, count), v = New(kF32, 1, count);
+      Report("AdamW, fp32 moments", n * 28, 0,
+             [&] { ops_.AdamW({.param = param, .grad = grad, .m = m, .v = v, .learning_rate = 1e-5f}); });
+    }
+    const Tensor m = New(DType::kE4M3, 1, count), v = New(DType::kE5M2, 1, count);
+    const Tensor scales = New(kF32, 2, count / 2048);
+    Report("AdamW, fp8 moments in blocks", n * 16, 0, [&] {
+      ops_.AdamW({.param = param,
+                  .grad = grad,
+                  .m = m,
+                  .v = v,
+                  .m_scale = scales.view().Rows(0, 1),
+                  .v_scale = scales.view().Rows(1, 1),
+                  .block = 2048,
+                  .learning_rate = 1e-5f});
+    });
+    Report("squared norm", n * 4, 0, [&] { ops_.SquaredNorm(grad); });
+  }
+
+  // `sequences` of `context` + `count` positions each, with pages of their own.
+  struct Pages {
+    Tensor memory;
+    std::vector<void*> table;
+    std::vector<SequenceRows> rows;
+  };
+  Pages NewPages(const KvLayout& layout, int64_t sequences, int64_t context, int64_t count) {
+    const int64_t each = (context + count + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
+    Pages out;
+    out.memory = RandomTensor(layout.dtype, sequences * each, layout.page_elements());
+    for (int64_t i = 0; i < sequences * each; ++i) out.table.push_back(out.memory.Row<uint8_t>(i));
+    for (int64_t i = 0; i < sequences; ++i)
+      out.rows.push_back({.row = i * count, .count = count, .context = context, .pages = out.table.data() + i * each});
+    return out;
+  }
+
+  void Training(int64_t dim, int64_t length) {
+    const int64_t heads = 1536 / dim, kv_heads = 2, sequences = 16384 / length, rows = sequences * length;
+    const KvLayout layout = {.dtype = kBf16, .layers = 1, .kv_heads = kv_heads, .head_dim = dim};
+    const Tensor qkv = RandomTensor(kBf16, rows, (heads + 2 * kv_heads) * dim), dqkv = New(kBf16, rows, qkv.cols());
+    const Tensor out = New(kBf16, rows, heads * dim), dout = RandomTensor(kBf16, rows, heads * dim);
+    const Tensor lse = New(kF32, rows, heads);
+    const Pages pages = NewPages(layout, sequences, 0, length);
+    const float scale = 1 / std::sqrt(static_cast<float>(dim));
+    const double pairs = static_cast<double>(rows * heads) * static_cast<double>(length + 1) / 2;
+    const std::string name = "attention " + std::to_string(length) + ", heads of " + std::to_string(dim);
+    Report("kv write, heads of " + std::to_string(dim), static_cast<double>(rows * kv_heads * dim) * 8, 0,
+           [&] { ops_.KvWrite({.qkv = qkv, .sequences = pages.rows, .layout = layout, .heads = heads}); });
+    Report(name, 0, pairs * 4 * static_cast<double>(dim), [&] {
+      ops_.Attention({.q = qkv.view().Cols(0, heads * dim),
+                      .sequences = pages.rows,
+                      .layout = layout,
+                      .heads = heads,
+                      .scale = scale,
+                      .out = out,
+                      .lse = lse});
+    });
+    Report(name + ", backward", 0, pairs * 10 * static_cast<double>(dim), [&] {
+      ops_.AttentionBackward({.qkv = qkv,
+                              .sequences = pages.rows,
+                              .heads = heads,
+                              .kv_heads = kv_heads,
+                              .head_dim = dim,
+                              .scale = scale,
+                              .out = out,
+                              .lse = lse,
+                              .dout = dout,
+                              .dqkv = dqkv});
+    });
+  }
+
+  void Decode(int64_t dim, int64_t batch, int64_t context) {
+    const int64_t heads = 1536 / dim, kv_heads = 2;
+    const KvLayout layout = {.dtype = kBf16, .layers = 1, .kv_heads = kv_heads, .head_dim = dim};
+    const Tensor q = RandomTensor(kBf16, batch, heads * dim), out = New(kBf16, batch, heads * dim);
+    const Pages pages = NewPages(layout, batch, context - 1, 1);
+    const float scale = 1 / std::sqrt(static_cast<float>(dim));
+    Report("decode " + std::to_string(batch) + " x " + std::to_string(context) + ", heads of " + std::to_string(dim),
+           static_cast<double>(batch * context * kv_heads * dim) * 4, 0, [&] {
+             ops_.Attention({.q = q,
+                             .sequences = pages.rows,
+                             .layout = layout,
+                             .heads = heads,
+                             .scale = scale,
+                             .out = out,
+                             .lse = {}});
+           });
+  }
+
+  cuda::Runtime& runtime_;
+  CudaOps ops_;
+  double seconds_;
+  double copy_ = 0, product_ = 0;  // bytes and operations a second
+};
+
+int Main(int argc, char** argv) {
+  const CudaDevices found = FindCudaDevices();
+  if (found.devices.empty()) {
+    std::printf("no GPU: %s\n", found.why_none.c_str());
+    return 0;
+  }
+  const CudaDevice& device = found.devices[0];
+  std::printf("%s, compute capability %d.%d, %.0f GiB\n", device.name.c_str(), device.capability / 10,
+              device.capability % 10, static_cast<double>(device.memory_bytes) / (1 << 30));
+  auto runtime = std::make_unique<cuda::Runtime>(0);
+  cuda::BlasResult blas = cuda::NewBlas(*runtime);
+  if (blas.blas == nullptr) {
+    std::printf("no products: %s\n", blas.error.c_str());
+    return 1;
+  }
+  const bool quick = argc > 1 && std::strcmp(argv[1], "quick") == 0;
+  Bench(std::move(runtime), std::move(blas.blas), quick ? 0.02 : 0.2).Run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace quern
+
+int main(int argc, char** argv) { return quern::Main(argc, argv); }
