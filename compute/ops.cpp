@@ -12,4 +12,16 @@ void Ops::Upload(const TensorView& host, const TensorView& x) {
 
 void Ops::Download(const TensorView& x, const TensorView& host) { Ops::Upload(x, host); }
 
+Tensor OnHost(Ops& ops, const TensorView& x) {
+  Tensor out(x.dtype, x.rows, x.cols);
+  ops.Download(x, out);
+  return out;
+}
+
+Tensor OnDevice(Ops& ops, const TensorView& host) {
+  Tensor out(host.dtype, host.rows, host.cols, ops.memory());
+  ops.Upload(host, out);
+  return out;
+}
+
 }  // namespace quern

@@ -290,8 +290,8 @@ class Ops {
   virtual ~Ops() = default;
   virtual const char* name() const = 0;
 
-  // Where the views of all calls below lie, unless said otherwise: null, the host's memory, or the device's. Weight of
-  // Pack and x and y of Cast may lie in either. Spans, page tables and PrunedKeys are always the host's.
+  // Where the views of all calls below lie: null, the host's memory, or the device's. What Pack, Cast and Fill are given
+  // may lie in either, but for scales. Spans, page tables and PrunedKeys are always the host's.
   virtual DeviceMemory* memory() { return nullptr; }
   // Copies between the host's memory and this backend's; same shapes and dtypes. The host's side may be used again at
   // once.
@@ -338,5 +338,9 @@ class Ops {
     for (int64_t i = 0; i < count; ++i) body(i);
   }
 };
+
+// Copies in the host's memory and in the backend's.
+Tensor OnHost(Ops& ops, const TensorView& x);
+Tensor OnDevice(Ops& ops, const TensorView& host);
 
 }  // namespace quern

@@ -23,15 +23,17 @@ double AccAt(const TensorView& view, int64_t col) {
 }
 
 // The values as a [1, n] acc vector in the arena.
-TensorView ToAcc(std::span<const float> values, DType acc, Arena& arena) {
-  TensorView out = arena.New(acc, 1, static_cast<int64_t>(values.size()));
+TensorView ToAcc(Ops& ops, std::span<const float> values, DType acc, Arena& arena) {
+  const Tensor host(acc, 1, static_cast<int64_t>(values.size()));
   for (size_t i = 0; i < values.size(); ++i) {
     if (acc == DType::kF64) {
-      out.Row<double>(0)[i] = static_cast<double>(values[i]);
+      host.Row<double>(0)[i] = static_cast<double>(values[i]);
     } else {
-      out.Row<float>(0)[i] = values[i];
+      host.Row<float>(0)[i] = values[i];
     }
   }
+  const TensorView out = arena.New(acc, 1, host.cols());
+  ops.Upload(host, out);
   return out;
 }
 }  // namespace
@@ -70,7 +72,8 @@ std::vector<float> LossHead::MaxRatios(const Weights& behaviour, const TensorVie
                    .top_p = top_p,
                    .reserved = reserved,
                    .max_ratio = ratio});
-    for (int64_t i = 0; i < n; ++i) out[begin + static_cast<size_t>(i)] = static_cast<float>(AccAt(ratio, i));
+    const Tensor host = OnHost(ops_, ratio);
+    for (int64_t i = 0; i < n; ++i) out[begin + static_cast<size_t>(i)] = static_cast<float>(AccAt(host, i));
   }
   return out;
 }
@@ -99,11 +102,12 @@ LossHead::Result LossHead::Score(const Weights& weights, const TensorView& hidde
                      .log_prob = log_prob,
                      .mean_log_prob = {},
                      .entropy = entropy});
+    const Tensor log_probs = OnHost(ops_, log_prob), entropies = OnHost(ops_, entropy);
     for (int64_t i = 0; i < n; ++i) {
-      const double lp = AccAt(log_prob, i);
+      const double lp = AccAt(log_probs, i);
       result.log_probs[begin + static_cast<size_t>(i)] = static_cast<float>(lp);
       result.log_prob_sum += lp;
-      result.entropy_sum += AccAt(entropy, i);
+      result.entropy_sum += AccAt(entropies, i);
     }
   }
   return result;
@@ -149,23 +153,26 @@ LossHead::Result LossHead::ForwardBackward(const Weights& weights, const TensorV
                        .log_prob = log_prob,
                        .mean_log_prob = mean,
                        .entropy = entropy});
+      const Tensor log_probs = OnHost(ops_, log_prob), entropies = OnHost(ops_, entropy);
+      const Tensor means = OnHost(ops_, mean), masses = c.empty() ? Tensor() : OnHost(ops_, lse);
+      const Tensor reserved_logits = c.empty() ? Tensor() : OnHost(ops_, logits.Cols(reserved, 1));
       for (int64_t i = 0; i < m; ++i) {
         const size_t row = offset + static_cast<size_t>(i);
-        const double lp = AccAt(log_prob, i);
+        const double lp = AccAt(log_probs, i);
         result.log_probs[row] = static_cast<float>(lp);
         result.log_prob_sum += lp;
-        result.entropy_sum += AccAt(entropy, i);
+        result.entropy_sum += AccAt(entropies, i);
         result.loss += static_cast<double>(a[row]) * lp;
-        if (!b.empty()) result.loss += static_cast<double>(b[row]) * AccAt(mean, i);
+        if (!b.empty()) result.loss += static_cast<double>(b[row]) * AccAt(means, i);
         if (!c.empty())
-          result.loss += static_cast<double>(c[row]) * (AccAt(logits.Rows(i, 1), reserved) - AccAt(lse, i));
+          result.loss += static_cast<double>(c[row]) * (AccAt(reserved_logits.view().Rows(i, 1), 0) - AccAt(masses, i));
       }
       ops_.LogSoftmaxBackward({.logits = logits,
                                .lse = lse,
                                .targets = part_targets,
-                               .a = ToAcc(a.subspan(offset, length), acc, arena),
-                               .b = b.empty() ? TensorView{} : ToAcc(b.subspan(offset, length), acc, arena),
-                               .c = c.empty() ? TensorView{} : ToAcc(c.subspan(offset, length), acc, arena),
+                               .a = ToAcc(ops_, a.subspan(offset, length), acc, arena),
+                               .b = b.empty() ? TensorView{} : ToAcc(ops_, b.subspan(offset, length), acc, arena),
+                               .c = c.empty() ? TensorView{} : ToAcc(ops_, c.subspan(offset, length), acc, arena),
                                .reserved = reserved,
                                .dlogits = part});
     }

@@ -7,8 +7,8 @@ namespace quern {
 Moments::Moments(Ops& ops, const ParameterLayout& layout, DType acc, const OptimizerMemory& memory)
     : ops_(ops), memory_(memory) {
   const bool fp8 = memory.fp8_moments;
-  first_ = Tensor(fp8 ? DType::kE4M3 : acc, 1, layout.size());
-  second_ = Tensor(fp8 ? DType::kE5M2 : acc, 1, layout.size());
+  first_ = Tensor(fp8 ? DType::kE4M3 : acc, 1, layout.size(), ops.memory());
+  second_ = Tensor(fp8 ? DType::kE5M2 : acc, 1, layout.size(), ops.memory());
   int64_t scales = 0, vectors = 0;
   for (const ParameterInfo& info : layout.parameters()) {
     const int64_t count = info.rows * info.cols;
@@ -28,13 +28,17 @@ Moments::Moments(Ops& ops, const ParameterLayout& layout, DType acc, const Optim
       parts_.push_back(part);
     }
   }
-  scales_ = Tensor(acc, 2, scales);
-  vectors_ = Tensor(acc, 2, vectors);
+  scales_ = Tensor(acc, 2, scales, ops.memory());
+  vectors_ = Tensor(acc, 2, vectors, ops.memory());
 }
 
 void Moments::Clear() {
-  for (const Tensor* array : {&first_, &second_, &scales_, &vectors_})
-    std::fill_n(array->Row<uint8_t>(0), static_cast<size_t>(array->bytes()), uint8_t{0});
+  for (Tensor* array : {&first_, &second_, &scales_, &vectors_}) {
+    const DType dtype = array->dtype();
+    const int64_t rows = array->rows(), cols = array->cols();
+    *array = Tensor();  // given back before there is a new one
+    *array = Tensor(dtype, rows, cols, ops_.memory());
+  }
 }
 
 void Moments::Step(const AdamWArgs& common, const Parameters& parameters, const Parameters& gradients) {

@@ -47,17 +47,18 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
       options_(options),
       transformer_(ops, config, recipe.act, max_positions),
       loss_head_(ops, transformer_),
-      parameters_(config, options.memory.bf16_masters ? DType::kBf16 : transformer_.acc_dtype()),
-      gradients_(config, transformer_.acc_dtype()),
+      parameters_(config, options.memory.bf16_masters ? DType::kBf16 : transformer_.acc_dtype(), &ops),
+      gradients_(config, transformer_.acc_dtype(), &ops),
       moments_(ops, parameters_.layout(), transformer_.acc_dtype(), options.memory),
-      weights_(ops, config, recipe, true) {
+      weights_(ops, config, recipe, true),
+      arena_(ops.memory()) {
   if (recipe.delayed()) {
     fp8_amax_ = Tensor(DType::kF32, config.layers, 12);
     fp8_seen_ = Tensor(DType::kF32, config.layers, 12);
   }
   if (!recipe.smooth_channels()) return;
-  smooth_scales_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
-  linear_amax_ = Tensor(DType::kF32, config.layers, config.intermediate_size);
+  smooth_scales_ = Tensor(DType::kF32, config.layers, config.intermediate_size, ops.memory());
+  linear_amax_ = Tensor(DType::kF32, config.layers, config.intermediate_size, ops.memory());
   ops_.Fill(smooth_scales_, 1);
 }
 
@@ -103,7 +104,7 @@ Status Trainer::Begin(const OptimizerOptions& optimizer, std::optional<float> po
     target_weights_.reset();
     return {};
   }
-  target_parameters_ = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype());
+  target_parameters_ = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype(), &ops_);
   ops_.Cast(parameters_.flat(), target_parameters_->flat());
   target_weights_ = std::make_unique<Weights>(ops_, transformer_.config(), weights_.recipe(), false);
   return LoadTarget();
@@ -145,19 +146,21 @@ void Trainer::ObserveFp8(const Saved& saved, StepReport& report) {
   for (size_t i = 0; i < layers; ++i) {
     const SavedBlock& block = saved.blocks[i];
     StepReport::Fp8Layer& out = report.fp8[i];
-    const int32_t* counts = block.fp8_counts.Row<int32_t>(0);
+    const Tensor block_counts = OnHost(ops_, block.fp8_counts), block_amax = OnHost(ops_, block.fp8_amax);
+    const Tensor block_linear = OnHost(ops_, block.linear_amax);
+    const int32_t* counts = block_counts.Row<int32_t>(0);
     out.saturated += counts[0];
     out.flushed += counts[1];
     out.gradient_saturated += counts[2];
     out.gradient_flushed += counts[3];
-    const float* amax = block.linear_amax.Row<float>(0);
+    const float* amax = block_linear.Row<float>(0);
     for (int64_t c = 0; c < block.linear_amax.cols; ++c)
       out.linear_amax = std::max(out.linear_amax, static_cast<double>(amax[c]));
     const BlockWeights& w = weights_.blocks[i];
     const LinearWeight* linears[] = {&w.qkv, &w.attention_output, &w.gate_up, block.down ? block.down.get() : &w.down};
     for (size_t j = 0; j < 4 && fp8_seen_.rows() > 0; ++j) {
       float* seen = fp8_seen_.Row<float>(static_cast<int64_t>(i)) + 3 * j;
-      const float* amax_seen = block.fp8_amax.Row<float>(0);
+      const float* amax_seen = block_amax.Row<float>(0);
       seen[0] = std::max(seen[0], amax_seen[j]);
       seen[1] = std::max(seen[1], linears[j]->weight_amax);
       seen[2] = std::max(seen[2], amax_seen[4 + j]);
@@ -183,11 +186,13 @@ void Trainer::FinishFp8(StepReport& report) const {
 
 void Trainer::UpdateFp8State() {
   if (fp8_amax_.rows() > 0) ops_.Cast(fp8_seen_, fp8_amax_);
-  for (int64_t layer = 0; layer < smooth_scales_.rows(); ++layer) {
-    float* scale = smooth_scales_.Row<float>(layer);
-    const float* amax = linear_amax_.Row<float>(layer);
-    for (int64_t c = 0; c < smooth_scales_.cols(); ++c) scale[c] = SmoothScale(amax[c]);
+  if (smooth_scales_.rows() == 0) return;
+  const Tensor scales = OnHost(ops_, linear_amax_);
+  for (int64_t layer = 0; layer < scales.rows(); ++layer) {
+    float* scale = scales.Row<float>(layer);
+    for (int64_t c = 0; c < scales.cols(); ++c) scale[c] = SmoothScale(scale[c]);
   }
+  ops_.Upload(scales, smooth_scales_);
 }
 
 TensorView Trainer::ForwardHidden(const Weights& weights, const TokenBatch& batch, const KvView& kv, Saved* saved) {
@@ -232,7 +237,8 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
         1 / static_cast<double>(transformer_.config().layers * batch.tokens.rows());  // of the whole batch, as `loss`
     const double memory_weight = static_cast<double>(options_.optimizer.memory_loss) * live_scale;
     transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients_, arena_, static_cast<float>(memory_weight));
-    if (transformer_.config().selective_attention) report.live_share += LivePositions(part.tokens, saved) * live_scale;
+    if (transformer_.config().selective_attention)
+      report.live_share += LivePositions(ops_, part.tokens, saved) * live_scale;
     ObserveFp8(saved, report);
     report.loss += head.loss;
     report.mean_log_prob += head.log_prob_sum / normaliser;

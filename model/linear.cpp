@@ -60,9 +60,10 @@ Codes QuantizeGradients(Ops& ops, const LinearWeight& weight, const TensorView& 
 }
 
 // The largest magnitude of a weight after its inputs' scale.
-float WeightAmax(Ops& ops, const TensorView& weight, const Tensor& scale) {
-  const Tensor columns(DType::kF32, 1, weight.cols);
-  ops.ColumnAmax({.x = weight, .amax = columns});
+float WeightAmax(Ops& ops, const TensorView& weight, const Tensor& input_scale) {
+  const Tensor amax(DType::kF32, 1, weight.cols, ops.memory());
+  ops.ColumnAmax({.x = weight, .amax = amax});
+  const Tensor columns = OnHost(ops, amax), scale = OnHost(ops, input_scale);
   float most = 0;
   for (int64_t i = 0; i < weight.cols; ++i) {
     const float value = columns.Row<float>(0)[i] * (scale.cols() > 0 ? scale.Row<float>(0)[i] : 1.0f);
@@ -84,21 +85,22 @@ bool PackLinear(Ops& ops, const TensorView& weight, bool trainable, LinearWeight
   if (out.forward->k() != weight.cols || out.forward->n() != weight.rows) return false;
   Tensor inverse;
   if (out.input_scale.cols() > 0) {
-    inverse = Tensor(DType::kF32, 1, weight.cols);
-    for (int64_t i = 0; i < weight.cols; ++i) inverse.Row<float>(0)[i] = 1.0f / out.input_scale.Row<float>(0)[i];
+    inverse = OnHost(ops, out.input_scale);
+    for (int64_t i = 0; i < weight.cols; ++i) inverse.Row<float>(0)[i] = 1.0f / inverse.Row<float>(0)[i];
+    inverse = OnDevice(ops, inverse);
   }
   Tensor scale;
   TensorView whole = weight;
   Tensor wide;
   if (out.recipe.delayed()) {
     if (weight.dtype != DType::kF32 && weight.dtype != DType::kBf16) {
-      wide = Tensor(DType::kF32, weight.rows, weight.cols);
+      wide = Tensor(DType::kF32, weight.rows, weight.cols, ops.memory());
       ops.Cast(weight, wide);
       whole = wide;
     }
     out.weight_amax = WeightAmax(ops, whole, inverse);
     const float amax = Amax(out, kWeight) > 0 ? Amax(out, kWeight) : out.weight_amax;
-    scale = Tensor(DType::kF32, 1, 1);
+    scale = Tensor(DType::kF32, 1, 1, ops.memory());
     ops.Fill(scale, std::ldexp(1.0f, -PowerOfTwoExponent(amax, out.recipe.forward.max)));
   }
   PackArgs args{.weight = whole, .input_scale = inverse, .format = out.recipe.forward, .scale = scale};

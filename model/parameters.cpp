@@ -65,7 +65,10 @@ const ParameterInfo& ParameterLayout::Find(const std::string& name) const {
   return parameters_[0];
 }
 
-Parameters::Parameters(const ModelConfig& config, DType dtype) : layout_(config), data_(dtype, 1, layout_.size()) {}
+Parameters::Parameters(const ModelConfig& config, DType dtype, Ops* ops)
+    : layout_(config),
+      device_(ops != nullptr && ops->memory() != nullptr ? ops : nullptr),
+      data_(dtype, 1, layout_.size(), device_ != nullptr ? device_->memory() : nullptr) {}
 
 TensorView Parameters::View(const std::string& name) const { return View(name, layout_.Find(name).rows); }
 
@@ -86,13 +89,15 @@ TensorSource Parameters::Source() const {
 }
 
 void Parameters::Initialize(const ModelConfig& config, uint64_t seed) {
-  const auto set = [this](int64_t index, double value) {
-    if (data_.dtype() == DType::kF64) {
-      data_.Row<double>(0)[index] = static_cast<float>(value);
-    } else if (data_.dtype() == DType::kBf16) {
-      data_.Row<Bf16>(0)[index] = Bf16(static_cast<float>(value));
+  const Tensor host(data_.dtype(), 1, device_ != nullptr ? layout_.size() : 0);
+  const TensorView data = device_ != nullptr ? host.view() : data_.view();
+  const auto set = [&data](int64_t index, double value) {
+    if (data.dtype == DType::kF64) {
+      data.Row<double>(0)[index] = static_cast<float>(value);
+    } else if (data.dtype == DType::kBf16) {
+      data.Row<Bf16>(0)[index] = Bf16(static_cast<float>(value));
     } else {
-      data_.Row<float>(0)[index] = static_cast<float>(value);
+      data.Row<float>(0)[index] = static_cast<float>(value);
     }
   };
   uint64_t stream = 0;
@@ -103,6 +108,7 @@ void Parameters::Initialize(const ModelConfig& config, uint64_t seed) {
       set(info.offset + i, info.decay ? random.Normal() * config.initializer_range : (bias ? 0.0 : 1.0));
     }
   }
+  if (device_ != nullptr) device_->Upload(host, data_);
 }
 
 namespace {
@@ -153,6 +159,10 @@ Status Parameters::CopyFrom(const TensorSource& source) {
                                     info.rows, ", ", info.cols, "]"));
     }
     const TensorView to = View(info.name);
+    if (device_ != nullptr) {
+      device_->Cast(from, to);
+      continue;
+    }
     for (int64_t r = 0; r < info.rows; ++r) {
       for (int64_t c = 0; c < info.cols; ++c) {
         const double value = ElementAsDouble(from, r, c);

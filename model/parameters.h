@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "compute/tensor.h"
+#include "compute/ops.h"
 #include "model/config.h"
 
 namespace quern {
@@ -58,7 +58,8 @@ TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& sou
 // Flat storage for master weights or gradients: fp32, bf16 (fp64 for gradient checks).
 class Parameters {
  public:
-  explicit Parameters(const ModelConfig& config, DType dtype = DType::kF32);
+  // In a backend's memory where `ops` is given.
+  explicit Parameters(const ModelConfig& config, DType dtype = DType::kF32, Ops* ops = nullptr);
   const ParameterLayout& layout() const { return layout_; }
   const TensorView& flat() const { return data_.view(); }  // [1, size]
   TensorView View(const std::string& name) const;
@@ -74,6 +75,7 @@ class Parameters {
 
  private:
   ParameterLayout layout_;
+  Ops* device_;  // null where the weights are in the host's memory
   Tensor data_;
 };
 

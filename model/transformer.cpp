@@ -34,14 +34,15 @@ KvView MakeTrainingKv(const KvLayout& model_layout, TokenBatch& batch, Arena& ar
   return view;
 }
 
-double LivePositions(const TokenBatch& batch, const Saved& saved) {
+double LivePositions(Ops& ops, const TokenBatch& batch, const Saved& saved) {
   double sum = 0;
   for (const SavedBlock& block : saved.blocks) {
+    const Tensor live = OnHost(ops, block.live);
     for (const SequenceRows& s : batch.sequences) {
       double most = 0;
       for (int64_t r = s.row; r < s.row + s.count; ++r) {
-        const bool wide = block.live.dtype == DType::kF64;
-        most = std::max(most, wide ? block.live.Row<double>(0)[r] : static_cast<double>(block.live.Row<float>(0)[r]));
+        const bool wide = live.dtype() == DType::kF64;
+        most = std::max(most, wide ? live.Row<double>(0)[r] : static_cast<double>(live.Row<float>(0)[r]));
       }
       sum += most;
     }
@@ -69,12 +70,11 @@ std::vector<SequenceRows> RowsAlone(const std::vector<SequenceRows>& sequences, 
 }  // namespace
 
 Transformer::Transformer(Ops& ops, const ModelConfig& config, DType dtype, int64_t max_positions)
-    : ops_(ops),
-      config_(config),
-      dtype_(dtype),
-      cos_(acc_dtype(), max_positions, config.head_dim / 2),
-      sin_(acc_dtype(), max_positions, config.head_dim / 2) {
-  FillRotaryTables(config, cos_, sin_);
+    : ops_(ops), config_(config), dtype_(dtype) {
+  const Tensor cos(acc_dtype(), max_positions, config.head_dim / 2), sin(acc_dtype(), cos.rows(), cos.cols());
+  FillRotaryTables(config, cos, sin);
+  cos_ = OnDevice(ops, cos);
+  sin_ = OnDevice(ops, sin);
 }
 
 RotaryArgs Transformer::Rotary(const BlockWeights& block, const TokenBatch& batch, TensorView qkv,
@@ -97,11 +97,11 @@ std::shared_ptr<LinearWeight> Transformer::SmoothedDown(const LinearWeight& down
   out->recipe = down.recipe;
   out->amax = Tensor(DType::kF32, 1, 3);
   ops_.Cast(down.amax, out->amax);
-  out->input_scale = Tensor(DType::kF32, 1, linear_amax.cols);
-  for (int64_t i = 0; i < linear_amax.cols; ++i)
-    out->input_scale.Row<float>(0)[i] = SmoothScale(linear_amax.Row<float>(0)[i]);
+  const Tensor scale = OnHost(ops_, linear_amax);
+  for (int64_t i = 0; i < scale.cols(); ++i) scale.Row<float>(0)[i] = SmoothScale(scale.Row<float>(0)[i]);
+  out->input_scale = OnDevice(ops_, scale);
   if (down.bias.cols() > 0) {
-    out->bias = Tensor(down.bias.dtype(), 1, down.bias.cols());
+    out->bias = Tensor(down.bias.dtype(), 1, down.bias.cols(), ops_.memory());
     ops_.Cast(down.bias, out->bias);
   }
   QUERN_CHECK(PackLinear(ops_, down.master, true, *out));

@@ -43,7 +43,7 @@ struct Saved {
 };
 
 // The sum over blocks and sequences of the largest `live` of a sequence's rows: cache entries that would be needed.
-double LivePositions(const TokenBatch& batch, const Saved& saved);
+double LivePositions(Ops& ops, const TokenBatch& batch, const Saved& saved);
 
 // A decoder of the Llama family, forward and backward written out. One Forward serves training, prefill and decode;
 // only attention looks into the KvView. Stateless but for the rotary tables: several weight versions may share one.

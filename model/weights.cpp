@@ -65,7 +65,7 @@ Status Weights::LoadSmoothScale(const TensorSource& source, int64_t layer, Linea
   if (!scale.ok()) return scale.status().code() == StatusCode::kNotFound ? Status() : scale.status();
   if (scale->cols != width)
     return InvalidArgument(StrCat(SmoothScaleName(layer), ": ", scale->cols, " values, expected ", width));
-  down.input_scale = Tensor(DType::kF32, 1, width);
+  down.input_scale = Tensor(DType::kF32, 1, width, ops_.memory());
   ops_.Cast(*scale, down.input_scale);
   return {};
 }
@@ -78,7 +78,7 @@ Status Weights::LoadVector(const TensorSource& source, const std::vector<std::st
     parts.push_back(part);
     size += part.cols;
   }
-  if (out.cols() != size) out = Tensor(acc_dtype(), 1, size);
+  if (out.cols() != size) out = Tensor(acc_dtype(), 1, size, ops_.memory());
   int64_t begin = 0;
   for (const TensorView& part : parts) {
     ops_.Cast(part, out.view().Cols(begin, part.cols));
@@ -90,7 +90,7 @@ Status Weights::LoadVector(const TensorSource& source, const std::vector<std::st
 Status Weights::Load(const TensorSource& source) {
   const ModelConfig& c = config_;
   QUERN_ASSIGN_OR_RETURN(const TensorView table, source("model.embed_tokens.weight"));
-  if (embedding.rows() != table.rows) embedding = Tensor(dtype(), table.rows, table.cols);
+  if (embedding.rows() != table.rows) embedding = Tensor(dtype(), table.rows, table.cols, ops_.memory());
   ops_.Cast(table, embedding);
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::string p = LayerPrefix(layer);
@@ -106,7 +106,7 @@ Status Weights::Load(const TensorSource& source) {
     QUERN_RETURN_IF_ERROR(LoadLinear(source, {p + "mlp.down_proj"}, b.down));
     if (trainable_ && recipe_.delayed() && recipe_.smooth_channels()) {
       QUERN_ASSIGN_OR_RETURN(const TensorView down, source(p + "mlp.down_proj.weight"));
-      if (b.down.master.rows() != down.rows) b.down.master = Tensor(DType::kF32, down.rows, down.cols);
+      if (b.down.master.rows() != down.rows) b.down.master = Tensor(DType::kF32, down.rows, down.cols, ops_.memory());
       ops_.Cast(down, b.down.master);
     }
     if (c.attention_bias) {

@@ -358,6 +358,13 @@ void CudaOps::Cast(const TensorView& x, const TensorView& y) {
   if (!here) runtime_->Download2D(to, y);
 }
 
-void CudaOps::Fill(const TensorView& x, float value) { cuda::Fill(context_, x, value); }
+void CudaOps::Fill(const TensorView& x, float value) {
+  if (x.rows * x.cols == 0) return;
+  if (runtime_->IsDevice(x.data)) return cuda::Fill(context_, x, value);
+  const Arena::Scope scope(scratch_);
+  const TensorView filled = scratch_.New(x.dtype, x.rows, x.cols);
+  cuda::Fill(context_, filled, value);
+  runtime_->Download2D(filled, x);
+}
 
 }  // namespace quern

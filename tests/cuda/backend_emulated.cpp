@@ -5,11 +5,12 @@
 
 namespace quern {
 
-std::unique_ptr<Ops> NewBackendUnderTest() {
+std::unique_ptr<Ops> NewDeviceUnderTest() {
   auto runtime = std::make_unique<cuda::Runtime>(0);
   cuda::BlasResult blas = cuda::NewBlas(*runtime);
-  return std::make_unique<HostedOps>(std::make_unique<CudaOps>(std::move(runtime), std::move(blas.blas), true));
+  return std::make_unique<CudaOps>(std::move(runtime), std::move(blas.blas), true);
 }
+std::unique_ptr<Ops> NewBackendUnderTest() { return std::make_unique<HostedOps>(NewDeviceUnderTest()); }
 const char* WhyNoBackend() { return ""; }
 void SetThreadOrder(uint64_t order) { cuda::emulator::SetOrder(order); }
 

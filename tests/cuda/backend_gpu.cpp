@@ -4,9 +4,13 @@
 
 namespace quern {
 
-std::unique_ptr<Ops> NewBackendUnderTest() {
+std::unique_ptr<Ops> NewDeviceUnderTest() {
   Result<std::unique_ptr<Ops>> ops = NewCudaOps(0, /*strict=*/true);
-  return ops.ok() ? std::make_unique<HostedOps>(std::move(*ops)) : nullptr;
+  return ops.ok() ? std::move(*ops) : nullptr;
+}
+std::unique_ptr<Ops> NewBackendUnderTest() {
+  std::unique_ptr<Ops> ops = NewDeviceUnderTest();
+  return ops == nullptr ? nullptr : std::make_unique<HostedOps>(std::move(ops));
 }
 
 const char* WhyNoBackend() {

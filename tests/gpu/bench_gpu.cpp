@@ -13,6 +13,8 @@
 #include "compute/cuda/blas.h"
 #include "compute/cuda/cuda_device.h"
 #include "compute/cuda/cuda_ops.h"
+#include "learner/trainer.h"
+#include "methods/sft.h"
 
 namespace quern {
 namespace {
@@ -42,6 +44,25 @@ class Bench {
       for (const int64_t length : {1024, 4096}) Training(dim, length);
       for (const int64_t batch : {1, 32, 256}) Decode(dim, batch, 2048);
     }
+    // The shapes of Qwen2.5.
+    ModelConfig config;
+    config.model_type = "qwen2";
+    config.vocab_size = 151936;
+    config.attention_bias = true;
+    config.tie_word_embeddings = true;
+    config.hidden_size = 896;
+    config.intermediate_size = 4864;
+    config.layers = 24;
+    config.heads = 14;
+    config.kv_heads = 2;
+    config.head_dim = 64;
+    Step("0.5B", config);
+    config.hidden_size = 1536;
+    config.intermediate_size = 8960;
+    config.layers = 28;
+    config.heads = 12;
+    config.head_dim = 128;
+    Step("1.5B", config);
   }
 
  private:
@@ -264,6 +285,55 @@ class Bench {
                              .out = out,
                              .lse = {}});
            });
+  }
+
+  // Whole training steps, optimizer included: 8 sequences of 1024 tokens. FLOP/s are 6 N and causal attention's.
+  void Step(const std::string& name, const ModelConfig& config) {
+    constexpr int64_t kLength = 1024, kSequences = 8;
+    TrainingBatch batch;
+    std::vector<int32_t> ids(kLength + 1);
+    for (int64_t s = 0; s < kSequences; ++s) {
+      for (size_t i = 0; i < ids.size(); ++i)
+        ids[i] = static_cast<int32_t>((7919 * static_cast<int64_t>(i) + 104729 * s) % config.vocab_size);
+      const int64_t row = batch.tokens.rows();
+      batch.tokens.Add(ids.data(), kLength, 0, nullptr);
+      ++batch.episodes;
+      for (int64_t i = 0; i < kLength; ++i)
+        batch.rows.push_back({.row = row + i, .target = ids[static_cast<size_t>(i) + 1]});
+    }
+    for (const bool fp8 : {false, true}) {
+      TrainerOptions options;
+      options.max_micro_batch_tokens = kLength * kSequences;
+      Trainer trainer(ops_, config, fp8 ? Recipe::Fp8() : Recipe(kBf16), kLength, options);
+      const Parameters& parameters = trainer.parameters();
+      const Tensor noise = RandomTensor(kF32, 1, 1 << 22), zero = New(kF32, 1, 1 << 22);
+      ops_.Lerp(zero, 0.97f, noise);
+      for (const ParameterInfo& info : parameters.layout().parameters()) {
+        if (!info.decay) {
+          ops_.Fill(parameters.View(info.name), info.name.ends_with(".bias") ? 0.0f : 1.0f);
+          continue;
+        }
+        for (int64_t begin = 0; begin < info.rows * info.cols; begin += noise.cols()) {
+          const int64_t count = std::min(noise.cols(), info.rows * info.cols - begin);
+          ops_.Cast(noise.view().Cols(0, count), parameters.flat().Cols(info.offset + begin, count));
+        }
+      }
+      const Status begun = trainer.Begin(options.optimizer, std::nullopt);
+      QUERN_CHECK(begun.ok(), begun.message());
+      const auto tokens = static_cast<double>(kLength * kSequences);
+      const double flops =
+          tokens * (6 * static_cast<double>(parameters.layout().size()) +
+                    static_cast<double>(config.layers * config.q_size()) * 7 * static_cast<double>(kLength + 1));
+      std::string loss;
+      const double seconds = Time([&] {
+        const auto report = trainer.Step(batch, SftObjective(), nullptr);
+        loss = report.ok() ? "" : ", " + report.status().message();
+      });
+      std::printf("%-44s %10.3f %10s %10.1f %7.0f%%  %.0f tokens/s%s\n",
+                  (name + " training step, " + (fp8 ? "fp8" : "bf16")).c_str(), 1e3 * seconds, "",
+                  flops / seconds / 1e12, 100 * flops / seconds / product_, tokens / seconds, loss.c_str());
+      std::fflush(stdout);
+    }
   }
 
   cuda::Runtime& runtime_;

@@ -43,12 +43,25 @@ fi
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 status=0
 if [ -x "$folder/cuda_test" ]; then
-  timeout 240 "$folder/cuda_test" >build/gpu_test.log 2>&1
-  status=$?
-  grep -E '^\[  (FAILED|SKIPPED)|Failure|CHECK' build/gpu_test.log | sort | uniq -c | head -n 40
-  [ $status = 124 ] && echo "tests: did not end within 240 s"
-  echo "tests: $(grep -cE '^\[       OK' build/gpu_test.log) passed, $(grep -cE '^\[  FAILED  \].*ms\)' build/gpu_test.log) failed," \
-    "$(grep -cE '^\[  SKIPPED \].*ms\)' build/gpu_test.log) skipped, exit code $status (log: build/gpu_test.log)"
+  # A process a test: one that ends in a CHECK or hangs must not hide the others.
+  : >build/gpu_test.log
+  passed=0 failed=() skipped=0 until=$((SECONDS + 240))
+  while read -r test; do
+    [ $SECONDS -lt $until ] || { failed+=("$test: no time left"); continue; }
+    output=$(timeout 60 "$folder/cuda_test" --gtest_filter="$test" 2>&1)
+    code=$?
+    printf '%s\n' "$output" >>build/gpu_test.log
+    if [ $code -ne 0 ]; then
+      failed+=("$test: exit code $code: $(grep -m 1 -E 'Failure|CHECK|check|error' <<<"$output" | cut -c1-160)")
+    elif grep -q '^\[  SKIPPED' <<<"$output"; then
+      skipped=$((skipped + 1))
+    else
+      passed=$((passed + 1))
+    fi
+  done < <("$folder/cuda_test" --gtest_list_tests 2>/dev/null | sed 's/ *#.*//' | awk '/^[^ ]/ { suite = $1; next } { print suite $1 }')
+  for test in "${failed[@]}"; do echo "FAILED $test"; done
+  echo "tests: $passed passed, ${#failed[@]} failed, $skipped skipped (log: build/gpu_test.log)"
+  [ ${#failed[@]} -eq 0 ] || status=1
 else
   echo "tests: not built, there is no GoogleTest here; carry a build (tests/gpu/run.sh --pack)"
 fi
