@@ -9,6 +9,9 @@ if(NOT QUERN_CUDA STREQUAL "OFF" AND NOT QUERN_SANITIZE)
     # 8.0, and 9.0 with what only Hopper has; anything newer compiles the PTX of 9.0 when it starts.
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
     enable_language(CUDA)
+    if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+    endif()
     # CMake 3.25 does not know that this nvcc has C++20.
     if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")

@@ -290,8 +290,8 @@ class Ops {
   virtual ~Ops() = default;
   virtual const char* name() const = 0;
 
-  // Where the views of all calls below lie: null, the host's memory, or the device's. What Pack, Cast and Fill are given
-  // may lie in either, but for scales. Spans, page tables and PrunedKeys are always the host's.
+  // Where the views of all calls below lie: null, the host's memory, or the device's. What Pack, Cast and Fill are
+  // given may lie in either, but for scales. Spans, page tables and PrunedKeys are always the host's.
   virtual DeviceMemory* memory() { return nullptr; }
   // Copies between the host's memory and this backend's; same shapes and dtypes. The host's side may be used again at
   // once.
