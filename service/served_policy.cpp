@@ -8,22 +8,21 @@
 
 namespace quern {
 
-Result<DType> PrecisionFor(const std::string& asked, const std::string& model_directory) {
-  if (asked == "fp32") return DType::kF32;
-  if (asked == "bf16") return DType::kBf16;
+Result<Recipe> PrecisionFor(const std::string& asked, const std::string& model_directory) {
+  if (!asked.empty()) return RecipeOf(asked);
   QUERN_ASSIGN_OR_RETURN(const ModelReport report, InspectModelDirectory(model_directory));
   for (const auto& [dtype, count] : report.parameters_by_dtype)
-    if (dtype != "BF16" && dtype != "bf16" && count > report.parameters / 2) return DType::kF32;
-  return DType::kBf16;
+    if (dtype != "BF16" && dtype != "bf16" && count > report.parameters / 2) return Recipe(DType::kF32);
+  return Recipe(DType::kBf16);
 }
 
 Result<ServedPolicy> LoadServedPolicy(Ops& ops, const v1::PolicySpec& spec, const std::string& precision) {
   if (spec.weights().empty()) return InvalidArgument(StrCat("'", spec.name(), "' has no weights to generate with"));
   const std::string& directory = spec.weights(0).path();
   QUERN_RETURN_IF_ERROR(CheckSupported(directory));
-  QUERN_ASSIGN_OR_RETURN(const DType dtype, PrecisionFor(precision, directory));
+  QUERN_ASSIGN_OR_RETURN(const Recipe recipe, PrecisionFor(precision, directory));
   ServedPolicy served;
-  QUERN_ASSIGN_OR_RETURN(served.policy, LoadPolicy(ops, spec, dtype));
+  QUERN_ASSIGN_OR_RETURN(served.policy, LoadPolicy(ops, spec, recipe));
   std::vector<std::string> hashes;
   for (const v1::WeightVersion& weights : spec.weights()) {
     QUERN_ASSIGN_OR_RETURN(hashes.emplace_back(), DirectoryContentHash(weights.path()));

@@ -23,9 +23,9 @@ struct ServedPolicy {
   int64_t vocab_size() const { return policy->models[0]->transformer.config().vocab_size; }
 };
 
-// `precision`: "bf16", "fp32", or empty for that of the stored weights (fp16 is computed in fp32). `ops` must outlive
-// it.
+// `precision`: "bf16", "fp32", "fp8" (as a job's), or empty for that of the stored weights (fp16 is computed in fp32).
+// `ops` must outlive it.
 Result<ServedPolicy> LoadServedPolicy(Ops& ops, const v1::PolicySpec& spec, const std::string& precision);
-Result<DType> PrecisionFor(const std::string& asked, const std::string& model_directory);
+Result<Recipe> PrecisionFor(const std::string& asked, const std::string& model_directory);
 
 }  // namespace quern

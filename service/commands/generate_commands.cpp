@@ -247,8 +247,8 @@ Status CheckIds(const std::vector<int32_t>& ids, int64_t vocabulary) {
 
 void AddModelOptions(CLI::App* command, ModelOptions& options) {
   command->add_option("--model", options.model, "model directory (Hugging Face), or an exported policy")->required();
-  command->add_option("--precision", options.precision, "bf16 or fp32; default: as the weights are stored")
-      ->check(CLI::IsMember({"bf16", "fp32"}));
+  command->add_option("--precision", options.precision, "bf16, fp32 or fp8; default: as the weights are stored")
+      ->check(CLI::IsMember({"bf16", "fp32", "fp8"}));
   command->add_option("--device", options.device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}));
   command->add_option("--threads", options.threads, "default: all cores")->check(CLI::Range(0, 1024));
 }

@@ -149,7 +149,7 @@ struct Scorer {
 
 Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
   QUERN_RETURN_IF_ERROR(CheckSupported(options.model));
-  QUERN_ASSIGN_OR_RETURN(const DType precision, PrecisionFor(options.precision, options.model));
+  QUERN_ASSIGN_OR_RETURN(const Recipe precision, PrecisionFor(options.precision, options.model));
   scorer.pool = std::make_unique<ThreadPool>(options.threads);
   scorer.ops = NewCpuOps(scorer.pool.get());
   QUERN_ASSIGN_OR_RETURN(scorer.model, LoadServedModel(*scorer.ops, options.model, precision));

@@ -88,8 +88,8 @@ void AddServeCommand(CommandSet& commands) {
   command->add_option("--timeout", options->server.timeout_s, "seconds, for one answer")->check(CLI::Range(1, 86400));
   command->add_option("--kv-cache-mib", options->kv_cache_mib, "memory for keys and values")
       ->check(CLI::Range(1, 1 << 24));
-  command->add_option("--precision", options->precision, "bf16 or fp32; default: as the weights are stored")
-      ->check(CLI::IsMember({"bf16", "fp32"}));
+  command->add_option("--precision", options->precision, "bf16, fp32 or fp8; default: as the weights are stored")
+      ->check(CLI::IsMember({"bf16", "fp32", "fp8"}));
   command->add_option("--device", options->device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}));
   command->add_option("--threads", options->threads, "default: all cores")->check(CLI::Range(0, 1024));
   commands.SetBody(command, [options]() -> Result<int> {
