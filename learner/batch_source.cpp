@@ -13,6 +13,9 @@ v1::SampleRequest RequestOf(const DrawOptions& options) {
   request.set_watermark(options.watermark);
   request.set_seed(options.seed);
   request.set_top_fraction(static_cast<float>(options.top_fraction));
+  request.set_selector(options.selector);
+  request.set_priority_exponent(static_cast<float>(options.priority_exponent));
+  request.set_window(options.window);
   return request;
 }
 
@@ -24,6 +27,14 @@ v1::SamplePart& AddPart(const DrawOptions& options, size_t data_class, v1::Sampl
 }
 
 }  // namespace
+
+Result<uint64_t> CountRecords(const DrawOptions& options) {
+  v1::QueryRequest request;
+  *request.mutable_filter() = RequestOf(options).filter();
+  request.set_count_only(true);
+  QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, options.replay->Query(request, Deadline::After(options.timeout)));
+  return reply.count();
+}
 
 Result<DataSummary> DescribeData(const DrawOptions& options) {
   v1::SampleRequest request = RequestOf(options);

@@ -21,9 +21,15 @@ struct DrawOptions {
   uint64_t watermark = 0;
   uint64_t seed = 0;
   double top_fraction = 0;
+  v1::Selector selector = v1::SELECTOR_UNIFORM;
+  double priority_exponent = 0;
+  uint64_t window = 0;                          // only the newest so many of each class; 0: all
   std::array<uint64_t, kDataClasses> limits{};  // only the first so many records of a class; 0: all
   Duration timeout = std::chrono::seconds(30);
 };
+
+// How many records there are now, beyond the watermark too.
+Result<uint64_t> CountRecords(const DrawOptions& options);
 
 // What there is to draw from, by class.
 using DataSummary = std::array<v1::PartSummary, kDataClasses>;

@@ -112,6 +112,9 @@ class Learner {
     draw.watermark = o.watermark;
     draw.seed = o.seed;
     draw.top_fraction = o.top_fraction;
+    draw.selector = o.selector;
+    draw.priority_exponent = o.priority_exponent;
+    draw.window = o.window;
     draw.limits[kRealData] = static_cast<uint64_t>(o.mixture.real_records);
     draw.timeout = options_.call_timeout;
     return draw;
@@ -122,6 +125,8 @@ class Learner {
     draw.tags = {kHeldoutTag};
     draw.without_tags.clear();
     draw.top_fraction = 0;
+    draw.selector = v1::SELECTOR_UNIFORM;
+    draw.window = 0;
     draw.limits = {};
     return HeldoutSet::Load(draw, kMostHeldoutRecords);
   }
@@ -174,6 +179,7 @@ class Learner {
       context.trainer = trainer_.get();
       context.optimizer = o.optimizer;
       context.draw = draw;
+      context.draw.selector = v1::SELECTOR_UNIFORM;  // probes pass over their records many times
       context.batch_size = o.batch_size;
       context.heldout = &heldout;
       // The untrained model (version 0): a stage's own first weights may have seen the real data already.
@@ -192,6 +198,22 @@ class Learner {
       metrics.insert(measured.begin(), measured.end());
     }
     return Mixture(o.mixture, state);
+  }
+
+  Status WaitForRecords(const v1::TrainStage& stage, SampleLimiter& limiter, int64_t step, int64_t steps) {
+    const auto alive = [&](const std::string& activity) -> Status {
+      if (options_.stop->load()) return Cancelled("stopped");
+      if (Clock::now() - last_heartbeat_ < std::chrono::milliseconds(500)) return {};
+      QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat(StrCat(stage.name(), ", ", activity),
+                                                         {{"step", static_cast<double>(step)},
+                                                          {"max_steps", static_cast<double>(steps)}}));
+      return go_on ? Status() : Cancelled("the coordinator asked to stop");
+    };
+    const Status status = limiter.Wait(step, alive, [&](const std::string& text) {
+      LogWarning(StrCat(stage.name(), ": ", text));
+      if (options_.on_event) options_.on_event(StrCat(stage.name(), ": ", text));
+    });
+    return status.code() == StatusCode::kCancelled ? status : status.Annotate(stage.name());
   }
 
   Status RunStage(const v1::TrainStage& stage, Metrics& metrics) {
@@ -243,6 +265,7 @@ class Learner {
     }
 
     const int64_t steps = o.optimizer.max_steps;
+    SampleLimiter limiter(o.limits, o.batch_size, [this, draw = Draw(o)] { return CountRecords(draw); });
     BatchSource source(Draw(o), DrawPlan(mixture, o.batch_size, steps), steps);
     const double omega = GeneratedShare(mixture.Current(0, steps));
     const int64_t check_every =
@@ -280,6 +303,7 @@ class Learner {
         return Cancelled("stopped");
       }
       const auto wait_begin = Clock::now();
+      QUERN_RETURN_IF_ERROR(WaitForRecords(stage, limiter, step, steps));
       QUERN_ASSIGN_OR_RETURN(TrainingBatch batch, source.Next(step));
       const double wait = SecondsSince(wait_begin);
       const auto step_begin = Clock::now();

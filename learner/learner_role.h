@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -32,7 +33,8 @@ struct LearnerRoleOptions {
   int64_t log_every_steps = 10;
   Duration call_timeout = std::chrono::seconds(30);
   CheckpointOptions checkpoints;
-  Metrics* metrics = nullptr;  // of role "learner"; may be null
+  std::function<void(const std::string& text)> on_event;  // something that people should know; may be empty
+  Metrics* metrics = nullptr;                             // of role "learner"; may be null
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -106,6 +106,13 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("batch_size", o.batch_size);
   f.Read("micro_batch_tokens", o.micro_batch_tokens);
   f.Read("top_fraction", o.top_fraction);
+  std::string selector = "uniform";
+  f.Read("selector", selector);
+  f.Read("priority_exponent", o.priority_exponent);
+  f.Read("window", o.window);
+  f.Read("samples_per_insert", o.limits.samples_per_insert);
+  f.Read("min_records", o.limits.min_records);
+  f.Read("limiter_timeout_s", o.limits.timeout_s);
   f.Read("beta", o.q_sft.beta);
   f.Read("gamma_turn", o.q_sft.gamma_turn);
   f.Read("gamma_token", o.q_sft.gamma_token);
@@ -136,6 +143,9 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   f.Read("generation_depth", o.generation_depth);
   QUERN_RETURN_IF_ERROR(f.Finish());
   QUERN_RETURN_IF_ERROR(ReadMixture(mixture, stage.name(), o));
+  o.selector = selector == "prioritised" ? v1::SELECTOR_PRIORITISED
+               : selector == "fifo"      ? v1::SELECTOR_FIFO
+                                         : v1::SELECTOR_UNIFORM;
   o.q_sft.remainder = remainder == "uniform" ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
   o.q_sft.rule = rule == "paper" ? QSftOptions::Rule::kPaper : QSftOptions::Rule::kRatio;
   o.reward_scale = reward_scale == "exponential" ? RewardScale::Kind::kExponential : RewardScale::Kind::kLinear;

@@ -6,8 +6,10 @@
 
 #include "base/status.h"
 #include "learner/mixture.h"
+#include "learner/sample_limiter.h"
 #include "learner/trainer.h"
 #include "proto/coordinator.pb.h"
+#include "proto/replay.pb.h"
 
 namespace quern {
 
@@ -21,6 +23,10 @@ struct TrainStageOptions {
   int64_t batch_size = 64;  // trajectories a step
   int64_t micro_batch_tokens = 4096;
   double top_fraction = 0;  // 0: all records
+  v1::Selector selector = v1::SELECTOR_UNIFORM;
+  double priority_exponent = 0.7;
+  uint64_t window = 0;
+  SampleLimits limits;
   QSftOptions q_sft;
   RewardScale::Kind reward_scale = RewardScale::Kind::kLinear;
   double reward_temperature = 1;

@@ -4,13 +4,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <type_traits>
+
+#include "base/file.h"
 
 namespace quern {
 
 namespace {
 
-constexpr char kRowFormat = 3;
+constexpr char kRowFormat = 4;
 constexpr uint8_t kSuccessBit = 1;
 constexpr uint8_t kPrunedBit = 2;
 
@@ -95,12 +98,14 @@ StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
                 .task_hash = HashTask(trajectory.task()),
                 .text_hash = HashText(trajectory),
                 .episode_return = trajectory.episode_return(),
+                .created_unix_ms = trajectory.created_unix_ms(),
                 .tokens = static_cast<uint32_t>(trajectory.token_ids().size() / 4),
                 .bytes = static_cast<uint32_t>(bytes),
                 .depth = trajectory.generation_depth(),
                 .guideline = trajectory.chain().guideline(),
                 .run = 0,
                 .tag_set = 0,
+                .place = {},
                 .source = trajectory.source(),
                 .verdict = trajectory.verdict(),
                 .success = trajectory.success(),
@@ -125,6 +130,9 @@ std::string EncodeRow(const StoredRow& stored) {
   Put(&out, row.bytes);
   Put(&out, row.depth);
   Put(&out, row.guideline);
+  Put(&out, row.created_unix_ms);
+  Put(&out, row.place.segment);
+  Put(&out, row.place.offset);
   Put(&out, static_cast<uint8_t>(row.source));
   Put(&out, static_cast<uint8_t>(row.verdict));
   Put(&out, static_cast<uint8_t>((row.success ? kSuccessBit : 0) | (row.pruned ? kPrunedBit : 0)));
@@ -148,6 +156,9 @@ bool DecodeRow(std::string_view bytes, StoredRow* stored) {
   row.bytes = in.Get<uint32_t>();
   row.depth = in.Get<uint32_t>();
   row.guideline = in.Get<uint32_t>();
+  row.created_unix_ms = in.Get<int64_t>();
+  row.place.segment = in.Get<uint32_t>();
+  row.place.offset = in.Get<uint32_t>();
   row.source = static_cast<v1::Source>(in.Get<uint8_t>());
   row.verdict = static_cast<v1::Verdict>(in.Get<uint8_t>());
   const uint8_t bits = in.Get<uint8_t>();
@@ -182,7 +193,9 @@ void RecordTable::Append(const StoredRow& stored) {
   const auto [found, added] = tag_set_ids_.try_emplace(tags, static_cast<uint32_t>(tag_sets_.size()));
   if (added) tag_sets_.push_back(std::move(tags));
   row.tag_set = found->second;
-  rows_.push_back(row);
+  if (newest_ % kChunk == 0) chunks_.push_back(std::make_unique<RecordRow[]>(kChunk));
+  ++newest_;
+  Row(newest_) = row;
 }
 
 bool RecordTable::Before(uint64_t a, uint64_t b) const {
@@ -192,6 +205,88 @@ bool RecordTable::Before(uint64_t a, uint64_t b) const {
   if (x.uid_low != y.uid_low) return x.uid_low < y.uid_low;
   if (x.run != y.run) return name(x.run) < name(y.run);
   return a < b;
+}
+
+namespace {
+
+struct TableHeader {
+  uint64_t magic = 0x6e72'6561'7462'6c31;
+  uint64_t row_bytes = sizeof(RecordRow) | uint64_t{kRowFormat} << 32;
+  uint64_t rows = 0;
+  uint64_t texts_bytes = 0;
+  uint64_t checksum = 0;  // of what is before it, and of all that follows
+};
+static_assert(std::is_trivially_copyable_v<RecordRow>);
+
+}  // namespace
+
+Status RecordTable::SaveTo(const std::string& path) const {
+  std::string texts;
+  Put(&texts, static_cast<uint32_t>(names_.size()));
+  for (const std::string& text : names_) PutString(&texts, text);
+  Put(&texts, static_cast<uint32_t>(tag_sets_.size()));
+  for (const std::vector<uint32_t>& tags : tag_sets_) {
+    Put(&texts, static_cast<uint16_t>(tags.size()));
+    for (const uint32_t tag : tags) Put(&texts, tag);
+  }
+  const auto each_part = [&](const auto& visit) -> Status {
+    for (uint64_t done = 0; done < newest_; done += kChunk)
+      QUERN_RETURN_IF_ERROR(visit(chunks_[done / kChunk].get(), std::min(kChunk, newest_ - done) * sizeof(RecordRow)));
+    return visit(texts.data(), texts.size());
+  };
+  TableHeader header{.rows = newest_, .texts_bytes = texts.size()};
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
+  XXH3_64bits_reset(hash.get());
+  XXH3_64bits_update(hash.get(), &header, sizeof(header) - sizeof(header.checksum));
+  QUERN_RETURN_IF_ERROR(each_part([&](const void* data, size_t size) -> Status {
+    XXH3_64bits_update(hash.get(), data, size);
+    return {};
+  }));
+  header.checksum = XXH3_64bits_digest(hash.get());
+  return WriteFileAtomic(path, [&](const WriteSink& sink) -> Status {
+    QUERN_RETURN_IF_ERROR(sink(&header, sizeof(header)));
+    return each_part(sink);
+  });
+}
+
+bool RecordTable::LoadFrom(const std::string& path) {
+  Clear();
+  const Result<MappedFile> file = PathExists(path) ? MappedFile::Open(path) : Result<MappedFile>(NotFound(path));
+  if (!file.ok()) return false;
+  const std::span<const uint8_t> bytes = file->bytes();
+  TableHeader header;
+  const uint64_t row_bytes = header.row_bytes;
+  const uint64_t magic = header.magic;
+  if (bytes.size() < sizeof(header)) return false;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  const std::span<const uint8_t> body = bytes.subspan(sizeof(header));
+  if (header.magic != magic || header.row_bytes != row_bytes || header.rows > body.size() / sizeof(RecordRow) ||
+      header.texts_bytes != body.size() - header.rows * sizeof(RecordRow))
+    return false;
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
+  XXH3_64bits_reset(hash.get());
+  XXH3_64bits_update(hash.get(), &header, sizeof(header) - sizeof(header.checksum));
+  XXH3_64bits_update(hash.get(), body.data(), body.size());
+  if (header.checksum != XXH3_64bits_digest(hash.get())) return false;
+  const uint8_t* rows = body.data();
+  for (uint64_t done = 0; done < header.rows; done += kChunk) {
+    const uint64_t count = std::min(kChunk, header.rows - done);
+    chunks_.push_back(std::make_unique_for_overwrite<RecordRow[]>(kChunk));
+    std::memcpy(static_cast<void*>(chunks_.back().get()), rows, count * sizeof(RecordRow));
+    rows += count * sizeof(RecordRow);
+  }
+  newest_ = header.rows;
+  Reader in(std::string_view(reinterpret_cast<const char*>(rows), header.texts_bytes));
+  for (uint32_t n = in.Get<uint32_t>(); n > 0 && in.ok(); --n) Intern(in.GetString());
+  for (uint32_t n = in.Get<uint32_t>(); n > 0 && in.ok(); --n) {
+    std::vector<uint32_t> tags(in.Get<uint16_t>());
+    for (uint32_t& tag : tags) tag = in.Get<uint32_t>();
+    tag_set_ids_[tags] = static_cast<uint32_t>(tag_sets_.size());
+    tag_sets_.push_back(std::move(tags));
+  }
+  if (in.Finished()) return true;
+  Clear();
+  return false;
 }
 
 }  // namespace quern

@@ -74,6 +74,30 @@ std::vector<uint64_t> SequenceIndices(uint64_t size, uint64_t seed, uint64_t fir
   return indices;
 }
 
+RankDraws::RankDraws(uint64_t size, double exponent) {
+  // 2^36 at most each: 2^28 records fit.
+  constexpr double kScale = 68719476736.0;
+  sums_.reserve(size);
+  uint64_t sum = 0;
+  for (uint64_t rank = 1; rank <= size; ++rank) {
+    sum += std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(kScale * std::pow(rank, -exponent))));
+    sums_.push_back(sum);
+  }
+}
+
+uint64_t RankDraws::operator()(uint64_t seed, uint64_t position) const {
+  const auto noise = Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0x72616e6b, 0},
+                                {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const uint64_t uniform = uint64_t{noise[0]} << 32 | noise[1];
+  const auto at = static_cast<uint64_t>((static_cast<unsigned __int128>(uniform) * sums_.back()) >> 64);
+  return static_cast<uint64_t>(std::upper_bound(sums_.begin(), sums_.end(), at) - sums_.begin());
+}
+
+double RankDraws::Probability(uint64_t index) const {
+  const uint64_t before = index == 0 ? 0 : sums_[index - 1];
+  return static_cast<double>(sums_[index] - before) / static_cast<double>(sums_.back());
+}
+
 void Sampler::Clear() {
   std::lock_guard lock(mutex_);
   entries_.clear();
@@ -169,6 +193,12 @@ Result<Sampler::Choice> Sampler::Choose(const RecordTable& table, const v1::Samp
   if (!(request.top_fraction() >= 0 && request.top_fraction() <= 1))
     return InvalidArgument(StrCat("sample: top_fraction ", request.top_fraction(), " is not between 0 and 1"));
 
+  if (request.selector() < v1::SELECTOR_UNIFORM || request.selector() > v1::SELECTOR_FIFO)
+    return InvalidArgument(StrCat("sample: unknown selector ", static_cast<int>(request.selector())));
+  if (!(request.priority_exponent() >= 0 && request.priority_exponent() <= 16))
+    return InvalidArgument(
+        StrCat("sample: priority_exponent ", request.priority_exponent(), " is not between 0 and 16"));
+
   std::lock_guard lock(mutex_);
   Choice choice;
   if (!request.parts().empty()) {
@@ -178,13 +208,66 @@ Result<Sampler::Choice> Sampler::Choose(const RecordTable& table, const v1::Samp
   if (request.count() == 0) return InvalidArgument("sample: count 0");
   if (request.step() > ~uint64_t{0} / request.count() - 1)
     return InvalidArgument(StrCat("sample: step ", request.step(), " is out of range"));
-  QUERN_ASSIGN_OR_RETURN(const Numbers from, TopCandidates(table, request.filter(), request.top_fraction(), watermark,
-                                                           matches_text, &choice.candidates));
+  QUERN_ASSIGN_OR_RETURN(const Numbers all, TopCandidates(table, request.filter(), request.top_fraction(), watermark,
+                                                          matches_text, &choice.candidates));
+  QUERN_ASSIGN_OR_RETURN(const Numbers from, Arranged(table, request, FilterKey(request.filter()), 0, all));
   if (from->empty()) return NothingMatches(watermark);
   const uint64_t first = request.step() * request.count();
-  for (const uint64_t index : SequenceIndices(from->size(), request.seed(), first, request.count()))
-    choice.numbers.push_back((*from)[index]);
+  QUERN_RETURN_IF_ERROR(Draw(request, *from, request.seed(), first, request.count(), &choice.numbers));
   return choice;
+}
+
+Result<Sampler::Numbers> Sampler::Arranged(const RecordTable& table, const v1::SampleRequest& request,
+                                           const std::string& filter, uint64_t limit, Numbers from) {
+  const uint64_t size = limit == 0 ? from->size() : std::min<uint64_t>(limit, from->size());
+  const bool windowed = request.window() > 0 && request.window() < size;
+  if (size == from->size() && !windowed && request.selector() == v1::SELECTOR_UNIFORM) return from;
+  const std::string key = StrCat(filter, "|", request.top_fraction(), "|", size, "|", request.window(), "|",
+                                 static_cast<int>(request.selector()));
+  if (Numbers found = Find(key, request.watermark())) return found;
+  std::vector<uint64_t> numbers(from->begin(), from->begin() + static_cast<ptrdiff_t>(size));
+  if (windowed) {
+    std::sort(numbers.begin(), numbers.end());
+    numbers.erase(numbers.begin(), numbers.end() - static_cast<ptrdiff_t>(request.window()));
+  }
+  switch (request.selector()) {
+    case v1::SELECTOR_FIFO: std::sort(numbers.begin(), numbers.end()); break;
+    case v1::SELECTOR_PRIORITISED:
+      std::sort(numbers.begin(), numbers.end(), [&](uint64_t a, uint64_t b) {
+        const double x = table.row(a).episode_return;
+        const double y = table.row(b).episode_return;
+        return x != y ? x > y : table.Before(a, b);
+      });
+      break;
+    default: std::sort(numbers.begin(), numbers.end(), [&](uint64_t a, uint64_t b) { return table.Before(a, b); });
+  }
+  auto arranged = std::make_shared<const std::vector<uint64_t>>(std::move(numbers));
+  Remember(key, request.watermark(), arranged);
+  return Numbers(arranged);
+}
+
+Status Sampler::Draw(const v1::SampleRequest& request, const std::vector<uint64_t>& from, uint64_t seed, uint64_t first,
+                     uint64_t count, std::vector<uint64_t>* numbers) {
+  switch (request.selector()) {
+    case v1::SELECTOR_FIFO:
+      if (first >= from.size())
+        return NotFound(StrCat("sample: all ", from.size(), " records up to number ", request.watermark(),
+                               " were given once; fifo gives none twice: make fewer steps"));
+      for (uint64_t i = first; i < from.size() && i - first < count; ++i) numbers->push_back(from[i]);
+      return {};
+    case v1::SELECTOR_PRIORITISED: {
+      if (ranks_ == nullptr || ranks_size_ != from.size() || ranks_exponent_ != request.priority_exponent()) {
+        ranks_size_ = from.size();
+        ranks_exponent_ = request.priority_exponent();
+        ranks_ = std::make_shared<const RankDraws>(ranks_size_, ranks_exponent_);
+      }
+      for (uint64_t i = 0; i < count; ++i) numbers->push_back(from[(*ranks_)(seed, first + i)]);
+      return {};
+    }
+    default:
+      for (const uint64_t index : SequenceIndices(from.size(), seed, first, count)) numbers->push_back(from[index]);
+      return {};
+  }
 }
 
 Status Sampler::ChooseParts(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text,
@@ -198,9 +281,10 @@ Status Sampler::ChooseParts(const RecordTable& table, const v1::SampleRequest& r
     if (part.first() > ~uint64_t{0} - part.count())
       return InvalidArgument(StrCat("sample: first ", part.first(), " is out of range"));
     filter.set_data_class(part.data_class());
-    QUERN_ASSIGN_OR_RETURN(const Numbers from, TopCandidates(table, filter, request.top_fraction(), request.watermark(),
-                                                             matches_text, &choice.candidates));
-    const size_t size = part.limit() == 0 ? from->size() : std::min<size_t>(part.limit(), from->size());
+    QUERN_ASSIGN_OR_RETURN(const Numbers all, TopCandidates(table, filter, request.top_fraction(), request.watermark(),
+                                                            matches_text, &choice.candidates));
+    QUERN_ASSIGN_OR_RETURN(const Numbers from, Arranged(table, request, FilterKey(filter), part.limit(), all));
+    const size_t size = from->size();
     if (request.describe()) choice.parts.push_back(Describe(table, *from, size));
     if (part.count() == 0) continue;
     if (size == 0) return NothingMatches(request.watermark());
@@ -208,8 +292,7 @@ Status Sampler::ChooseParts(const RecordTable& table, const v1::SampleRequest& r
     const uint64_t seed = part.data_class() <= v1::DATA_CLASS_REAL
                               ? request.seed()
                               : MixSeed(request.seed(), static_cast<uint64_t>(part.data_class()));
-    for (const uint64_t index : SequenceIndices(size, seed, part.first(), part.count()))
-      choice.numbers.push_back((*from)[index]);
+    QUERN_RETURN_IF_ERROR(Draw(request, *from, seed, part.first(), part.count(), &choice.numbers));
   }
   return {};
 }

@@ -34,6 +34,19 @@ class Permutation {
 // another order: within a pass nothing repeats. size > 0.
 std::vector<uint64_t> SequenceIndices(uint64_t size, uint64_t seed, uint64_t first, uint64_t count);
 
+// Draws by rank: rank r (from 1) has probability r ^ -exponent over the sum of all. Draw `position` of a seed is a pure
+// function. Weights are whole numbers, so that sums are exact and the order of adding does not matter: prefix sums and
+// a binary search do what a sum tree does where priorities change.
+class RankDraws {
+ public:
+  RankDraws(uint64_t size, double exponent);
+  uint64_t operator()(uint64_t seed, uint64_t position) const;  // [0, size)
+  double Probability(uint64_t index) const;
+
+ private:
+  std::vector<uint64_t> sums_;  // up to and with each rank
+};
+
 // Chooses records for sample requests; keeps the sorted candidate lists of recent (filter, watermark) pairs and extends
 // them as the store grows. Thread-safe; the table must not change during a call.
 class Sampler {
@@ -61,11 +74,21 @@ class Sampler {
                              const TextMatcher& matches_text);
   Result<Numbers> TopCandidates(const RecordTable& table, const v1::Filter& filter, float top_fraction,
                                 uint64_t watermark, const TextMatcher& matches_text, uint64_t* matched);
+  // The first `limit` of them, of those the newest `window` (0: all), in the order that the selector asks for.
+  Result<Numbers> Arranged(const RecordTable& table, const v1::SampleRequest& request, const std::string& filter,
+                           uint64_t limit, Numbers from);
+  // Entries first .. first + count - 1 of the sequence that the selector makes of `from`.
+  Status Draw(const v1::SampleRequest& request, const std::vector<uint64_t>& from, uint64_t seed, uint64_t first,
+              uint64_t count, std::vector<uint64_t>* numbers);
   Numbers Find(const std::string& key, uint64_t watermark);
   void Remember(const std::string& key, uint64_t watermark, Numbers numbers);
 
   std::mutex mutex_;
   std::list<Entry> entries_;  // newest use first
+  // Of the last prioritised request: they depend on nothing else.
+  double ranks_exponent_ = 0;
+  uint64_t ranks_size_ = 0;
+  std::shared_ptr<const RankDraws> ranks_;
 };
 
 }  // namespace quern

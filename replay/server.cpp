@@ -11,50 +11,39 @@ namespace quern {
 
 namespace {
 
-// One sync for all inserts that wait.
-std::vector<Result<std::string>> InsertAll(Store& store, Metrics& metrics, const RecordLimits& limits,
-                                           const std::vector<std::string_view>& payloads) {
-  std::vector<Result<std::string>> results(payloads.size(), Internal("unset"));
-  std::vector<v1::InsertRequest> requests(payloads.size());
-  std::vector<const v1::InsertRequest*> good;
-  std::vector<size_t> places;
-  for (size_t i = 0; i < payloads.size(); ++i) {
-    const bool small = CountField(payloads[i], v1::InsertRequest::kTrajectoriesFieldNumber,
-                                  limits.records_per_insert) <= limits.records_per_insert;
-    if (!small || !requests[i].ParseFromArray(payloads[i].data(), static_cast<int>(payloads[i].size()))) {
-      results[i] = InvalidArgument(small ? "the request does not parse as an InsertRequest"
-                                         : "the insert has more than " + std::to_string(limits.records_per_insert) +
-                                               " trajectories: send fewer at once");
-      continue;
-    }
-    good.push_back(&requests[i]);
-    places.push_back(i);
+// Handlers that wait for the same sync; more inserts than these wait for the next one.
+constexpr int kThreads = 16;
+
+RpcServerOptions WithThreads(RpcServerOptions options) {
+  options.threads = std::max(options.threads, kThreads);
+  return options;
+}
+
+Result<std::string> Insert(Store& store, Metrics& metrics, std::string_view request) {
+  const Result<v1::InsertReply> reply = store.InsertBytes(request);
+  if (!reply.ok()) {
+    metrics.Add(kReplayRejected, 1, {{"reason", StatusCodeName(reply.status().code())}});
+    return reply.status();
   }
-  const auto begin = Clock::now();
-  const std::vector<Result<v1::InsertReply>> replies = store.InsertGroup(good);
-  uint64_t inserted = 0;
-  for (size_t k = 0; k < replies.size(); ++k) {
-    if (!replies[k].ok()) {
-      results[places[k]] = replies[k].status();
-      continue;
-    }
-    results[places[k]] = replies[k]->SerializeAsString();
-    inserted += replies[k]->inserted();
-    if (replies[k]->gap()) metrics.Add(kReplayGaps);
-    metrics.Add(kReplayDuplicates, static_cast<double>(replies[k]->duplicates()));
-    if (replies[k]->inserted() > 0) metrics.Add(kReplayBytes, static_cast<double>(payloads[places[k]].size()));
+  if (reply->gap()) metrics.Add(kReplayGaps);
+  metrics.Add(kReplayDuplicates, static_cast<double>(reply->duplicates()));
+  if (reply->inserted() > 0) {
+    metrics.Add(kReplayBytes, static_cast<double>(request.size()));
+    metrics.Add(kReplayCommitted, static_cast<double>(reply->inserted()));
   }
-  if (inserted > 0) {
-    metrics.Observe(kReplayCommit, SecondsSince(begin));
-    metrics.Observe(kReplayGroup, static_cast<double>(inserted));
-    metrics.Add(kReplayCommitted, static_cast<double>(inserted));
-  }
-  for (const Result<std::string>& result : results)
-    if (!result.ok()) metrics.Add(kReplayRejected, 1, {{"reason", StatusCodeName(result.status().code())}});
-  return results;
+  return reply->SerializeAsString();
+}
+
+// The record log's errors begin with the path of the file.
+std::string DamagedFile(const Status& status) {
+  const std::string path = status.message().substr(0, status.message().find(": "));
+  const std::string name = path.substr(path.rfind('/') + 1);
+  return name.ends_with(".data") ? name : "index";
 }
 
 const char* SamplerOf(const v1::SampleRequest& request) {
+  if (request.selector() == v1::SELECTOR_PRIORITISED) return "prioritised";
+  if (request.selector() == v1::SELECTOR_FIFO) return "fifo";
   if (request.parts_size() > 0) return "parts";
   return request.top_fraction() > 0 && request.top_fraction() < 1 ? "top" : "uniform";
 }
@@ -62,10 +51,13 @@ const char* SamplerOf(const v1::SampleRequest& request) {
 }  // namespace
 
 ReplayServer::ReplayServer(Store* store, RpcServerOptions options, Metrics* given)
-    : store_(store), metrics_(given, kRoleReplay), server_(std::move(options)) {
+    : store_(store), metrics_(given, kRoleReplay), server_(WithThreads(std::move(options))) {
   Metrics* const metrics = metrics_.get();
-  server_.HandleBatch("replay.Insert", [store, metrics](const std::vector<std::string_view>& payloads) {
-    return InsertAll(*store, *metrics, RecordLimits(), payloads);
+  server_.Handle("replay.Insert",
+                 [store, metrics](std::string_view request) { return Insert(*store, *metrics, request); });
+  store_->ObserveCommits([metrics](double seconds, uint64_t records) {
+    metrics->Observe(kReplayCommit, seconds);
+    metrics->Observe(kReplayGroup, static_cast<double>(records));
   });
   server_.Handle("replay.OpenWriter",
                  TypedHandler<v1::OpenWriterRequest, v1::OpenWriterReply>(
@@ -87,7 +79,7 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options, Metrics* give
                                         return reply;
                                       }));
   const auto damaged = [metrics](const Status& status) {
-    if (status.code() == StatusCode::kDataLoss) metrics->Add(kReplayCorruption);
+    if (status.code() == StatusCode::kDataLoss) metrics->Add(kReplayCorruption, 1, {{"file", DamagedFile(status)}});
   };
   server_.Handle(
       "replay.Sample",
@@ -122,6 +114,7 @@ Status ReplayServer::Start(const std::string& address) {
 
 void ReplayServer::Stop() {
   server_.Stop();
+  store_->ObserveCommits(nullptr);
   if (announced_) RemoveServerAddress(store_->directory());
   announced_ = false;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,7 +27,9 @@ struct StoreHealth {
   uint64_t level0_files = 0;  // files that compaction has not come to; writes stop at 1000
   uint64_t wal_bytes = 0;
   uint64_t disk_free_bytes = 0;
-  double open_seconds = 0;  // what the last opening took
+  uint64_t waiting_records = 0;    // received and not on disk yet
+  double last_backup_seconds = 0;  // unix time of the last whole backup; 0: none
+  double open_seconds = 0;         // what the last opening took
 };
 
 struct VerifyReport {
@@ -49,10 +52,10 @@ struct PruneReport {
   uint64_t spared_real = 0;  // real records that would have gone with real_too
 };
 
-// A durable, append-only set of trajectories in one RocksDB directory. Records are numbered from 1 in insertion order
-// and kept as the bytes sent; the newest number is the watermark. What filters and sampling need of every record is
-// held in memory (about 130 bytes a record) and rebuilt at open from a compact column family. Thread-safe; one process
-// at a time.
+// A durable, append-only set of trajectories in one directory: their bytes as sent in a log of our own
+// (replay/record_log.h), their index in RocksDB. Records are numbered from 1 in insertion order; the newest number is
+// the watermark. What filters and sampling need of every record is held in memory (about 100 bytes a record) and
+// rebuilt at open from a compact column family. Thread-safe; one process at a time.
 class Store : public Replay {
  public:
   static Result<std::unique_ptr<Store>> Open(const std::string& directory, StoreOptions options = {});
@@ -62,7 +65,9 @@ class Store : public Replay {
   // When the disk is full (ResourceExhausted) or fails (DataLoss) nothing of the request is stored, the store is
   // read-only, and each later insert first tries to recover.
   Result<v1::InsertReply> Insert(const v1::InsertRequest& request);
-  // The same for several requests with one sync for all: each has its own outcome.
+  // The same for a request as it came, and cheaper. Requests of several threads share a sync.
+  Result<v1::InsertReply> InsertBytes(std::string_view request);
+  // Several requests with one sync for all: each has its own outcome.
   std::vector<Result<v1::InsertReply>> InsertGroup(const std::vector<const v1::InsertRequest*>& requests);
   // Synced as well. A name that is empty or too long is refused.
   Result<v1::OpenWriterReply> OpenWriter(const v1::OpenWriterRequest& request);
@@ -82,6 +87,8 @@ class Store : public Replay {
   Result<v1::QueryReply> Query(const v1::QueryRequest& request, Deadline) override { return Query(request); }
   Result<v1::StatsReply> Stats(const v1::StatsRequest& request, Deadline) override { return Stats(request); }
 
+  // Hears of every synced write that stored something: what it took and its records. On the writing thread.
+  void ObserveCommits(std::function<void(double seconds, uint64_t records)> observer);
   uint64_t watermark() const;
   // Empty, or why inserts are refused at present.
   std::string read_only_reason() const;

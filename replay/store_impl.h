@@ -2,6 +2,10 @@
 
 #include <rocksdb/db.h>
 
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -9,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "replay/record_log.h"
 #include "replay/record_table.h"
 #include "replay/sampler.h"
 #include "replay/store.h"
@@ -16,29 +21,37 @@
 // Private to the store's sources.
 namespace quern {
 
-// Column families. Numbers are keys of 8 bytes, big-endian, so that RocksDB's order is insertion order.
+// Column families. Numbers are keys of 8 bytes, big-endian, so that RocksDB's order is insertion order. They are the
+// index: the records are in the record log, whose frames are what an acknowledgement rests on. Index writes are not
+// synced; what a crash takes of them is made again from the frames after "log".
 enum ColumnFamily : size_t {
-  kState,    // the default one: "format", "duplicates", "writer/" NAME -> WriterState
-  kRecords,  // number -> the bytes sent
-  kUids,     // uid -> number (8 bytes, big-endian)
-  kRows,     // number -> EncodeRow
+  kState,  // the default one: "format", "log" (LogEnd), "duplicates", "writer/" NAME -> WriterState
+  kUids,   // uid -> number (8 bytes, big-endian)
+  kRows,   // number -> EncodeRow
   kColumnFamilies,
 };
 
 std::string NumberKey(uint64_t number);
 uint64_t ParseNumber(const rocksdb::Slice& key);  // 0 when it is not a number key
 std::string WriterKey(const std::string& writer);
+// The end of the last frame that is in the index.
+inline constexpr char kLogEnd[] = "log";
+inline constexpr char kLastBackup[] = "backup";  // unix seconds
+std::string EncodePlace(RecordPlace place);
 
-// A request that was parsed and checked; `bytes` are the request's.
+// A request that was parsed and checked; all bytes are the caller's.
 struct NewRecord {
-  const std::string* bytes;
+  std::string_view bytes;
   std::string uid;
   StoredRow row;
 };
 struct CheckedRequest {
   Status status;
   std::vector<NewRecord> records;
-  const v1::InsertRequest* request = nullptr;
+  size_t bytes = 0;
+  std::string writer;
+  uint64_t epoch = 0;
+  uint64_t first_sequence = 0;
 };
 
 using Writers = std::map<std::string, v1::WriterState>;
@@ -47,20 +60,36 @@ struct Store::Impl {
   std::string directory;
   StoreOptions options;
   // Held by the one thread that writes, before state_mutex. Guards writes to RocksDB, `duplicates`, `writers` and
-  // `read_only`.
+  // `read_only`, and the log's end.
   std::mutex write_mutex;
   // Readers share it for as long as they use db and table; taken alone to append rows and to open the database again.
   mutable std::shared_mutex state_mutex;
   std::unique_ptr<rocksdb::Env> env;  // only around a given file system
+  std::unique_ptr<RecordLog> log;
   std::unique_ptr<rocksdb::DB> db;
   std::vector<rocksdb::ColumnFamilyHandle*> families;
   RecordTable table;
+  uint64_t saved_rows = 0;  // of the table, in its snapshot
   Sampler sampler;
   uint64_t duplicates = 0;
   Writers writers;
   std::string read_only;
   StatusCode read_only_code = StatusCode::kOk;  // with read_only
   double open_seconds = 0;
+  std::function<void(double seconds, uint64_t records)> observer;  // under write_mutex
+
+  // Requests of several threads that wait for the commit under way to end: the next one takes them all.
+  struct Waiting {
+    const CheckedRequest* request;
+    Result<v1::InsertReply> reply = v1::InsertReply();
+    bool done = false;
+  };
+  std::mutex queue_mutex;
+  std::condition_variable committed;
+  std::deque<Waiting*> queue;
+  bool committing = false;
+  std::atomic<uint64_t> waiting_records{0};
+  std::atomic<double> last_backup_seconds{0};  // kState "backup"
 
   ~Impl() { Close(); }
   void Close();
@@ -69,18 +98,33 @@ struct Store::Impl {
   // Reads rows that are in the database and not yet in the table.
   Status LoadRows();
   Status LoadWriters();
+  // Enters frames of the log that the index does not have.
+  Status ReplayLog();
+  Status ReplayFrame(const RecordLog::Frame& frame);
+  Status RemoveUnused();
+  Status CheckPlaces() const;
+  std::string TablePath() const;
+  void SaveTable();
+  Status ForgetTable();
+  Status SyncIndex();
   // How many of the request's records, from its first, the writer's sequence has already; the new state is entered in
-  // `changed`. A fenced or unknown epoch and a gap are refused.
-  Result<size_t> Admit(const CheckedRequest& checked, Writers* changed) const;
+  // `changed`, what it adds to the ledger in `logged`. A fenced or unknown epoch and a gap are refused.
+  Result<size_t> Admit(const CheckedRequest& request, Writers* changed, v1::LoggedRequest* logged) const;
   bool HasRoom() const;
   Status Recover();
   // Fails while an attempt to open the database again has failed.
   Status CheckOpen() const;
-  std::vector<Result<v1::InsertReply>> Write(const std::vector<CheckedRequest>& checked);
-  Status WriteFailed(const rocksdb::Status& status);
+  Result<v1::InsertReply> Commit(const CheckedRequest& request);
+  std::vector<Result<v1::InsertReply>> CommitGroup(const std::vector<const CheckedRequest*>& requests);
+  std::vector<Result<v1::InsertReply>> Write(const std::vector<const CheckedRequest*>& checked);
+  Status WriteFailed(const Status& failure);
   Status FromRocks(const rocksdb::Status& status) const;
-  Result<std::string> ReadRecord(uint64_t number) const;
+  Status ReadRecord(uint64_t number, std::string* bytes) const;
   Result<bool> TextMatches(uint64_t number, const RowFilter& filter) const;
+  // Writes what is left of segments that lost an eighth or more to new ones, and removes the old.
+  Status Reclaim();
+  // What verify adds of the log: every frame, and the ledgers that they add up to.
+  void VerifyLog(const std::function<void(const std::string&)>& problem) const;
 };
 
 }  // namespace quern

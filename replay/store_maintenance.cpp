@@ -1,11 +1,15 @@
 #include <rocksdb/transaction_log.h>
 #include <rocksdb/utilities/checkpoint.h>
-#include <rocksdb/write_batch.h>
 
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
+#include <map>
 
 #include "base/file.h"
 #include "base/strings.h"
+#include "replay/ledger.h"
 #include "replay/store_impl.h"
 
 namespace quern {
@@ -13,7 +17,6 @@ namespace quern {
 namespace {
 
 constexpr size_t kMaxProblems = 100;
-constexpr size_t kPruneBatch = 1000;
 
 }  // namespace
 
@@ -32,54 +35,103 @@ Result<VerifyReport> Store::Verify() {
   if (const rocksdb::Status status = store.db->VerifyChecksum(read); !status.ok()) problem(status.ToString());
 
   const uint64_t newest = store.table.newest();
-  const std::unique_ptr<rocksdb::Iterator> records(store.db->NewIterator(read, store.families[kRecords]));
   const std::unique_ptr<rocksdb::Iterator> rows(store.db->NewIterator(read, store.families[kRows]));
   v1::Trajectory trajectory;
+  std::string bytes;
   std::string found;
-  rows->SeekToFirst();
-  uint64_t expected = 1;
   uint64_t pruned = 0;
-  const auto skip_pruned = [&] {
-    for (; expected <= newest && store.table.row(expected).pruned; ++expected) ++pruned;
-  };
-  for (records->SeekToFirst(); records->Valid(); records->Next(), ++expected) {
-    const uint64_t number = ParseNumber(records->key());
-    skip_pruned();
-    if (number < expected) {
-      problem(StrCat("record ", number, " was pruned and is there"));
-      expected = number;
-    } else if (number != expected) {
-      problem(StrCat("record ", expected, " is missing"));
-      expected = number;
+  rows->SeekToFirst();
+  for (uint64_t number = 1; number <= newest; ++number) {
+    const RecordRow& row = store.table.row(number);
+    while (rows->Valid() && ParseNumber(rows->key()) < number) rows->Next();
+    const bool has_row = rows->Valid() && ParseNumber(rows->key()) == number;
+    if (!has_row) problem(StrCat("record ", number, " has no index row"));
+    if (row.pruned) {
+      ++pruned;
+      continue;
     }
-    const std::string_view bytes = records->value().ToStringView();
     ++report.records;
-    report.bytes += bytes.size();
-    if (Status status = ParseTrajectory(bytes, store.options.limits, &trajectory); !status.ok()) {
+    report.bytes += row.bytes;
+    Status status = store.ReadRecord(number, &bytes);
+    if (status.ok()) status = ParseTrajectory(bytes, store.options.limits, &trajectory);
+    if (!status.ok()) {
       problem(StrCat("record ", number, ": ", status.message()));
       continue;
     }
-    while (rows->Valid() && ParseNumber(rows->key()) < number) rows->Next();
-    if (!rows->Valid() || ParseNumber(rows->key()) != number)
-      problem(StrCat("record ", number, " has no index row"));
-    else if (rows->value().ToStringView() != EncodeRow(MakeRow(trajectory, bytes.size())))
+    StoredRow expected = MakeRow(trajectory, bytes.size());
+    expected.row.place = row.place;
+    if (has_row && rows->value().ToStringView() != EncodeRow(expected))
       problem(StrCat("record ", number, ": the index row does not agree with the record"));
-    const rocksdb::Status status = store.db->Get(read, store.families[kUids], trajectory.uid(), &found);
-    if (!status.ok() || ParseNumber(found) != number)
+    const rocksdb::Status got = store.db->Get(read, store.families[kUids], trajectory.uid(), &found);
+    if (!got.ok() || ParseNumber(found) != number)
       problem(StrCat("record ", number, ": uid ", trajectory.uid(), " leads ",
-                     status.ok() ? StrCat("to record ", ParseNumber(found)) : "nowhere"));
+                     got.ok() ? StrCat("to record ", ParseNumber(found)) : "nowhere"));
   }
-  skip_pruned();
-  for (const rocksdb::Iterator* it : {records.get(), rows.get()})
-    if (!it->status().ok()) problem(it->status().ToString());
-  if (expected != newest + 1) problem(StrCat("the index has ", newest, " records, the data reaches to ", expected - 1));
+  if (!rows->status().ok()) problem(rows->status().ToString());
   uint64_t uids = 0;
   const std::unique_ptr<rocksdb::Iterator> uid(store.db->NewIterator(read, store.families[kUids]));
   for (uid->SeekToFirst(); uid->Valid(); uid->Next()) ++uids;
   if (!uid->status().ok()) problem(uid->status().ToString());
   if (uids != report.records + pruned)
     problem(StrCat(uids, " uids for ", report.records, " records and ", pruned, " pruned ones"));
+  store.VerifyLog(problem);
   return report;
+}
+
+// Of each writer the chain of ledgers from frame to frame. Where records were thrown away frames are missing: the chain
+// begins anew behind them. Its end is what the store tells the writer.
+void Store::Impl::VerifyLog(const std::function<void(const std::string&)>& problem) const {
+  struct Chain {
+    uint64_t ledger = 0;
+    uint64_t next_sequence = 0;
+  };
+  std::map<std::string, Chain> chains;
+  bool pruned = false;
+  for (uint64_t number = 1; number <= table.newest() && !pruned; ++number) pruned = table.row(number).pruned;
+  v1::LogTrailer trailer;
+  v1::Trajectory trajectory;
+  for (const uint32_t segment : log->Segments()) {
+    const Status status = log->Scan(segment, [&](const RecordLog::Frame& frame) -> Status {
+      if (!trailer.ParseFromArray(frame.trailer.data(), static_cast<int>(frame.trailer.size())))
+        return DataLoss(StrCat(log->PathOf(segment), ": the trailer before byte ", frame.end.offset, " is damaged"));
+      std::map<uint64_t, std::string_view> bytes;
+      for (const RecordLog::Entry& entry : frame.entries) bytes[entry.number] = entry.bytes;
+      for (const v1::LoggedRequest& request : trailer.requests()) {
+        const auto [chain, fresh] = chains.try_emplace(request.writer());
+        if (!fresh && chain->second.ledger != request.ledger() && !pruned)
+          problem(StrCat("writer ", request.writer(), ": its ledger breaks off before byte ", frame.end.offset, " of ",
+                         log->PathOf(segment)));
+        uint64_t ledger = request.ledger();
+        int known = 0;
+        for (const uint64_t number : request.numbers()) {
+          std::string uid;
+          if (number == 0 && known < request.known_size()) uid = request.known(known++);
+          if (const auto entry = bytes.find(number); entry != bytes.end()) {
+            if (!trajectory.ParseFromArray(entry->second.data(), static_cast<int>(entry->second.size())))
+              return DataLoss(StrCat(log->PathOf(segment), ": record ", number, " does not parse"));
+            uid = trajectory.uid();
+          }
+          ledger = ExtendLedger(ledger, uid);
+        }
+        chain->second.ledger = ledger;
+      }
+      for (const v1::WriterState& state : trailer.writers()) {
+        Chain& chain = chains[state.writer()];
+        chain.next_sequence = state.next_sequence();
+        if (chain.ledger != state.ledger())
+          problem(StrCat("writer ", state.writer(), ": the records before byte ", frame.end.offset, " of ",
+                         log->PathOf(segment), " do not add up to its ledger"));
+      }
+      return {};
+    });
+    if (!status.ok()) problem(status.message());
+  }
+  for (const auto& [writer, chain] : chains) {
+    const auto state = writers.find(writer);
+    if (state == writers.end() || state->second.ledger() != chain.ledger ||
+        state->second.next_sequence() != chain.next_sequence)
+      problem(StrCat("writer ", writer, ": the log and the index do not agree on its ledger"));
+  }
 }
 
 StoreHealth Store::Health() const {
@@ -87,6 +139,8 @@ StoreHealth Store::Health() const {
   std::shared_lock lock(store.state_mutex);
   StoreHealth health;
   health.open_seconds = store.open_seconds;
+  health.waiting_records = store.waiting_records;
+  health.last_backup_seconds = store.last_backup_seconds;
   if (const Result<uint64_t> free = DiskFreeBytes(store.directory); free.ok()) health.disk_free_bytes = *free;
   if (store.db == nullptr) return health;
   for (rocksdb::ColumnFamilyHandle* family : store.families) {
@@ -102,12 +156,35 @@ StoreHealth Store::Health() const {
 
 Status Store::Backup(const std::string& to) {
   if (PathExists(to)) return AlreadyExists(to + ": exists already; give a new directory for the backup");
-  std::shared_lock lock(impl_->state_mutex);
-  QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  Impl& store = *impl_;
+  std::lock_guard write_lock(store.write_mutex);
+  QUERN_RETURN_IF_ERROR(store.CheckOpen());
+  const std::string part = to + ".part";
+  QUERN_RETURN_IF_ERROR(RemoveTree(part));
   rocksdb::Checkpoint* made = nullptr;
-  QUERN_RETURN_IF_ERROR(impl_->FromRocks(rocksdb::Checkpoint::Create(impl_->db.get(), &made)));
+  QUERN_RETURN_IF_ERROR(store.FromRocks(rocksdb::Checkpoint::Create(store.db.get(), &made)));
   const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
-  return impl_->FromRocks(checkpoint->CreateCheckpoint(to)).Annotate("backup to " + to);
+  QUERN_RETURN_IF_ERROR(store.FromRocks(checkpoint->CreateCheckpoint(part)).Annotate("backup to " + to));
+  // Sealed segments are never written again, so that both may have the same file.
+  store.log->Seal();
+  for (const uint32_t segment : store.log->Segments()) {
+    const std::string from = store.log->PathOf(segment);
+    const std::string copy = JoinPath(part, from.substr(from.rfind('/') + 1));
+    if (link(from.c_str(), copy.c_str()) == 0) continue;
+    const Status status = WriteFileAtomic(copy, [&](const WriteSink& sink) -> Status {
+      QUERN_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(from));
+      return sink(file.bytes().data(), file.bytes().size());
+    });
+    if (!status.ok()) return status.Annotate("backup to " + to);
+  }
+  QUERN_RETURN_IF_ERROR(SyncFolderOf(JoinPath(part, "CURRENT")));
+  QUERN_RETURN_IF_ERROR(RenamePath(part, to));
+  store.last_backup_seconds =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  if (store.options.read_only) return {};
+  const auto seconds = static_cast<uint64_t>(store.last_backup_seconds);
+  return store.FromRocks(
+      store.db->Put(rocksdb::WriteOptions(), store.families[kState], kLastBackup, NumberKey(seconds)));
 }
 
 Status Store::Compact() {
@@ -117,69 +194,6 @@ Status Store::Compact() {
     QUERN_RETURN_IF_ERROR(
         impl_->FromRocks(impl_->db->CompactRange(rocksdb::CompactRangeOptions(), family, nullptr, nullptr)));
   return {};
-}
-
-Result<PruneReport> Store::Prune(const PruneOptions& options) {
-  Impl& store = *impl_;
-  std::lock_guard write_lock(store.write_mutex);
-  if (!store.read_only.empty()) QUERN_RETURN_IF_ERROR(store.Recover());
-  PruneReport report;
-  for (uint64_t number = 1; number <= store.table.newest(); ++number)
-    if (!store.table.row(number).pruned) report.left_bytes += store.table.row(number).bytes;
-
-  std::vector<uint64_t> batch;
-  const auto flush = [&]() -> Status {
-    if (batch.empty() || options.dry_run) return {};
-    rocksdb::WriteBatch writes;
-    std::string value;
-    StoredRow stored;
-    for (const uint64_t number : batch) {
-      const std::string key = NumberKey(number);
-      const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kRows], key, &value);
-      if (!status.ok()) return store.FromRocks(status);
-      if (!DecodeRow(value, &stored)) return DataLoss(StrCat(store.directory, ": index row ", number, " is damaged"));
-      stored.row.pruned = true;
-      (void)writes.Put(store.families[kRows], key, EncodeRow(stored));
-      (void)writes.Delete(store.families[kRecords], key);
-    }
-    rocksdb::WriteOptions write;
-    write.sync = true;
-    if (const rocksdb::Status status = store.db->Write(write, &writes); !status.ok()) return store.WriteFailed(status);
-    std::unique_lock lock(store.state_mutex);
-    for (const uint64_t number : batch) store.table.SetPruned(number);
-    store.sampler.Clear();
-    batch.clear();
-    return {};
-  };
-  v1::Trajectory trajectory;
-  for (uint64_t number = 1; number <= store.table.newest(); ++number) {
-    const RecordRow& row = store.table.row(number);
-    if (row.pruned) continue;
-    bool goes = report.left_bytes > options.max_bytes;
-    if (!goes && options.before_unix_ms > 0) {
-      QUERN_ASSIGN_OR_RETURN(const std::string bytes, store.ReadRecord(number));
-      QUERN_RETURN_IF_ERROR(ParseTrajectory(bytes, store.options.limits, &trajectory));
-      goes = trajectory.created_unix_ms() < options.before_unix_ms;
-    }
-    if (!goes) continue;
-    if (row.source == v1::SOURCE_REAL && !options.real_too) {
-      ++report.spared_real;
-      continue;
-    }
-    ++report.records;
-    report.bytes += row.bytes;
-    report.left_bytes -= row.bytes;
-    batch.push_back(number);
-    if (batch.size() >= kPruneBatch) QUERN_RETURN_IF_ERROR(flush());
-  }
-  QUERN_RETURN_IF_ERROR(flush());
-  if (options.dry_run || report.records == 0) return report;
-  rocksdb::CompactRangeOptions compact;
-  compact.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
-  compact.blob_garbage_collection_age_cutoff = 1.0;
-  compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
-  QUERN_RETURN_IF_ERROR(store.FromRocks(store.db->CompactRange(compact, store.families[kRecords], nullptr, nullptr)));
-  return report;
 }
 
 }  // namespace quern

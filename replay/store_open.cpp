@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -20,8 +22,9 @@ namespace quern {
 
 namespace {
 
-constexpr std::string_view kFormat = "quern-replay-4";
-constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "records", "uids", "rows"};
+constexpr uint64_t kRowsWorthSaving = 200'000;  // reading so many takes some tenths of a second
+constexpr std::string_view kFormat = "quern-replay-5";
+constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "uids", "rows"};
 
 // RocksDB's warnings go to our log. Its own log file would fill the disk further, and an assertion of Debian's build
 // ends the process when that file cannot be written.
@@ -39,8 +42,8 @@ class RocksLogger : public rocksdb::Logger {
   }
 };
 
-// Sync after every insert is what makes an acknowledgement durable; the rest keeps a store that is killed over and over
-// alive: with the default level-0 limits, compaction never finishes between two kills and writes stop for good.
+// What is in the database can be made again from the record log. These options keep a store that is killed over and
+// over alive: with the default level-0 limits, compaction never finishes between two kills and writes stop for good.
 rocksdb::DBOptions DatabaseOptions() {
   rocksdb::DBOptions options;
   options.max_background_jobs = 2;
@@ -66,19 +69,13 @@ std::vector<rocksdb::ColumnFamilyDescriptor> Families() {
     options.write_buffer_size = size_t{16} << 20;
     families.emplace_back(name, options);
   }
-  // Records are written once and never again: values stay where they were flushed, out of compaction.
-  rocksdb::ColumnFamilyOptions& records = families[kRecords].options;
-  records.write_buffer_size = size_t{64} << 20;
-  records.enable_blob_files = true;
-  records.min_blob_size = 1024;
-  records.blob_compression_type = rocksdb::kLZ4Compression;
   families[kUids].options.memtable_whole_key_filtering = true;
   families[kUids].options.memtable_prefix_bloom_size_ratio = 0.05;
   return families;
 }
 
-// A record that a killed process wrote but did not sync is found again at open, and a retry of it would be acknowledged
-// as a duplicate: so what is in the logs is synced first.
+// What a killed process wrote but did not sync is found again at open and built upon: so it is synced first. The record
+// log does the same for its own files.
 Status SyncLogs(const std::string& directory) {
   QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(directory));
   for (const std::string& name : names) {
@@ -109,6 +106,11 @@ Status CheckDirectory(const std::string& directory, bool create) {
 }
 
 }  // namespace
+
+std::string EncodePlace(RecordPlace place) {
+  std::string value = NumberKey(place.segment);
+  return value + NumberKey(place.offset);
+}
 
 std::string NumberKey(uint64_t number) {
   std::string key(8, '\0');
@@ -151,6 +153,12 @@ Status Store::Impl::OpenDatabase(bool create) {
     database.env = env.get();
   }
   rocksdb::DB* opened = nullptr;
+  std::vector<std::string> names;
+  if (PathExists(JoinPath(directory, "CURRENT")) && rocksdb::DB::ListColumnFamilies(database, directory, &names).ok() &&
+      std::find(names.begin(), names.end(), "records") != names.end())
+    return Unimplemented(directory +
+                         ": a store of an older format, which keeps its records in RocksDB: export it with " +
+                         "the program that wrote it ('quern replay export') and import the rows into a new one");
   QUERN_RETURN_IF_ERROR(
       FromRocks(options.read_only ? rocksdb::DB::OpenForReadOnly(database, directory, Families(), &families, &opened)
                                   : rocksdb::DB::Open(database, directory, Families(), &families, &opened)));
@@ -174,10 +182,89 @@ Status Store::Impl::LoadState() {
   status = db->Get(rocksdb::ReadOptions(), families[kState], "duplicates", &value);
   duplicates = status.ok() ? ParseNumber(value) : 0;
   if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
+  status = db->Get(rocksdb::ReadOptions(), families[kState], kLastBackup, &value);
+  if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
+  if (status.ok()) last_backup_seconds = static_cast<double>(ParseNumber(value));
   QUERN_RETURN_IF_ERROR(LoadWriters());
-  table.Clear();
+  if (!table.LoadFrom(TablePath())) table.Clear();
+  saved_rows = table.newest();
   sampler.Clear();
-  return LoadRows();
+  rocksdb::FileSystem* files = options.file_system.get();
+  log = std::make_unique<RecordLog>(directory, files != nullptr ? files : rocksdb::FileSystem::Default().get());
+  QUERN_RETURN_IF_ERROR(log->Open());
+  QUERN_RETURN_IF_ERROR(LoadRows());
+  QUERN_RETURN_IF_ERROR(ReplayLog());
+  QUERN_RETURN_IF_ERROR(CheckPlaces());
+  SaveTable();
+  return options.read_only ? Status() : RemoveUnused();
+}
+
+std::string Store::Impl::TablePath() const { return JoinPath(directory, "table.snapshot"); }
+
+// So that a store of millions opens in a moment, also one that is killed again and again.
+void Store::Impl::SaveTable() {
+  if (options.read_only || options.file_system != nullptr || table.newest() < saved_rows + kRowsWorthSaving) return;
+  if (const Status saved = table.SaveTo(TablePath()); !saved.ok())
+    LogWarning("the next opening reads every index row: " + saved.message());
+  else
+    saved_rows = table.newest();
+}
+
+Status Store::Impl::ForgetTable() {
+  saved_rows = 0;
+  if (unlink(TablePath().c_str()) != 0) return errno == ENOENT ? Status() : FromErrno(errno, TablePath());
+  return SyncFolderOf(TablePath());
+}
+
+// Every record lies in a segment that is there and long enough.
+Status Store::Impl::CheckPlaces() const {
+  std::unordered_map<uint32_t, uint64_t> last;  // of each segment, the record that reaches farthest
+  for (uint64_t number = 1; number <= table.newest(); ++number) {
+    const RecordRow& row = table.row(number);
+    if (row.pruned) continue;
+    uint64_t& farthest = last[row.place.segment];
+    if (farthest == 0 || table.row(farthest).place.offset < row.place.offset) farthest = number;
+  }
+  for (const auto& [segment, number] : last) {
+    const RecordRow& row = table.row(number);
+    if (!log->Holds(row.place, row.bytes))
+      return DataLoss(StrCat(log->PathOf(segment), ": record ", number, " at byte ", row.place.offset, " is missing"));
+  }
+  return {};
+}
+
+Status Store::Impl::ReplayLog() {
+  std::string value;
+  RecordPlace end;
+  const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kState], kLogEnd, &value);
+  if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
+  if (status.ok()) {
+    if (value.size() != 16) return DataLoss(directory + ": the end of the record log is damaged");
+    end = {.segment = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data(), 8))),
+           .offset = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data() + 8, 8)))};
+  }
+  return log->Replay(end, [this](const RecordLog::Frame& frame) { return ReplayFrame(frame); });
+}
+
+// Segments that a broken-off prune left behind, and such that were begun in vain.
+Status Store::Impl::RemoveUnused() {
+  std::unordered_set<uint32_t> used;
+  for (uint64_t number = 1; number <= table.newest(); ++number)
+    if (!table.row(number).pruned) used.insert(table.row(number).place.segment);
+  std::vector<uint32_t> unused;
+  for (const uint32_t segment : log->Segments())
+    if (segment < log->end().segment && used.count(segment) == 0) unused.push_back(segment);
+  if (unused.empty()) return {};
+  QUERN_RETURN_IF_ERROR(SyncIndex());
+  for (const uint32_t segment : unused) QUERN_RETURN_IF_ERROR(log->Remove(segment));
+  return {};
+}
+
+// From here on the log is not needed before its end.
+Status Store::Impl::SyncIndex() {
+  rocksdb::WriteOptions synced;
+  synced.sync = true;
+  return FromRocks(db->Put(synced, families[kState], kLogEnd, EncodePlace(log->end())));
 }
 
 Status Store::Impl::LoadRows() {
@@ -205,7 +292,9 @@ Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreOp
 }
 
 Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Store::~Store() = default;
+Store::~Store() {
+  if (impl_->db != nullptr && impl_->read_only.empty()) impl_->SaveTable();
+}
 
 // Whether the disk takes some bytes.
 bool Store::Impl::HasRoom() const {
@@ -228,6 +317,7 @@ Status Store::Impl::Recover() {
   if (!flushed.ok()) return FromRocks(flushed);
   QUERN_RETURN_IF_ERROR(LoadWriters());  // a write that failed may be on disk all the same
   QUERN_RETURN_IF_ERROR(LoadRows());
+  QUERN_RETURN_IF_ERROR(ReplayLog());
   LogInfo(directory + ": writable again");
   read_only.clear();
   return {};
@@ -238,8 +328,7 @@ Status Store::Impl::CheckOpen() const {
                        : Unavailable(directory + ": the store could not be opened again after a failed write");
 }
 
-Status Store::Impl::WriteFailed(const rocksdb::Status& status) {
-  const Status failure = FromRocks(status);
+Status Store::Impl::WriteFailed(const Status& failure) {
   if (read_only.empty()) LogError("read-only for now: " + failure.message());
   read_only = failure.message();
   read_only_code = failure.code();

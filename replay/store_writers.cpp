@@ -58,7 +58,7 @@ Result<v1::OpenWriterReply> Store::OpenWriter(const v1::OpenWriterRequest& reque
   write.sync = true;
   const rocksdb::Status status =
       store.db->Put(write, store.families[kState], WriterKey(name), state.SerializeAsString());
-  if (!status.ok()) return store.WriteFailed(status);
+  if (!status.ok()) return store.WriteFailed(store.FromRocks(status));
   store.writers[name] = state;
   v1::OpenWriterReply reply;
   reply.set_epoch(state.epoch());
@@ -68,27 +68,27 @@ Result<v1::OpenWriterReply> Store::OpenWriter(const v1::OpenWriterRequest& reque
   return reply;
 }
 
-Result<size_t> Store::Impl::Admit(const CheckedRequest& checked, Writers* changed) const {
-  const v1::InsertRequest& request = *checked.request;
-  const auto known = writers.find(request.writer());
+Result<size_t> Store::Impl::Admit(const CheckedRequest& request, Writers* changed, v1::LoggedRequest* logged) const {
+  const auto known = writers.find(request.writer);
   if (known == writers.end())
-    return FailedPrecondition(
-        StrCat(directory, ": writer '", request.writer(), "' is unknown: it must be opened first"));
-  const auto earlier = changed->find(request.writer());
+    return FailedPrecondition(StrCat(directory, ": writer '", request.writer, "' is unknown: it must be opened first"));
+  const auto earlier = changed->find(request.writer);
   v1::WriterState state = earlier != changed->end() ? earlier->second : known->second;
-  if (request.epoch() < state.epoch())
-    return FailedPrecondition(StrCat(directory, ": writer '", request.writer(), "' is fenced: epoch ", state.epoch(),
-                                     " has taken over from epoch ", request.epoch()));
-  if (request.epoch() > state.epoch() || request.first_sequence() == 0)
-    return InvalidArgument(StrCat("writer '", request.writer(), "': epoch ", request.epoch(), " with first sequence ",
-                                  request.first_sequence(), "; the store has given epoch ", state.epoch()));
+  if (request.epoch < state.epoch())
+    return FailedPrecondition(StrCat(directory, ": writer '", request.writer, "' is fenced: epoch ", state.epoch(),
+                                     " has taken over from epoch ", request.epoch));
+  if (request.epoch > state.epoch() || request.first_sequence == 0)
+    return InvalidArgument(StrCat("writer '", request.writer, "': epoch ", request.epoch, " with first sequence ",
+                                  request.first_sequence, "; the store has given epoch ", state.epoch()));
   const uint64_t next = state.next_sequence();
-  if (request.first_sequence() > next) return checked.records.size();
-  const size_t known_records = std::min<uint64_t>(next - request.first_sequence(), checked.records.size());
-  for (size_t i = known_records; i < checked.records.size(); ++i)
-    state.set_ledger(ExtendLedger(state.ledger(), checked.records[i].uid));
-  state.set_next_sequence(next + checked.records.size() - known_records);
-  if (known_records < checked.records.size()) (*changed)[request.writer()] = state;
+  if (request.first_sequence > next) return request.records.size();
+  const size_t known_records = std::min<uint64_t>(next - request.first_sequence, request.records.size());
+  logged->set_writer(request.writer);
+  logged->set_ledger(state.ledger());
+  for (size_t i = known_records; i < request.records.size(); ++i)
+    state.set_ledger(ExtendLedger(state.ledger(), request.records[i].uid));
+  state.set_next_sequence(next + request.records.size() - known_records);
+  if (known_records < request.records.size()) (*changed)[request.writer] = state;
   return known_records;
 }
 

@@ -23,7 +23,13 @@ struct TrainSection {
   int64_t micro_batch_tokens = 4096;   // tokens a forward and backward pass; bounds memory, not the result
   double weight_decay = 0.01;
   double max_grad_norm = 1.0;
-  double memory_loss = 0;  // weight of the cache entries needed, for models with selective attention
+  double memory_loss = 0;            // weight of the cache entries needed, for models with selective attention
+  std::string selector = "uniform";  // uniform | prioritised (by return) | fifo (each record once)
+  double priority_exponent = 0.7;    // prioritised: probability ~ rank ^ -this
+  int64_t window = 0;                // only the newest so many records of each class; 0: all
+  double samples_per_insert = 0;     // a step waits until so many trajectories were stored for those drawn; 0: never
+  int64_t min_records = 0;           // and the first one until there are so many
+  double limiter_timeout_s = 300;    // it waits no longer
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.99;
   double adam_epsilon = 1e-8;
@@ -226,6 +232,14 @@ struct OptimizerSection {
   std::string master_weights = "fp32";  // fp32 | bf16
 };
 
+// Retention of a running store: the oldest generated records go until both limits hold.
+struct ReplaySection {
+  int64_t max_bytes = 0;  // 0: any number
+  double max_age_s = 0;   // 0: any age
+  bool prune_real = false;
+  double prune_every_s = 60;
+};
+
 struct NetworkSection {
   std::string transport = "ipc";  // ipc | tcp (CURVE)
   std::string host = "127.0.0.1";
@@ -278,6 +292,7 @@ struct Job {
   RolloutSection rollout;
   CheckpointSection checkpoint;
   NetworkSection network;
+  ReplaySection replay;
   double progress_timeout_s = 300;  // no progress of any stage for this long fails the job
   int64_t max_restarts = 5;         // of roles that died, all together
 };

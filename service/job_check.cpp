@@ -47,6 +47,12 @@ void CheckTrain(Checker& check, const std::string& section, const TrainSection& 
   check.AtLeast(section + ".weight_decay", o.weight_decay, 0);
   check.AtLeast(section + ".max_grad_norm", o.max_grad_norm, 0);
   check.AtLeast(section + ".memory_loss", o.memory_loss, 0);
+  check.OneOf(section + ".selector", o.selector, {"uniform", "prioritised", "fifo"});
+  check.Between(section + ".priority_exponent", o.priority_exponent, 0, 16);
+  check.AtLeast(section + ".window", static_cast<double>(o.window), 0);
+  check.AtLeast(section + ".samples_per_insert", o.samples_per_insert, 0);
+  check.AtLeast(section + ".min_records", static_cast<double>(o.min_records), 0);
+  check.AtLeast(section + ".limiter_timeout_s", o.limiter_timeout_s, 0);
   check.Between(section + ".adam_beta1", o.adam_beta1, 0, 0.99999);
   check.Between(section + ".adam_beta2", o.adam_beta2, 0, 0.99999999);
 }
@@ -216,6 +222,9 @@ std::string FindProblem(const Job& job, std::string& key) {
   if (job.name.empty() || job.name.size() > 64 || job.name[0] == '.' ||
       !std::all_of(job.name.begin(), job.name.end(), plain))
     check.Fail("name", "must be 1 to 64 letters, digits, '-', '_' or '.', not '" + job.name + "'");
+  check.AtLeast("replay.max_bytes", static_cast<double>(job.replay.max_bytes), 0);
+  check.AtLeast("replay.max_age_s", job.replay.max_age_s, 0);
+  check.AtLeast("replay.prune_every_s", job.replay.prune_every_s, 0.1);
   check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8", "fp8_delayed"});
   check.OneOf("smooth_swiglu", job.smooth_swiglu, {"channel", "row", "off"});
   if (job.precision == "fp8_delayed" && job.smooth_swiglu == "row")

@@ -19,6 +19,12 @@ void Fields(V& v, TrainSection& o) {
   v.Field("weight_decay", o.weight_decay);
   v.Field("max_grad_norm", o.max_grad_norm);
   v.Field("memory_loss", o.memory_loss);
+  v.Field("selector", o.selector);
+  v.Field("priority_exponent", o.priority_exponent);
+  v.Field("window", o.window);
+  v.Field("samples_per_insert", o.samples_per_insert);
+  v.Field("min_records", o.min_records);
+  v.Field("limiter_timeout_s", o.limiter_timeout_s);
   v.Field("adam_beta1", o.adam_beta1);
   v.Field("adam_beta2", o.adam_beta2);
   v.Field("adam_epsilon", o.adam_epsilon);
@@ -233,6 +239,14 @@ void Fields(V& v, CheckpointSection& o) {
 }
 
 template <class V>
+void Fields(V& v, ReplaySection& o) {
+  v.Field("max_bytes", o.max_bytes);
+  v.Field("max_age_s", o.max_age_s);
+  v.Field("prune_real", o.prune_real);
+  v.Field("prune_every_s", o.prune_every_s);
+}
+
+template <class V>
 void Fields(V& v, NetworkSection& o) {
   v.Field("transport", o.transport);
   v.Field("host", o.host);
@@ -324,6 +338,7 @@ void Fields(V& v, Job& o) {
   v.Field("rollout", o.rollout);
   v.Field("checkpoint", o.checkpoint);
   v.Field("network", o.network);
+  v.Field("replay", o.replay);
   v.Field("progress_timeout_s", o.progress_timeout_s);
   v.Field("max_restarts", o.max_restarts);
 }

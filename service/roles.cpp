@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <future>
 #include <optional>
 #include <thread>
 
@@ -15,6 +16,7 @@
 #include "proto/coordinator.pb.h"
 #include "replay/client.h"
 #include "replay/server.h"
+#include "service/event_log.h"
 #include "service/join.h"
 #include "service/prepare.h"
 #include "service/role_http.h"
@@ -87,8 +89,11 @@ class StoreGauges {
     metrics_.Set(kReplayWal, static_cast<double>(health.wal_bytes));
     metrics_.Set(kReplayDisk, static_cast<double>(health.disk_free_bytes));
     metrics_.Set(kReplayOpen, health.open_seconds);
-    if (!first_) first_ = FirstRecordTime(store_);
-    if (first_) metrics_.Set(kReplayOldest, std::max(0.0, UnixSeconds() - *first_));
+    metrics_.Set(kReplayLag, static_cast<double>(health.waiting_records));
+    metrics_.Set(kReplayBackup, health.last_backup_seconds);
+    // Asked again each time: retention takes the oldest away.
+    const double first = FirstRecordTime(store_).value_or(0);
+    metrics_.Set(kReplayOldest, first > 0 ? std::max(0.0, UnixSeconds() - first) : 0);
     const RpcServerCounters now = server_.counters();
     metrics_.Add(kReplayRejected, static_cast<double>(now.malformed - counted_.malformed), {{"reason", "malformed"}});
     metrics_.Add(kReplayConnections, static_cast<double>(now.connections - counted_.connections));
@@ -100,8 +105,50 @@ class StoreGauges {
   Store& store_;
   const ReplayServer& server_;
   Metrics& metrics_;
-  std::optional<double> first_;
   RpcServerCounters counted_;
+};
+
+// Throws the oldest generated records away while the store serves, as the job says.
+class Retention {
+ public:
+  Retention(Store& store, const ReplaySection& options, Metrics& metrics)
+      : store_(store), options_(options), metrics_(metrics) {}
+  ~Retention() {
+    if (running_.valid()) running_.wait();
+  }
+  void Tick() {
+    if (options_.max_bytes == 0 && options_.max_age_s == 0) return;
+    if (running_.valid()) {
+      if (running_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return;
+      Report(running_.get());
+    }
+    if (SecondsSince(last_) < options_.prune_every_s) return;
+    last_ = Clock::now();
+    PruneOptions prune{.real_too = options_.prune_real};
+    if (options_.max_bytes > 0) prune.max_bytes = static_cast<uint64_t>(options_.max_bytes);
+    if (options_.max_age_s > 0) prune.before_unix_ms = static_cast<int64_t>(1e3 * (UnixSeconds() - options_.max_age_s));
+    running_ = std::async(std::launch::async, [this, prune] { return store_.Prune(prune); });
+  }
+
+ private:
+  void Report(const Result<PruneReport>& report) {
+    if (!report.ok()) return LogWarning("retention: " + report.status().message());
+    metrics_.Add(kReplayPruned, static_cast<double>(report->records));
+    if (report->records > 0)
+      LogInfo(
+          StrCat("retention: pruned ", report->records, " records, ", HumanBytes(static_cast<double>(report->bytes))));
+    if (report->spared_real > 0 && !said_)
+      LogWarning(StrCat("retention: ", report->spared_real,
+                        " real records stay beyond the limits (replay.prune_real prunes them too)"));
+    said_ = said_ || report->spared_real > 0;
+  }
+
+  Store& store_;
+  const ReplaySection& options_;
+  Metrics& metrics_;
+  Clock::time_point last_ = Clock::now();
+  bool said_ = false;
+  std::future<Result<PruneReport>> running_;
 };
 
 }  // namespace
@@ -112,6 +159,7 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
   QUERN_ASSIGN_OR_RETURN(RpcServerOptions options, ServerOptions(run, kReplayRole));
   ReplayServer server(store.get(), std::move(options), &http->metrics());
   StoreGauges gauges(*store, server, http->metrics());
+  Retention retention(*store, run.job.replay, http->metrics());
   QUERN_RETURN_IF_ERROR(server.Start(run.replay_address));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kReplayRole));
   Clock::time_point last_heartbeat{};
@@ -122,6 +170,7 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
     if (Clock::now() - writable > kReadOnlyPatience) return ResourceExhausted(reason);
     if (Clock::now() - last_heartbeat > std::chrono::seconds(1)) {
       gauges.Update(!reason.empty());
+      if (reason.empty()) retention.Tick();
       http->SetReady(reason);
       v1::HeartbeatRequest heartbeat;
       heartbeat.set_role(kReplayRole);
@@ -173,6 +222,7 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
                          .every_steps = job.checkpoint.every_steps,
                          .every_seconds = job.checkpoint.every_seconds,
                          .keep = job.checkpoint.keep};
+  options.on_event = [&run](const std::string& text) { AppendEvent(run, kLearnerRole, text); };
   options.stop = &stop;
   http->SetReady();
   return RunLearner(options);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <set>
 
 #include "tests/replay/trajectories.h"
@@ -242,6 +243,137 @@ TEST_F(SamplerTest, BadRequests) {
               r->mutable_parts(0)->set_data_class(v1::DATA_CLASS_HINTED);
             }),
             StatusCode::kNotFound);
+}
+
+TEST_F(SamplerTest, PrioritisedDrawsFollowTheRanks) {
+  // Returns in no order; ties are broken by the table's order, so that ranks are defined.
+  for (int i = 0; i < 40; ++i) Add(MakeTrajectory(StrCat("u", i), static_cast<float>((7 * i) % 20)));
+  std::vector<uint64_t> by_rank(40);
+  for (uint64_t i = 0; i < 40; ++i) by_rank[i] = i + 1;
+  std::sort(by_rank.begin(), by_rank.end(), [&](uint64_t a, uint64_t b) {
+    const double x = table_.row(a).episode_return, y = table_.row(b).episode_return;
+    return x != y ? x > y : table_.Before(a, b);
+  });
+  const double exponents[] = {0.0, 0.7, 2.0};
+  for (const double exponent : exponents) {
+    v1::SampleRequest request;
+    request.set_watermark(40);
+    request.set_seed(11);
+    request.set_count(500);
+    request.set_selector(v1::SELECTOR_PRIORITISED);
+    request.set_priority_exponent(static_cast<float>(exponent));
+    std::map<uint64_t, double> counts;
+    constexpr int kDraws = 100'000;
+    for (uint64_t step = 0; step < kDraws / 500; ++step) {
+      request.set_step(step);
+      const auto choice = Choose(request);
+      for (const uint64_t number : choice->numbers) ++counts[number];
+    }
+    double sum = 0;
+    for (int rank = 1; rank <= 40; ++rank) sum += std::pow(rank, -exponent);
+    for (int rank = 1; rank <= 40; ++rank) {
+      const double p = std::pow(rank, -exponent) / sum;
+      // Six standard deviations of a binomial.
+      EXPECT_NEAR(counts[by_rank[static_cast<size_t>(rank - 1)]], kDraws * p, 6 * std::sqrt(kDraws * p * (1 - p)))
+          << "rank " << rank << ", exponent " << exponent;
+    }
+  }
+}
+
+TEST(RankDraws, IsTheInverseOfItsSums) {
+  const RankDraws draws(1000, 1.0);
+  double sum = 0;
+  for (uint64_t i = 0; i < 1000; ++i) sum += draws.Probability(i);
+  EXPECT_NEAR(sum, 1, 1e-12);
+  EXPECT_NEAR(draws.Probability(0) / draws.Probability(9), 10, 1e-6);
+  const RankDraws one(1, 5.0);
+  for (uint64_t position = 0; position < 100; ++position) EXPECT_EQ(one(3, position), 0u);
+}
+
+TEST_F(SamplerTest, FifoGivesEachRecordOnceInTheOrderOfArrival) {
+  for (int i = 0; i < 25; ++i) Add(MakeTrajectory(StrCat("u", i)));
+  v1::SampleRequest request;
+  request.set_watermark(23);
+  request.set_seed(5);
+  request.set_count(5);
+  request.set_selector(v1::SELECTOR_FIFO);
+  std::vector<uint64_t> all;
+  for (uint64_t step = 0; step < 5; ++step) {
+    request.set_step(step);
+    const auto choice = Choose(request);
+    ASSERT_TRUE(choice.ok()) << choice.status().message();
+    EXPECT_EQ(choice->numbers.size(), step == 4 ? 3u : 5u);
+    all.insert(all.end(), choice->numbers.begin(), choice->numbers.end());
+  }
+  std::vector<uint64_t> expected(23);
+  for (uint64_t i = 0; i < 23; ++i) expected[i] = i + 1;
+  EXPECT_EQ(all, expected);
+  request.set_step(5);
+  EXPECT_EQ(Choose(request).status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(SamplerTest, AWindowKeepsTheNewestThatMatch) {
+  for (int i = 0; i < 60; ++i)
+    Add(MakeTrajectory(StrCat("u", i), 0, i % 2 == 0 ? v1::SOURCE_REAL : v1::SOURCE_GENERATED));
+  v1::SampleRequest request;
+  request.set_watermark(50);
+  request.set_seed(5);
+  request.set_count(10);
+  request.set_window(10);
+  request.mutable_filter()->set_source(v1::SOURCE_REAL);
+  const std::vector<uint64_t> newest = {31, 33, 35, 37, 39, 41, 43, 45, 47, 49};
+  for (uint64_t step = 0; step < 3; ++step) {  // a pass over the window each
+    request.set_step(step);
+    std::vector<uint64_t> numbers = Choose(request)->numbers;
+    std::sort(numbers.begin(), numbers.end());
+    EXPECT_EQ(numbers, newest);
+  }
+  // Of each class, in parts, and in order of arrival as well.
+  request.clear_filter();
+  request.clear_step();
+  request.clear_count();
+  request.set_window(2);
+  request.set_selector(v1::SELECTOR_FIFO);
+  for (const v1::DataClass data_class : {v1::DATA_CLASS_REAL, v1::DATA_CLASS_UNVERIFIED}) {
+    v1::SamplePart& part = *request.add_parts();
+    part.set_data_class(data_class);
+    part.set_count(2);
+  }
+  const std::vector<uint64_t> of_both = {47, 49, 48, 50};
+  EXPECT_EQ(Choose(request)->numbers, of_both);
+}
+
+TEST_F(SamplerTest, EverySelectorIsReproducedAfterARestart) {
+  for (int i = 0; i < 90; ++i) Add(MakeTrajectory(StrCat("u", i), static_cast<float>(i % 9)));
+  for (const v1::Selector selector : {v1::SELECTOR_UNIFORM, v1::SELECTOR_PRIORITISED, v1::SELECTOR_FIFO}) {
+    for (const uint64_t window : {uint64_t{0}, uint64_t{40}}) {
+      v1::SampleRequest request;
+      request.set_watermark(80);
+      request.set_seed(17);
+      request.set_count(8);
+      request.set_selector(selector);
+      request.set_priority_exponent(0.7f);
+      request.set_window(window);
+      std::vector<std::vector<uint64_t>> before;
+      for (uint64_t step = 0; step < 5; ++step) {
+        request.set_step(step);
+        before.push_back(Choose(request)->numbers);
+      }
+      sampler_.Clear();
+      for (uint64_t step = 5; step-- > 2;) {  // a learner that goes on at step 2, other requests in between
+        request.set_step(step);
+        EXPECT_EQ(Choose(request)->numbers, before[step]);
+        v1::SampleRequest other = request;
+        other.set_watermark(70);
+        EXPECT_TRUE(Choose(other).ok());
+      }
+    }
+  }
+  v1::SampleRequest bad;
+  bad.set_watermark(10);
+  bad.set_count(1);
+  bad.set_selector(static_cast<v1::Selector>(9));
+  EXPECT_EQ(Choose(bad).status().code(), StatusCode::kInvalidArgument);
 }
 
 }  // namespace

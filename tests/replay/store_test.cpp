@@ -316,13 +316,12 @@ TEST_F(StoreTest, VerifyAndReadingFindAFlippedBit) {
   std::vector<v1::Trajectory> all;
   for (int i = 0; i < 40; ++i) all.push_back(MakeTrajectory(StrCat("u", i), 0, v1::SOURCE_REAL, 2000));
   ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
-  ASSERT_TRUE(store_->Compact().ok());  // out of the log, into data files
   const std::string directory = store_->directory();
   store_.reset();
   int damaged = 0;
   const auto names = ListDirectory(directory);
   for (const std::string& name : *names) {
-    if (!name.ends_with(".blob")) continue;
+    if (!name.ends_with(".data")) continue;
     std::string bytes = *ReadFile(JoinPath(directory, name));
     bytes[bytes.size() / 2] ^= 0x10;
     ASSERT_TRUE(WriteFileAtomic(JoinPath(directory, name), bytes).ok());
@@ -455,7 +454,7 @@ TEST_F(StoreTest, PruningTakesTheOldestGeneratedRecordsAndGivesTheDiskBack) {
   const auto disk_bytes = [&] {
     uint64_t sum = 0;
     for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_.path()))
-      if (entry.is_regular_file() && entry.path().extension() == ".blob") sum += entry.file_size();
+      if (entry.is_regular_file() && entry.path().extension() == ".data") sum += entry.file_size();
     return sum;
   };
   ASSERT_TRUE(store_->Compact().ok());

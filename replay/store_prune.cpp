@@ -1,0 +1,126 @@
+#include <rocksdb/write_batch.h>
+
+#include <map>
+
+#include "base/strings.h"
+#include "replay/store_impl.h"
+
+namespace quern {
+
+namespace {
+
+constexpr size_t kPruneBatch = 1000;
+constexpr size_t kMoveBytes = size_t{16} << 20;  // of one frame of moved records
+constexpr uint64_t kDeadShare = 8;               // a segment that lost less than 1 / kDeadShare is left as it is
+
+}  // namespace
+
+Result<PruneReport> Store::Prune(const PruneOptions& options) {
+  Impl& store = *impl_;
+  std::lock_guard write_lock(store.write_mutex);
+  if (!store.read_only.empty()) QUERN_RETURN_IF_ERROR(store.Recover());
+  PruneReport report;
+  for (uint64_t number = 1; number <= store.table.newest(); ++number)
+    if (!store.table.row(number).pruned) report.left_bytes += store.table.row(number).bytes;
+
+  if (!options.dry_run) QUERN_RETURN_IF_ERROR(store.ForgetTable());
+  std::vector<uint64_t> batch;
+  const auto flush = [&]() -> Status {
+    if (batch.empty() || options.dry_run) return {};
+    rocksdb::WriteBatch writes;
+    std::string value;
+    StoredRow stored;
+    for (const uint64_t number : batch) {
+      const std::string key = NumberKey(number);
+      const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kRows], key, &value);
+      if (!status.ok()) return store.FromRocks(status);
+      if (!DecodeRow(value, &stored)) return DataLoss(StrCat(store.directory, ": index row ", number, " is damaged"));
+      stored.row.pruned = true;
+      (void)writes.Put(store.families[kRows], key, EncodeRow(stored));
+    }
+    rocksdb::WriteOptions write;
+    write.sync = true;
+    if (const rocksdb::Status status = store.db->Write(write, &writes); !status.ok())
+      return store.WriteFailed(store.FromRocks(status));
+    std::unique_lock lock(store.state_mutex);
+    for (const uint64_t number : batch) store.table.SetPruned(number);
+    store.sampler.Clear();
+    batch.clear();
+    return {};
+  };
+  for (uint64_t number = 1; number <= store.table.newest(); ++number) {
+    const RecordRow& row = store.table.row(number);
+    if (row.pruned) continue;
+    const bool goes = report.left_bytes > options.max_bytes || row.created_unix_ms < options.before_unix_ms;
+    if (!goes) continue;
+    if (row.source == v1::SOURCE_REAL && !options.real_too) {
+      ++report.spared_real;
+      continue;
+    }
+    ++report.records;
+    report.bytes += row.bytes;
+    report.left_bytes -= row.bytes;
+    batch.push_back(number);
+    if (batch.size() >= kPruneBatch) QUERN_RETURN_IF_ERROR(flush());
+  }
+  QUERN_RETURN_IF_ERROR(flush());
+  if (options.dry_run || report.records == 0) return report;
+  QUERN_RETURN_IF_ERROR(store.Reclaim());
+  return report;
+}
+
+Status Store::Impl::Reclaim() {
+  // All that was written so far is in the index for good, and nothing is added to its segments: none is needed but for
+  // the records in it.
+  QUERN_RETURN_IF_ERROR(log->Begin());
+  QUERN_RETURN_IF_ERROR(SyncIndex());
+  std::map<uint32_t, std::vector<uint64_t>> living;
+  std::map<uint32_t, uint64_t> bytes;
+  for (uint64_t number = 1; number <= table.newest(); ++number) {
+    const RecordRow& row = table.row(number);
+    if (row.pruned) continue;
+    living[row.place.segment].push_back(number);
+    bytes[row.place.segment] += row.bytes;
+  }
+  for (const uint32_t segment : log->Segments()) {
+    if (segment >= log->end().segment) continue;
+    const uint64_t size = log->SegmentBytes(segment);
+    const std::vector<uint64_t>& numbers = living[segment];
+    // Headers of records and frames count as dead: they are few unless the records are tiny.
+    if (!numbers.empty() && size - std::min(size, bytes[segment]) < size / kDeadShare) continue;
+    for (size_t begin = 0; begin < numbers.size();) {
+      std::vector<std::string> contents;
+      std::vector<RecordLog::Entry> entries;
+      for (size_t sum = 0; begin < numbers.size() && sum < kMoveBytes; ++begin) {
+        QUERN_RETURN_IF_ERROR(ReadRecord(numbers[begin], &contents.emplace_back()));
+        entries.push_back({.number = numbers[begin], .bytes = {}});
+        sum += contents.back().size();
+      }
+      for (size_t i = 0; i < entries.size(); ++i) entries[i].bytes = contents[i];
+      std::vector<RecordPlace> places;
+      if (const Status status = log->Move(entries, &places); !status.ok()) return WriteFailed(status);
+      rocksdb::WriteBatch writes;
+      std::string value;
+      StoredRow stored;
+      for (size_t i = 0; i < entries.size(); ++i) {
+        const std::string key = NumberKey(entries[i].number);
+        const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kRows], key, &value);
+        if (!status.ok()) return FromRocks(status);
+        if (!DecodeRow(value, &stored))
+          return DataLoss(StrCat(directory, ": index row ", entries[i].number, " is damaged"));
+        stored.row.place = places[i];
+        (void)writes.Put(families[kRows], key, EncodeRow(stored));
+      }
+      rocksdb::WriteOptions write;
+      write.sync = true;
+      if (const rocksdb::Status status = db->Write(write, &writes); !status.ok()) return WriteFailed(FromRocks(status));
+      std::unique_lock lock(state_mutex);
+      for (size_t i = 0; i < entries.size(); ++i) table.SetPlace(entries[i].number, places[i]);
+    }
+    QUERN_RETURN_IF_ERROR(log->Remove(segment));
+  }
+  log->Seal();
+  return {};
+}
+
+}  // namespace quern

@@ -1,0 +1,269 @@
+#include "replay/record_log.h"
+
+#include <gtest/gtest.h>
+#include <rocksdb/db.h>
+
+#include <filesystem>
+
+#include "base/file.h"
+#include "proto/replay.pb.h"
+#include "replay/record_table.h"
+#include "replay/store.h"
+#include "replay/writer.h"
+#include "tests/replay/trajectories.h"
+#include "tests/transport/temporary_folder.h"
+
+namespace quern {
+namespace {
+
+namespace fs = std::filesystem;
+
+Deadline Soon() { return Deadline::After(std::chrono::seconds(30)); }
+
+class RecordLogTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<RecordLog> Open() {
+    auto log = std::make_unique<RecordLog>(folder_.path(), rocksdb::FileSystem::Default().get());
+    const Status opened = log->Open();
+    EXPECT_TRUE(opened.ok()) << opened.message();
+    return log;
+  }
+  // Numbers of the records after `from`.
+  std::vector<uint64_t> Replay(RecordLog& log, RecordPlace from = {}) {
+    std::vector<uint64_t> numbers;
+    const Status status = log.Replay(from, [&](const RecordLog::Frame& frame) -> Status {
+      EXPECT_EQ(frame.trailer, "t");
+      for (size_t i = 0; i < frame.entries.size(); ++i) {
+        const RecordLog::Entry& entry = frame.entries[i];
+        EXPECT_EQ(entry.bytes, Bytes(entry.number));
+        std::string read;
+        EXPECT_TRUE(log.Read(entry.number, frame.places[i], static_cast<uint32_t>(entry.bytes.size()), &read).ok());
+        EXPECT_EQ(read, entry.bytes);
+        numbers.push_back(entry.number);
+      }
+      return {};
+    });
+    EXPECT_TRUE(status.ok()) << status.message();
+    return numbers;
+  }
+  void Append(RecordLog& log, uint64_t first, uint64_t last) {
+    std::vector<std::string> bytes;
+    for (uint64_t n = first; n <= last; ++n) bytes.push_back(Bytes(n));
+    std::vector<RecordLog::Entry> entries;
+    for (uint64_t n = first; n <= last; ++n) entries.push_back({.number = n, .bytes = bytes[n - first]});
+    std::vector<RecordPlace> places;
+    const Status status = log.Append(entries, "t", &places);
+    ASSERT_TRUE(status.ok()) << status.message();
+  }
+  static std::string Bytes(uint64_t number) { return std::string(number * 37 % 500, static_cast<char>(number)); }
+  TemporaryFolder folder_;
+};
+
+TEST_F(RecordLogTest, FramesComeBackInOrderOverSegments) {
+  RecordPlace middle;
+  {
+    auto log = Open();
+    EXPECT_TRUE(Replay(*log).empty());
+    Append(*log, 1, 3);
+    Append(*log, 4, 4);
+    middle = log->end();
+    log->Seal();
+    Append(*log, 5, 9);
+    EXPECT_EQ(Replay(*log), (std::vector<uint64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9}));
+    EXPECT_EQ(log->Segments().size(), 2u);
+  }
+  auto log = Open();
+  EXPECT_EQ(Replay(*log, middle), (std::vector<uint64_t>{5, 6, 7, 8, 9}));
+  Append(*log, 10, 10);
+  EXPECT_EQ(log->Segments().size(), 3u) << "files of earlier processes are left alone";
+  EXPECT_EQ(Replay(*log).size(), 10u);
+}
+
+TEST_F(RecordLogTest, AFrameThatWasBrokenOffEndsTheLogAndOneInTheMiddleIsAnError) {
+  std::string path;
+  RecordPlace end;
+  {
+    auto log = Open();
+    (void)Replay(*log);
+    Append(*log, 1, 3);
+    end = log->end();
+    Append(*log, 4, 6);
+    path = log->PathOf(1);
+  }
+  fs::resize_file(path, fs::file_size(path) - 5);
+  auto log = Open();
+  EXPECT_EQ(Replay(*log), (std::vector<uint64_t>{1, 2, 3}));
+  EXPECT_EQ(log->end().offset, end.offset);
+  Append(*log, 4, 4);  // in a segment that says where the first one ended
+  EXPECT_EQ(Replay(*Open()), (std::vector<uint64_t>{1, 2, 3, 4}));
+  std::string bytes = *ReadFile(path);
+  bytes[60] = static_cast<char>(bytes[60] ^ 1);
+  ASSERT_TRUE(WriteFileAtomic(path, bytes).ok());
+  log = Open();
+  const Status damaged = log->Replay({}, [](const RecordLog::Frame&) { return Status(); });
+  EXPECT_EQ(damaged.code(), StatusCode::kDataLoss) << damaged.message();
+  fs::resize_file(path, end.offset - 1);
+  RecordLog shorter(folder_.path(), rocksdb::FileSystem::Default().get());
+  EXPECT_EQ(shorter.Open().code(), StatusCode::kDataLoss);
+  fs::remove(path);
+  log = Open();
+  EXPECT_EQ(log->Replay({}, [](const RecordLog::Frame&) { return Status(); }).code(), StatusCode::kDataLoss);
+}
+
+TEST(StoreLog, WhatTheIndexLostIsMadeAgainFromTheLog) {
+  TemporaryFolder folder;
+  const std::string directory = JoinPath(folder.path(), "replay");
+  const std::string older = JoinPath(folder.path(), "older");
+  uint64_t ledger = 0;
+  {
+    auto store = *Store::Open(directory);
+    auto writer = *ReplayWriter::Open(store.get(), "w", Soon());
+    const auto put = [&](int first, int last) {
+      for (int i = first; i <= last; ++i)
+        writer->Append(MakeTrajectory(StrCat("u", i), static_cast<float>(i)).SerializeAsString(), StrCat("u", i));
+      ASSERT_TRUE(writer->Flush(Soon()).ok());
+    };
+    put(1, 5);
+    ASSERT_TRUE(store->Backup(older).ok());
+    put(3, 20);  // three uids are known already
+    ledger = writer->ledger();
+  }
+  // The index of then with the log of now: what a power loss leaves.
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (const fs::path to = fs::path(older) / entry.path().filename();
+        entry.path().extension() == ".data" && !fs::exists(to))
+      fs::copy_file(entry.path(), to);
+  for (int pass = 0; pass < 2; ++pass) {
+    auto store = Store::Open(older);
+    ASSERT_TRUE(store.ok()) << store.status().message();
+    EXPECT_EQ((*store)->watermark(), 20u);
+    const auto stats = *(*store)->Stats({});
+    EXPECT_EQ(stats.duplicates(), 3u + static_cast<uint64_t>(pass));  // and what each pass adds below
+    ASSERT_EQ(stats.writers_size(), 1);
+    EXPECT_EQ(stats.writers(0).ledger(), ledger);
+    EXPECT_EQ(stats.writers(0).next_sequence(), 24u);
+    const auto report = *(*store)->Verify();
+    EXPECT_EQ(report.records, 20u);
+    for (const std::string& problem : report.problems) ADD_FAILURE() << problem;
+    EXPECT_EQ((*store)->Insert(MakeInsert({MakeTrajectory("u20")}))->duplicates(), 1u);
+  }
+}
+
+TEST(StoreLog, VerifyAddsUpTheLedgersOfTheLog) {
+  TemporaryFolder folder;
+  {
+    auto store = *Store::Open(folder.path());
+    auto writer = *ReplayWriter::Open(store.get(), "w", Soon());
+    for (int i = 0; i < 3; ++i) writer->Append(MakeTrajectory(StrCat("u", i)).SerializeAsString(), StrCat("u", i));
+    ASSERT_TRUE(writer->Flush(Soon()).ok());
+    EXPECT_TRUE(store->Verify()->problems.empty());
+  }
+  {  // a frame that goes on from another ledger, and ends with one that its record does not lead to
+    RecordLog log(folder.path(), rocksdb::FileSystem::Default().get());
+    ASSERT_TRUE(log.Open().ok());
+    ASSERT_TRUE(log.Replay({}, [](const RecordLog::Frame&) { return Status(); }).ok());
+    v1::LogTrailer trailer;
+    v1::LoggedRequest& request = *trailer.add_requests();
+    request.set_writer("w");
+    request.set_ledger(1);
+    request.add_numbers(0);
+    request.add_known("u1");
+    v1::WriterState& state = *trailer.add_writers();
+    state.set_writer("w");
+    state.set_epoch(1);
+    state.set_next_sequence(5);
+    state.set_ledger(77);
+    std::vector<RecordPlace> places;
+    ASSERT_TRUE(log.Append({}, trailer.SerializeAsString(), &places).ok());
+  }
+  const auto report = *(*Store::Open(folder.path()))->Verify();
+  EXPECT_EQ(report.records, 3u);
+  ASSERT_EQ(report.problems.size(), 3u);
+  EXPECT_NE(report.problems[0].find("its ledger breaks off"), std::string::npos) << report.problems[0];
+  EXPECT_NE(report.problems[1].find("do not add up to its ledger"), std::string::npos) << report.problems[1];
+  EXPECT_NE(report.problems[2].find("do not agree on its ledger"), std::string::npos) << report.problems[2];
+}
+
+TEST(StoreLog, AStoreOfTheOldFormatIsRefused) {
+  TemporaryFolder folder;
+  rocksdb::Options options;
+  options.create_if_missing = true;
+  rocksdb::DB* db = nullptr;
+  ASSERT_TRUE(rocksdb::DB::Open(options, folder.path(), &db).ok());
+  rocksdb::ColumnFamilyHandle* records = nullptr;
+  ASSERT_TRUE(db->CreateColumnFamily({}, "records", &records).ok());
+  (void)db->DestroyColumnFamilyHandle(records);
+  delete db;
+  const Status status = Store::Open(folder.path()).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnimplemented) << status.message();
+  EXPECT_NE(status.message().find("older format"), std::string::npos) << status.message();
+}
+
+TEST(StoreLog, RequestsAreReadAsTheyCame) {
+  TemporaryFolder folder;
+  auto store = *Store::Open(JoinPath(folder.path(), "replay"));
+  v1::InsertRequest request = MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")});
+  const std::string bytes = request.SerializeAsString();
+  for (size_t cut = 1; cut < bytes.size(); ++cut) {
+    // Every beginning is either no request or a shorter one of whole records.
+    const auto reply = store->InsertBytes(std::string_view(bytes).substr(0, cut));
+    if (reply.ok()) {
+      EXPECT_LE(reply->inserted() + reply->duplicates(), 1u) << cut;
+    }
+  }
+  const auto reply = store->InsertBytes(bytes);
+  ASSERT_TRUE(reply.ok()) << reply.status().message();
+  EXPECT_EQ(reply->inserted() + reply->duplicates(), 2u);
+  EXPECT_EQ(store->watermark(), 2u);
+  request.clear_trajectories();
+  for (int i = 0; i < 5000; ++i) request.add_trajectories("");
+  const Status many = store->InsertBytes(request.SerializeAsString()).status();
+  EXPECT_EQ(many.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(many.message().find("more than 4096 trajectories"), std::string::npos) << many.message();
+}
+
+TEST(RecordTable, AFileOfItIsReadBackOrRefused) {
+  TemporaryFolder folder;
+  const std::string path = JoinPath(folder.path(), "table");
+  RecordTable table;
+  for (int i = 0; i < 70'000; ++i) {  // more than one chunk
+    v1::Trajectory t;
+    t.set_uid(StrCat("u", i));
+    t.set_run(i % 2 == 0 ? "one" : "two");
+    if (i % 3 == 0) t.add_tags("third");
+    t.set_episode_return(i);
+    table.Append(MakeRow(t, 10));
+  }
+  table.SetPruned(7);
+  ASSERT_TRUE(table.SaveTo(path).ok());
+  RecordTable read;
+  ASSERT_TRUE(read.LoadFrom(path));
+  ASSERT_EQ(read.newest(), table.newest());
+  for (uint64_t n = 1; n <= table.newest(); n += 13) {
+    EXPECT_EQ(read.row(n).episode_return, table.row(n).episode_return);
+    EXPECT_EQ(read.row(n).uid_low, table.row(n).uid_low);
+    EXPECT_EQ(read.name(read.row(n).run), table.name(table.row(n).run));
+    EXPECT_EQ(read.tag_set(read.row(n).tag_set), table.tag_set(table.row(n).tag_set));
+  }
+  EXPECT_TRUE(read.row(7).pruned);
+  // Names go on where they were.
+  v1::Trajectory next;
+  next.set_run("two");
+  read.Append(MakeRow(next, 1));
+  EXPECT_EQ(read.row(70'001).run, read.row(2).run);
+
+  const std::string whole = *ReadFile(path);
+  for (const size_t place : {size_t{0}, size_t{12}, size_t{50}, whole.size() / 2, whole.size() - 1}) {
+    std::string damaged = whole;
+    damaged[place] = static_cast<char>(damaged[place] ^ 4);
+    ASSERT_TRUE(WriteFileAtomic(path, damaged).ok());
+    EXPECT_FALSE(read.LoadFrom(path)) << place;
+    EXPECT_EQ(read.newest(), 0u);
+  }
+  ASSERT_TRUE(WriteFileAtomic(path, whole.substr(0, whole.size() - 1)).ok());
+  EXPECT_FALSE(read.LoadFrom(path));
+  EXPECT_FALSE(read.LoadFrom(path + ".none"));
+}
+
+}  // namespace
+}  // namespace quern
