@@ -31,7 +31,8 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-// In which order the threads of a block, and the blocks, run: 0 ascending, 1 descending, else shuffled.
+// In which order the threads of a block, and the blocks, run: 0 ascending, 1 descending, else shuffled. Even orders
+// give everyone a turn, odd ones let the first warp run as far ahead as barriers let it.
 void SetOrder(uint64_t order);
 void Run(dim3 grid, dim3 block, int64_t shared, const std::function<void()>& body);
 unsigned char* DynamicShared();
@@ -88,7 +89,7 @@ T ShuffleXor(T value, int lanes) {
 void Mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void LoadMatrices(uint32_t (&r)[4], const void* row);
 void LoadMatricesTransposed(uint32_t (&r)[4], const void* row);
-// As late as they may be: when the thread waits for them.
+// With an even order as late as may be, when the thread waits for them; with an odd one at once.
 void CopyAsync(void* shared, const void* global, int bytes = 16);
 void CommitCopies();
 void AwaitCopies(int groups);
