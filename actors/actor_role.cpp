@@ -119,6 +119,10 @@ class Actor {
       return {};
     };
     RolloutOptions rollout = options_.rollout;
+    rollout.ended = [&](double seconds) { metrics_->Observe(kActorEpisodeSeconds, seconds); };
+    rollout.answered = [&](double seconds) {
+      metrics_->Observe(kActorEnvSeconds, seconds, {{"env", environment_name}});
+    };
     rollout.whole = [&]() -> Status {
       if (!task.one_at_a_time() && writer_->unacknowledged() < static_cast<size_t>(options_.insert_batch) &&
           Clock::now() - last_flush < kFlushEvery)

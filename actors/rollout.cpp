@@ -23,11 +23,13 @@ class Episode {
     QUERN_ASSIGN_OR_RETURN(episode->new_tokens_, dialogue.Opening(episode->first_.text));
     AppendTokens(episode->new_tokens_, {}, false, episode->record_);
     AddMessage("user", episode->first_.text, episode->record_);
+    episode->answered_ = options.answered;
     return episode;
   }
 
   const Observation& first() const { return first_; }
   uint64_t seed() const { return seed_; }
+  double seconds() const { return SecondsSince(begun_); }
   int turns() const { return record_.turns_size(); }
   int64_t length() const { return static_cast<int64_t>(record_.loss_mask().size()); }
   Environment& environment() { return *environment_; }
@@ -40,7 +42,9 @@ class Episode {
     const auto begin = static_cast<uint32_t>(length());
     AppendTokens(ids, log_probs, true, record_);
     AddMessage("assistant", text, record_);
+    const auto asked = Clock::now();
     const StepOutcome outcome = environment_->Step(text);
+    if (answered_) answered_(SecondsSince(asked));
     v1::Turn& turn = *record_.add_turns();
     turn.set_begin(begin);
     turn.set_end(static_cast<uint32_t>(length()));
@@ -109,9 +113,12 @@ class Episode {
   Observation first_;
   std::vector<int32_t> new_tokens_;
   double return_ = 0;
+  const Clock::time_point begun_ = Clock::now();
+  std::function<void(double)> answered_;
 };
 
 Status Deliver(Episode& episode, const RolloutOptions& options, const TrajectorySink& sink, RolloutCounters& counters) {
+  if (options.ended) options.ended(episode.seconds());
   v1::Trajectory record = episode.Take();
   ++counters.episodes;
   counters.return_sum += record.episode_return();

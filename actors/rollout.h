@@ -29,6 +29,8 @@ struct RolloutOptions {
   // Called when what the sink was given so far is whole: every question with all its chains. Records between two calls
   // must be stored together or not at all.
   std::function<Status()> whole;
+  std::function<void(double seconds)> answered;  // the environment took so long for a step; may be null
+  std::function<void(double seconds)> ended;     // an episode did, from its first prompt on; may be null
 };
 
 struct RolloutCounters {

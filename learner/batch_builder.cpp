@@ -83,6 +83,10 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
     for (const v1::Turn& turn : t.turns()) rewards.push_back(turn.reward());
     const std::vector<ScaledReward> scaled = ScaleRewards(rewards, t.done(), options.rewards);
     const bool whole = turns == static_cast<size_t>(t.turns_size());
+    uint64_t version = 0;
+    for (const v1::PolicyVersion& policy : t.policies()) version = std::max(version, policy.version());
+    batch.versions.push_back(version);
+    const bool sampled = t.log_probs().size() == 4 * size;
 
     const auto data_class = static_cast<uint8_t>(ClassOf(t.source(), t.verdict()) - 1);
     const int64_t row0 = batch.tokens.rows();
@@ -107,6 +111,9 @@ Result<TrainingBatch> BuildBatch(std::span<const v1::Trajectory> trajectories, c
           row.has_target = k + 1 < turns || (whole && t.done());
         }
         batch.rows.push_back(row);
+        float log_prob = std::numeric_limits<float>::quiet_NaN();
+        if (sampled) std::memcpy(&log_prob, t.log_probs().data() + 4 * size_t{i}, 4);
+        batch.behaviour_log_probs.push_back(log_prob);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include "learner/learner_role.h"
 
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -26,6 +27,8 @@ namespace quern {
 namespace {
 
 constexpr int64_t kMostHeldoutRecords = 4096;
+constexpr uint32_t kMostLookedAt = 256;  // records, for those that are compared with what the trainer computes
+constexpr size_t kMostCompared = 16;
 
 class Learner {
  public:
@@ -250,7 +253,10 @@ class Learner {
     QUERN_RETURN_IF_ERROR(prepared.status());
     Mixture& mixture = *prepared;
     mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
-    if (!before) QUERN_RETURN_IF_ERROR(start());
+    if (!before) {
+      QUERN_RETURN_IF_ERROR(start());
+      QUERN_RETURN_IF_ERROR(CheckRolloutLogProbs(stage, o, metrics));
+    }
     const std::map<std::string, double> prepared_metrics(metrics.begin(), metrics.end());
 
     std::unique_ptr<Objective> objective = std::make_unique<SftObjective>();
@@ -312,9 +318,10 @@ class Learner {
       objective->SetProgress(static_cast<double>(step) / static_cast<double>(steps));
       QUERN_ASSIGN_OR_RETURN(last, trainer_->Step(batch, *objective, q_sft ? &bootstrap : nullptr));
       tokens += last.tokens;
-      CountStep(last, wait, SecondsSince(step_begin), GeneratedShare(shares));
+      CountStep(last, wait, GeneratedShare(shares));
       const bool final_step = step + 1 == steps;
       std::map<std::string, double> numbers = {{"omega", GeneratedShare(shares)}};
+      CountAges(last, batch, stage.version(), numbers);
       const bool check = !final_step && (step + 1) % check_every == 0;
       if (check) {
         numbers["heldout_loss"] = heldout.Measure(*trainer_).loss;
@@ -421,11 +428,78 @@ class Learner {
     return arrays;
   }
 
-  void CountStep(const StepReport& report, double wait, double train, double generated_share) {
+  // How far the policy has gone from those that wrote the batch.
+  void CountAges(const StepReport& report, const TrainingBatch& batch, uint64_t version,
+                 std::map<std::string, double>& numbers) {
+    for (const uint64_t wrote : batch.versions)
+      if (wrote > 0 && wrote < version) metrics_->Observe(kLearnerStaleness, static_cast<double>(version - wrote));
+    double difference = 0, ratio = 0, sampled = 0;
+    for (size_t i = 0; i < report.log_probs.size() && i < batch.behaviour_log_probs.size(); ++i) {
+      const auto stored = static_cast<double>(batch.behaviour_log_probs[i]);
+      if (!std::isfinite(stored)) continue;
+      const double now = static_cast<double>(report.log_probs[i]);
+      difference += stored - now;
+      ratio += std::exp(std::min(now - stored, 30.0));
+      sampled += 1;
+    }
+    if (sampled == 0) return;
+    numbers["policy_kl"] = difference / sampled;
+    numbers["importance_ratio"] = ratio / sampled;
+    metrics_->Set(kLearnerKl, difference / sampled);
+    metrics_->Set(kLearnerRatio, ratio / sampled);
+  }
+
+  // NUM-1, live: what actors stored with the weights that the stage begins with is what the trainer computes with them,
+  // to the bit. The trainer holds those weights. Evaluated episodes count as well; nothing is learnt here.
+  Status CheckRolloutLogProbs(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
+    const v1::WeightVersion& weights = stage.initial(stage.initial_size() - 1);
+    v1::QueryRequest query;
+    query.mutable_filter()->set_source(v1::SOURCE_GENERATED);
+    query.mutable_filter()->set_min_version(weights.version());
+    query.mutable_filter()->set_max_version(weights.version());
+    query.set_limit(kMostLookedAt);
+    QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply,
+                           options_.replay->Query(query, Deadline::After(options_.call_timeout)));
+    std::vector<v1::Trajectory> written;
+    for (const std::string& bytes : reply.trajectories()) {
+      v1::Trajectory t;
+      if (!t.ParseFromString(bytes) || t.policies_size() != 1 || t.sampling().has_compression() ||
+          t.policies(0).content_hash() != weights.content_hash() || t.log_probs().empty())
+        continue;
+      written.push_back(std::move(t));
+      if (written.size() == kMostCompared) break;
+    }
+    QUERN_ASSIGN_OR_RETURN(const TrainingBatch batch, BuildBatch(written, Draw(o).batch));
+    if (batch.rows.empty()) return {};
+    const std::vector<float> now = trainer_->Score(batch, options_.reserved_token);
+    double largest = 0, sum = 0, tokens = 0;
+    for (size_t i = 0; i < now.size(); ++i) {
+      if (std::isnan(batch.behaviour_log_probs[i])) continue;
+      const double difference =
+          std::abs(static_cast<double>(now[i]) - static_cast<double>(batch.behaviour_log_probs[i]));
+      largest = std::max(largest, difference);
+      sum += difference;
+      tokens += 1;
+    }
+    if (tokens == 0) return {};
+    metrics_->Add(kLearnerRolloutChecked, tokens);
+    metrics_->Set(kLearnerRolloutDiff, largest, {{"stat", "max"}});
+    metrics_->Set(kLearnerRolloutDiff, sum / tokens, {{"stat", "mean"}});
+    metrics["rollout_logprob_diff"] = largest;
+    metrics["rollout_logprobs_checked"] = tokens;
+    if (largest > 0)
+      LogWarning(StrFormat("%s: actors' log-probabilities differ from the trainer's by up to %g (%.0f tokens of %s)",
+                           stage.name().c_str(), largest, tokens, weights.name().c_str()));
+    return {};
+  }
+
+  void CountStep(const StepReport& report, double wait, double generated_share) {
     metrics_->Add(kLearnerSteps);
     metrics_->Add(kLearnerTokens, static_cast<double>(report.tokens));
     metrics_->Observe(kLearnerPhase, wait, {{"phase", "wait"}});
-    metrics_->Observe(kLearnerPhase, train, {{"phase", "train"}});
+    metrics_->Observe(kLearnerPhase, report.seconds.forward, {{"phase", "forward"}});
+    metrics_->Observe(kLearnerPhase, report.seconds.backward, {{"phase", "backward"}});
+    metrics_->Observe(kLearnerPhase, report.seconds.optimizer, {{"phase", "optim"}});
     metrics_->Set(kLearnerLoss, report.loss, {{"term", "total"}});
     for (const auto& [name, value] : report.method) metrics_->Set(kLearnerLoss, value, {{"term", name}});
     metrics_->Set(kLearnerEntropy, report.entropy);
@@ -444,7 +518,7 @@ class Learner {
     }
     std::vector<std::pair<std::string, double>> values;
     for (const auto& [name, value] : line.items())
-      if (value.is_number() && name != "step") values.emplace_back(name, value.get<double>());
+      if (value.is_number() && name != "step" && name != "time") values.emplace_back(name, value.get<double>());
     if (const Status status = events_->Write(step, values); !status.ok()) LogWarning(status.message());
   }
 
@@ -474,7 +548,8 @@ class Learner {
                                    {"tokens", report.tokens},
                                    {"loss_tokens", report.loss_tokens},
                                    {"wait_seconds", wait},
-                                   {"step_seconds", seconds}};
+                                   {"step_seconds", seconds},
+                                   {"time", UnixSeconds()}};
     if (config_.selective_attention) line["live_share"] = report.live_share;
     for (const auto& [name, value] : report.method) line[name] = value;
     LogFp8(report, line);

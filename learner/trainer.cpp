@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/deadline.h"
 #include "base/random.h"
 #include "base/strings.h"
 
@@ -215,6 +216,7 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     if (part.rows.empty()) continue;
     const Arena::Scope scope(arena_);
     std::vector<void*> pages;
+    const auto forward_begin = Clock::now();
     const KvView kv = MakeTrainingKv(transformer_.kv_layout(), part.tokens, arena_, pages);
     std::vector<float> max_ratio;
     if (objective.needs_max_ratio()) {
@@ -230,6 +232,8 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     Saved saved;
     saved.seed = MixSeed(options_.optimizer.seed, static_cast<uint64_t>(step_) << 20 | ++micro_batch);
     const TensorView hidden = ForwardHidden(weights_, part.tokens, kv, &saved);
+    report.seconds.forward += SecondsSince(forward_begin);
+    const auto backward_begin = Clock::now();
     const TensorView dhidden = arena_.New(transformer_.acc_dtype(), hidden.rows, hidden.cols);
     const LossHead::Result head = loss_head_.ForwardBackward(weights_, hidden, part.rows, coefficients,
                                                              objective.reserved_token(), dhidden, gradients_, arena_);
@@ -240,6 +244,8 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
     if (transformer_.config().selective_attention)
       report.live_share += LivePositions(ops_, part.tokens, saved) * live_scale;
     ObserveFp8(saved, report);
+    report.seconds.backward += SecondsSince(backward_begin);
+    report.log_probs.insert(report.log_probs.end(), head.log_probs.begin(), head.log_probs.end());
     report.loss += head.loss;
     report.mean_log_prob += head.log_prob_sum / normaliser;
     report.entropy += head.entropy_sum / normaliser;
@@ -253,6 +259,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   ops_.Fill(gradients_.flat(), 0);
   QUERN_ASSIGN_OR_RETURN(StepReport report, AccumulateGradients(batch, objective, bootstrap));
   const OptimizerOptions& o = options_.optimizer;
+  const auto optimizer_begin = Clock::now();
   report.grad_norm = std::sqrt(ops_.SquaredNorm(gradients_.flat()));
   if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm)) {
     return Internal(StrCat("step ", step_, ": loss ", report.loss, ", gradient norm ", report.grad_norm,
@@ -280,6 +287,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
     ops_.Lerp(parameters_.flat(), *polyak_, target_parameters_->flat());
     QUERN_RETURN_IF_ERROR(LoadTarget());
   }
+  report.seconds.optimizer = SecondsSince(optimizer_begin);
   return report;
 }
 
@@ -306,7 +314,7 @@ GateLinearCorrelation CorrelateGateAndLinear(const Parameters& parameters, int64
   return out;
 }
 
-std::vector<float> Trainer::Score(const TrainingBatch& batch) {
+std::vector<float> Trainer::Score(const TrainingBatch& batch, int32_t reserved) {
   std::vector<float> out;
   out.reserve(batch.rows.size());
   for (TrainingBatch& part : SplitBatch(batch, options_.max_micro_batch_tokens)) {
@@ -314,7 +322,7 @@ std::vector<float> Trainer::Score(const TrainingBatch& batch) {
     std::vector<void*> pages;
     const KvView kv = MakeTrainingKv(transformer_.kv_layout(), part.tokens, arena_, pages);
     const TensorView hidden = ForwardHidden(weights_, part.tokens, kv, nullptr);
-    const LossHead::Result head = loss_head_.Score(weights_, hidden, part.rows, arena_);
+    const LossHead::Result head = loss_head_.Score(weights_, hidden, part.rows, arena_, reserved);
     out.insert(out.end(), head.log_probs.begin(), head.log_probs.end());
   }
   return out;

@@ -54,6 +54,12 @@ struct StepReport {
     double linear_amax = 0;                               // largest magnitude of the SwiGLU's linear branch
   };
   std::vector<Fp8Layer> fp8;
+  std::vector<float> log_probs;  // of the batch's loss rows, before the update
+  struct Seconds {
+    double forward = 0;    // of the model, and of those that it learns against
+    double backward = 0;   // the head both ways, and the model's backward
+    double optimizer = 0;  // norm, update, repacking of the weights
+  } seconds;
   double live_share = 0;  // selective attention: cache entries needed at most, of all, mean over layers
 };
 
@@ -103,8 +109,8 @@ class Trainer {
   // is an error and changes nothing.
   Result<StepReport> Step(const TrainingBatch& batch, const Objective& objective, const Bootstrap* bootstrap);
 
-  // Raw log-probabilities of the batch's loss rows under the current weights.
-  std::vector<float> Score(const TrainingBatch& batch);
+  // Raw log-probabilities of the batch's loss rows under the current weights; of a policy that never takes `reserved`.
+  std::vector<float> Score(const TrainingBatch& batch, int32_t reserved = -1);
 
   // Forward and backward of the whole batch without an update: for tests and gradient accumulation. Adds to
   // gradients().

@@ -25,6 +25,8 @@ struct TrainingBatch {
   TokenBatch tokens;
   std::vector<LossRow> rows;
   int64_t episodes = 0;
+  std::vector<float> behaviour_log_probs = {};  // by loss row: stored by who sampled the token; NaN where nobody did
+  std::vector<uint64_t> versions = {};          // of the newest weights that wrote an episode; 0: scripted, untrained
 };
 
 // How an episode's rewards become targets in [0, 1] without changing what comes first and what second: the value of a

@@ -7,6 +7,7 @@
 #include <deque>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 #include <unordered_map>
@@ -15,6 +16,7 @@
 #include "base/strings.h"
 #include "service/openai.h"
 #include "service/text_stream.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -23,6 +25,7 @@ namespace {
 constexpr char kJson[] = "application/json";
 constexpr char kBusy[] = "too many requests are under way; try again later";
 constexpr char kStopping[] = "the server stops";
+constexpr int kClientHasGone = 499;  // in metrics: nobody was there to be answered
 
 void Refuse(HttpReply& reply, int status, std::string_view message) {
   reply.Send(status, kJson, HttpErrorJson(status, message));
@@ -76,6 +79,7 @@ struct Unread {
   bool chat = false;
   std::string body;
   std::shared_ptr<HttpReply> reply;
+  Clock::time_point arrived = Clock::now();
 };
 
 struct Choice {
@@ -85,6 +89,7 @@ struct Choice {
   TextStream text;
   Completion done = {};
   bool finished = false;
+  std::optional<Clock::time_point> last_token = {};
   // What streaming has sent.
   size_t sent_bytes = 0, sent_tokens = 0;
   int64_t sent_characters = 0;
@@ -98,6 +103,7 @@ struct Exchange {
   std::string id;
   int64_t created = 0;
   Deadline deadline;
+  Clock::time_point arrived;
   std::list<Choice> choices = {};  // stay where they are: the engine calls back into their text
 
   int64_t count() const { return static_cast<int64_t>(request.prompts.size()) * request.n; }
@@ -118,6 +124,7 @@ class EngineServer : public ApiServer {
  public:
   EngineServer(Ops& ops, ServedPolicy served, const ApiServerOptions& options)
       : options_(options), engine_(ops, options.engine), started_(std::time(nullptr)) {
+    metrics_.Set(kUpSince, UnixSeconds());
     engine_.SetPolicy(served.policy);
     model_ = {options.model_name, std::move(served), std::min(engine_.max_positions(), engine_.max_cached_tokens())};
   }
@@ -125,8 +132,9 @@ class EngineServer : public ApiServer {
   Status Listen() {
     reader_ = std::thread([this] { ReadRequests(); });
     stepper_ = std::thread([this] { Run(); });
-    QUERN_ASSIGN_OR_RETURN(http_,
-                           HttpServer::Start(options_.http, [this](HttpRequest request, std::shared_ptr<HttpReply> r) {
+    HttpServerOptions http = options_.http;
+    http.refused = [this](int code) { metrics_.Add(kHttpRefused, 1, {{"code", std::to_string(code)}}); };
+    QUERN_ASSIGN_OR_RETURN(http_, HttpServer::Start(http, [this](HttpRequest request, std::shared_ptr<HttpReply> r) {
                              Route(std::move(request), std::move(r));
                            }));
     return {};
@@ -157,12 +165,15 @@ class EngineServer : public ApiServer {
       reply->Send(200, "text/plain", "ok\n");
     } else if (request.path == "/v1/models" && get) {
       reply->Send(200, kJson, ModelsJson(model_, started_));
+    } else if (request.path == "/metrics" && get) {
+      reply->Send(200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Text());
     } else if (!chat && request.path != "/v1/completions") {
-      Refuse(*reply, 404, "no such page: POST /v1/completions and /v1/chat/completions, GET /v1/models and /healthz");
+      Refuse(*reply, 404,
+             "no such page: POST /v1/completions and /v1/chat/completions, GET /v1/models, /healthz and /metrics");
     } else if (request.method != "POST") {
-      Refuse(*reply, 405, request.path + " takes POST");
+      RefuseAndCount(*reply, chat, 405, request.path + " takes POST");
     } else if (under_way_.load() >= options_.max_choices) {
-      Refuse(*reply, 503, kBusy);
+      RefuseAndCount(*reply, chat, 503, kBusy);
     } else {
       ++under_way_;
       unread_.Put({chat, std::move(request.body), std::move(reply)});
@@ -186,7 +197,7 @@ class EngineServer : public ApiServer {
     Result<ApiRequest> request = ParseApiRequest(unread.chat, unread.body, model_);
     if (!request.ok()) {
       --under_way_;
-      return Refuse(*unread.reply, HttpStatus(request.status()), request.status().message());
+      return RefuseAndCount(*unread.reply, unread.chat, HttpStatus(request.status()), request.status().message());
     }
     thread_local std::random_device random;
     auto exchange = std::make_unique<Exchange>(
@@ -194,12 +205,13 @@ class EngineServer : public ApiServer {
                  .reply = std::move(unread.reply),
                  .id = StrFormat("%s-%08x%08x", unread.chat ? "chatcmpl" : "cmpl", random(), random()),
                  .created = std::time(nullptr),
-                 .deadline = Deadline::After(std::chrono::seconds(options_.timeout_s))});
+                 .deadline = Deadline::After(std::chrono::seconds(options_.timeout_s)),
+                 .arrived = unread.arrived});
     // While it was unread it counted as one.
     const int64_t others = under_way_.fetch_add(exchange->count() - 1) - 1;
     if (others > 0 && others + exchange->count() > options_.max_choices) {
       under_way_ -= exchange->count();
-      return Refuse(*exchange->reply, 503, kBusy);
+      return RefuseAndCount(*exchange->reply, unread.chat, 503, kBusy);
     }
     read_.Put(std::move(exchange));
   }
@@ -246,7 +258,15 @@ class EngineServer : public ApiServer {
       options.sampling = request.sampling;
       options.seed = request.seed + static_cast<uint64_t>(i % request.n);
       options.stop_ids = request.stop_ids;
-      options.stop = [&choice](std::span<const int32_t> tokens) { return choice.text.Add(tokens.back()); };
+      options.stop = [this, &choice, arrived = exchange->arrived](std::span<const int32_t> tokens) {
+        const Clock::time_point now = Clock::now();
+        if (choice.last_token)
+          metrics_.Observe(kServerInter, ToSeconds(now - *choice.last_token));
+        else
+          metrics_.Observe(kServerFirst, ToSeconds(now - arrived));
+        choice.last_token = now;
+        return choice.text.Add(tokens.back());
+      };
       options.deadline = exchange->deadline;
       options.top_log_probs = request.log_probs.value_or(0);
       engine_.Extend(choice.sequence, prompt);
@@ -275,6 +295,7 @@ class EngineServer : public ApiServer {
       if (exchange.request.stream_usage) exchange.reply->Write(answer.UsageEvent(exchange.Usage()));
       exchange.reply->Write("data: [DONE]\n\n");
       exchange.reply->End();
+      CountAnswer(exchange.request.chat, 200);
       return true;
     }
     if (!all) return false;
@@ -290,6 +311,7 @@ class EngineServer : public ApiServer {
                        .prompt = choice.prompt});
     }
     exchange.reply->Send(200, kJson, answer.Whole(parts, exchange.Usage()));
+    CountAnswer(exchange.request.chat, 200);
     return true;
   }
 
@@ -318,10 +340,20 @@ class EngineServer : public ApiServer {
   bool Abandoned(const Exchange& exchange) {
     if (!exchange.reply->closed()) return false;
     ++cancelled_;
+    CountAnswer(exchange.request.chat, kClientHasGone);
     return true;
   }
 
+  void CountAnswer(bool chat, int code) {
+    metrics_.Add(kServerRequests, 1, {{"endpoint", chat ? "chat" : "completions"}, {"code", std::to_string(code)}});
+  }
+  void RefuseAndCount(HttpReply& reply, bool chat, int status, std::string_view message) {
+    CountAnswer(chat, status);
+    Refuse(reply, status, message);
+  }
+
   bool Fail(const Exchange& exchange, int status, std::string_view message) {
+    CountAnswer(exchange.request.chat, status);
     if (exchange.request.stream) {
       exchange.reply->Write("data: " + HttpErrorJson(status, message) + "\n\n");
       exchange.reply->End();
@@ -339,6 +371,10 @@ class EngineServer : public ApiServer {
   }
 
   void Count() {
+    const auto running = static_cast<double>(by_sequence_.size());
+    metrics_.Set(kServerRunning, running);
+    metrics_.Set(kServerWaiting, std::max(0.0, static_cast<double>(under_way_.load()) - running));
+    metrics_.Add(kServerTokens, static_cast<double>(engine_.generated_tokens() - counters_.generated_tokens));
     std::lock_guard lock(counters_mutex_);
     counters_ = {.choices = std::ssize(by_sequence_),
                  .used_pages = engine_.used_pages(),
@@ -347,6 +383,7 @@ class EngineServer : public ApiServer {
   }
 
   const ApiServerOptions options_;
+  Metrics metrics_{kRoleServer};
   Engine engine_;
   const int64_t started_;
   ApiModel model_;

@@ -321,8 +321,16 @@ std::string RunPage::CurvesJson(const Parameters& parameters) {
     const size_t stride = (size + points - 1) / points;
     for (size_t i = 0; i < size; i += stride) kept.push_back(i);
     if (!kept.empty() && kept.back() != size - 1) kept.push_back(size - 1);
-    Json stage = {{"stage", name}, {"logged", size}, {"steps", Json::array()}, {"numbers", Json::object()}};
-    for (const size_t i : kept) stage["steps"].push_back(curve.steps[i]);
+    Json stage = {{"stage", name},
+                  {"logged", size},
+                  {"steps", Json::array()},
+                  {"seconds", Json::array()},
+                  {"numbers", Json::object()}};
+    for (const size_t i : kept) {
+      stage["steps"].push_back(curve.steps[i]);
+      const double since = curve.times[i] - history_.begin();
+      stage["seconds"].push_back(std::isfinite(since) ? Json(std::round(1e3 * since) / 1e3) : Json(nullptr));
+    }
     for (const auto& [number, values] : curve.numbers) {
       Json& list = stage["numbers"][number] = Json::array();
       bool any = false;

@@ -57,6 +57,7 @@ Result<std::unique_ptr<RoleHttp>> RoleHttp::Start(const Run& run, Options option
   }
   server.open_paths.insert(server.open_paths.end(), http->options_.open_paths.begin(), http->options_.open_paths.end());
   RoleHttp* const self = http.get();
+  server.refused = [self](int code) { self->metrics_.Add(kHttpRefused, 1, {{"code", std::to_string(code)}}); };
   QUERN_ASSIGN_OR_RETURN(http->server_, HttpServer::Start(server, [self](HttpRequest request, auto reply) {
                            self->Handle(std::move(request), std::move(reply));
                          }));

@@ -139,11 +139,13 @@ void RunHistory::ApplyMetrics(const std::string& line) {
   // A stage that went on from a checkpoint logs some steps once more.
   while (!curve.steps.empty() && curve.steps.back() >= step) {
     curve.steps.pop_back();
+    curve.times.pop_back();
     for (auto& [name, values] : curve.numbers) values.pop_back();
   }
   curve.steps.push_back(step);
+  curve.times.push_back(Number(row, "time", std::nan("")));
   for (const auto& [name, value] : row.items()) {
-    if (!value.is_number() || name == "step") continue;
+    if (!value.is_number() || name == "step" || name == "time") continue;
     std::vector<float>& values = curve.numbers[name];
     values.resize(curve.steps.size(), kNone);
     values.back() = value.get<float>();

@@ -40,6 +40,7 @@ class RunHistory {
   // What the learner logged in one stage; NaN where a number was not logged at a step.
   struct Curve {
     std::vector<int64_t> steps;
+    std::vector<double> times;  // unix seconds; NaN where the line has none
     std::map<std::string, std::vector<float>> numbers;
   };
 

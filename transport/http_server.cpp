@@ -139,6 +139,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void Refuse(int status, std::string_view message) {
     keep_alive_ = false;
     refused_ = true;
+    if (shared_->options.refused) shared_->options.refused(status);
     const std::string body = HttpErrorJson(status, message);
     Head(exchange_, status, "application/json", static_cast<int64_t>(body.size()));
     Body(exchange_, body);
@@ -154,7 +155,11 @@ class Session : public std::enable_shared_from_this<Session> {
     if (error == http::error::header_limit || error == http::error::buffer_overflow) return Refuse(431, limit);
     const bool hangup = error == http::error::end_of_stream || error == beast::error::timeout ||
                         error == http::error::partial_message || error.category() == boost::system::system_category();
-    if (hangup) return Close();
+    if (hangup) {
+      const bool half = error == http::error::partial_message || error == beast::error::timeout;
+      if (half && shared_->options.refused) shared_->options.refused(408);
+      return Close();
+    }
     Refuse(400, "not an HTTP/1.1 request");
   }
 
@@ -338,6 +343,8 @@ class BeastServer : public HttpServer {
         if (shared_->sessions.size() < static_cast<size_t>(shared_->options.max_connections)) {
           shared_->sessions.insert(session);
           session->Read();
+        } else if (shared_->options.refused) {
+          shared_->options.refused(503);
         }
       } else {
         Log(LogLevel::kWarning, StrCat("http: accept: ", error.message()));

@@ -7,10 +7,12 @@
 namespace quern {
 
 inline constexpr char kRoleActor[] = "actor", kRoleReplay[] = "replay-server", kRoleLearner[] = "learner",
-                      kRoleCoordinator[] = "coordinator";
+                      kRoleCoordinator[] = "coordinator", kRoleServer[] = "server";
 
 inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,role,index,run",
                                    "1; its labels say what this process is"},
+    kHttpRefused{"", Metric::kCounter, "http_refused_requests_total", "code",
+                 "requests that the HTTP port refused before it looked at them; code 408: broken off, 503: too many"},
     kUpSince{"", Metric::kGauge, "up_since_timestamp_seconds", "", "when the role started, unix time"},
 
     kActorEpisodes{kRoleActor, Metric::kCounter, "actor_episodes_total", "env,outcome",
@@ -21,6 +23,9 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
                  "tokens of questions and answers it was given"},
     kActorStep{kRoleActor, Metric::kSeconds, "actor_decode_token_seconds", "",
                "from one step of the engine to the next: what a token takes an episode"},
+    kActorEpisodeSeconds{kRoleActor, Metric::kSeconds, "actor_episode_duration_seconds", "",
+                         "of one episode, from its first prompt to its end"},
+    kActorEnvSeconds{kRoleActor, Metric::kSeconds, "actor_env_step_seconds", "env", "of one answer of the environment"},
     kActorReward{kRoleActor, Metric::kReturn, "actor_reward", "env", "sum of the rewards of an episode"},
     kActorResponse{kRoleActor, Metric::kSize, "actor_response_tokens", "", "tokens of one utterance of the policy"},
     kActorVersion{kRoleActor, Metric::kGauge, "actor_policy_version", "",
@@ -72,7 +77,19 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
     kLearnerSteps{kRoleLearner, Metric::kCounter, "learner_steps_total", "", "optimizer steps"},
     kLearnerTokens{kRoleLearner, Metric::kCounter, "learner_tokens_total", "", "tokens trained on"},
     kLearnerPhase{kRoleLearner, Metric::kSeconds, "learner_step_seconds", "phase",
-                  "phase wait (for the batch), train (forward, backward, update), publish"},
+                  "phase wait (for the batch), forward, backward (with the head both ways), optim, publish"},
+    kLearnerStaleness{
+        kRoleLearner, Metric::kVersions, "learner_sample_staleness_versions", "",
+        "of each generated episode of a batch: versions between those that wrote it and the one in training"},
+    kLearnerKl{kRoleLearner, Metric::kGauge, "learner_policy_kl", "",
+               "last step: mean over sampled tokens of stored behaviour log-probability less the present one, nats"},
+    kLearnerRatio{kRoleLearner, Metric::kGauge, "learner_importance_ratio", "",
+                  "last step: mean over sampled tokens of present probability over that of who sampled them"},
+    kLearnerRolloutDiff{
+        kRoleLearner, Metric::kGauge, "learner_rollout_logprob_diff", "stat",
+        "log-probabilities that actors stored against those computed here with the same weights: stat max, mean"},
+    kLearnerRolloutChecked{kRoleLearner, Metric::kCounter, "learner_rollout_logprobs_checked_total", "",
+                           "tokens compared so, at the start of stages"},
     kLearnerLoss{kRoleLearner, Metric::kGauge, "learner_loss", "term",
                  "last step: total, and the method's own terms, a token"},
     kLearnerEntropy{kRoleLearner, Metric::kGauge, "learner_entropy", "", "of the policy on the last batch, nats"},
@@ -89,6 +106,16 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
     kLearnerCheckpointTime{kRoleLearner, Metric::kGauge, "learner_last_checkpoint_timestamp_seconds", "",
                            "when the last checkpoint was whole, unix time; 0: none yet"},
     kLearnerTraining{kRoleLearner, Metric::kGauge, "learner_training", "", "1 while a train stage is under way"},
+
+    kServerRequests{kRoleServer, Metric::kCounter, "server_requests_total", "endpoint,code",
+                    "answered requests of the API"},
+    kServerFirst{kRoleServer, Metric::kSeconds, "server_time_to_first_token_seconds", "",
+                 "from a request's arrival to its first token"},
+    kServerInter{kRoleServer, Metric::kSeconds, "server_inter_token_seconds", "",
+                 "from one token of a choice to its next"},
+    kServerRunning{kRoleServer, Metric::kGauge, "server_requests_running", "", "choices that the engine works on"},
+    kServerWaiting{kRoleServer, Metric::kGauge, "server_requests_waiting", "", "requests that are not read yet"},
+    kServerTokens{kRoleServer, Metric::kCounter, "server_generated_tokens_total", "", "tokens written"},
 
     kMembers{kRoleCoordinator, Metric::kGauge, "coordinator_members", "role,state", "processes, state alive or gone"},
     kHeartbeatAge{kRoleCoordinator, Metric::kGauge, "coordinator_heartbeat_age_seconds", "role",

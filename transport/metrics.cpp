@@ -86,7 +86,21 @@ constexpr const Metric* kAll[] = {&kBuildInfo,
                                   &kRpcMalformed,
                                   &kWeightConnections,
                                   &kWeightRefused,
-                                  &kWeightSent};
+                                  &kWeightSent,
+                                  &kLearnerStaleness,
+                                  &kLearnerKl,
+                                  &kLearnerRatio,
+                                  &kLearnerRolloutDiff,
+                                  &kLearnerRolloutChecked,
+                                  &kActorEpisodeSeconds,
+                                  &kActorEnvSeconds,
+                                  &kServerRequests,
+                                  &kServerFirst,
+                                  &kServerInter,
+                                  &kServerRunning,
+                                  &kServerWaiting,
+                                  &kServerTokens,
+                                  &kHttpRefused};
 
 std::vector<double> Buckets(Metric::Kind kind) {
   std::vector<double> buckets;
@@ -97,6 +111,7 @@ std::vector<double> Buckets(Metric::Kind kind) {
     case Metric::kSize:
       for (double b = 1; b <= 65536; b *= 4) buckets.insert(buckets.end(), {b, 2 * b});
       break;
+    case Metric::kVersions: buckets = {0, 1, 2, 3, 4, 6, 8, 12, 16, 32}; break;
     case Metric::kReturn:
       buckets = {-100, -50, -20, -10, -5, -4, -3, -2, -1, -0.5, -0.1, 0, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100};
       break;

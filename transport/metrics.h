@@ -9,8 +9,15 @@ namespace quern {
 
 // A family of numbers that a process shows to Prometheus. All that exist are in metric_list.h.
 struct Metric {
-  enum Kind { kCounter, kGauge, kSeconds, kSize, kReturn };  // the last three: histograms with their own buckets
-  const char* role;                                          // the role that has it; "": every one
+  enum Kind {
+    kCounter,
+    kGauge,
+    kSeconds,
+    kSize,
+    kReturn,
+    kVersions
+  };                 // the last four: histograms with their own buckets
+  const char* role;  // the role that has it; "": every one
   Kind kind;
   const char* name;    // without the prefix "quern_"
   const char* labels;  // names with commas between; "": none, and then it is there from the start, at 0

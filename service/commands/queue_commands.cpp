@@ -20,6 +20,9 @@
 #include "service/job_queue.h"
 #include "service/launcher.h"
 #include "service/prepare.h"
+#include "service/role_http.h"
+#include "service/roles.h"
+#include "service/run_directory.h"
 #include "service/supervised.h"
 
 namespace quern {
@@ -63,6 +66,13 @@ std::string TimeText(int64_t unix_ms) {
   return text;
 }
 
+// Where the coordinator of a job that runs shows the page; empty: nowhere.
+std::string PageOf(const QueuedJob& job) {
+  if (job.state != "running") return {};
+  const Result<Run> run = LoadRun(job.run_directory);
+  return run.ok() ? RoleUrl(*run, kCoordinatorRole, 0) : std::string();
+}
+
 Json ToJson(const QueuedJob& job) {
   return {{"job", job.id},
           {"state", job.state},
@@ -71,7 +81,8 @@ Json ToJson(const QueuedJob& job) {
           {"submitted_unix_ms", job.submitted_unix_ms},
           {"ended_unix_ms", job.ended_unix_ms},
           {"progress", job.progress},
-          {"run_directory", job.run_directory}};
+          {"run_directory", job.run_directory},
+          {"page", PageOf(job)}};
 }
 
 // The queue with a launcher at work when there is something to do: wherever the last one was killed, the next command
@@ -149,6 +160,7 @@ Result<int> ShowStatus(const QueueOptions& options) {
                   TimeText(job.ended_unix_ms).c_str(), job.attempts);
       if (!job.progress.empty()) std::printf("last line      %s\n", job.progress.c_str());
       std::printf("run directory  %s\n", job.run_directory.c_str());
+      if (const std::string page = PageOf(job); !page.empty()) std::printf("page           %s\n", page.c_str());
     }
     return options.exit_code ? ExitCodeOf(job) : kExitOk;
   });

@@ -58,6 +58,11 @@ TEST_F(Queue, ThreeJobsOnTwoSlots) {
   EXPECT_EQ(third, "tiny-3");
   ASSERT_TRUE(Eventually([&] { return State(first) == "running" && State(second) == "running"; }));
   EXPECT_EQ(State(third), "queued");
+  EXPECT_TRUE(Eventually([&] {
+    const std::string page = Json::parse(Quern({"status", first, "-o", "json"}).out)["page"];
+    return page.starts_with("http://127.0.0.1:");
+  }));
+  EXPECT_EQ(Json::parse(Quern({"status", third, "-o", "json"}).out)["page"], "");
   EXPECT_EQ(Quern({"status", third, "--exit-code"}).code, 101);
   EXPECT_EQ(Quern({"wait", third, "--timeout", "0.3"}).code, 101);
   EXPECT_EQ(Quern({"delete", first}).code, 1);

@@ -85,6 +85,26 @@ TEST(Run, AWholeJobInOneProcessGivesTheSameRecords) {
   EXPECT_EQ(VerifiedRecords(one), VerifiedRecords(many));
 }
 
+// The log-probabilities that actors stored are those that the trainer computes with the same weights, to the bit.
+TEST(Run, ActorsAndTrainerAgree) {
+  for (const std::string precision : {"bf16", "fp8"}) {
+    const QuernProcess::Folder folder;
+    const auto ended =
+        QuernProcess::Run(folder, RunArguments(folder, {"precision=" + precision, "method=sft", "compare=[]",
+                                                        "online.max_staleness=0", "evaluate.episodes=0"}));
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    bool compared = false;
+    const Json result = Json::parse(*ReadFile(folder.File("run/result.json")));
+    for (const Json& stage : result["stages"]) {
+      if (!stage["metrics"].contains("rollout_logprob_diff")) continue;
+      compared = true;
+      EXPECT_EQ(stage["metrics"]["rollout_logprob_diff"], 0) << precision << " " << stage.dump();
+      EXPECT_GT(stage["metrics"]["rollout_logprobs_checked"], 10);
+    }
+    EXPECT_TRUE(compared) << precision;
+  }
+}
+
 TEST(Run, OverTcpWithKeys) {
   const QuernProcess::Folder folder;
   const int port = 20000 + getpid() % 20000;

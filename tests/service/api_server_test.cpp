@@ -267,6 +267,9 @@ TEST_F(ApiServerTest, TellsWhatIsWrongWithARequest) {
   refused("/v1/other", "{}", 404, "no such page");
   EXPECT_EQ(HttpClient::StatusOf(HttpClient::Ask(server_->port(), "GET", text)), 405);
   EXPECT_EQ(HttpClient::BodyOf(HttpClient::Ask(server_->port(), "GET", "/healthz")), "ok\n");
+  const std::string metrics = HttpClient::BodyOf(HttpClient::Ask(server_->port(), "GET", "/metrics"));
+  EXPECT_NE(metrics.find("\nquern_server_requests_running 0"), std::string::npos) << metrics;
+  EXPECT_NE(metrics.find("quern_server_requests_total{code=\"405\",endpoint="), std::string::npos) << metrics;
   const Json models = Json::parse(HttpClient::BodyOf(HttpClient::Ask(server_->port(), "GET", "/v1/models")));
   EXPECT_EQ(models["data"][0]["id"], "tiny");
   EXPECT_EQ(models["data"][0]["max_model_len"], 100000);

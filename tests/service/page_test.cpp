@@ -203,7 +203,8 @@ TEST_F(PageTest, CurvesAreThinnedAndStepsOfAResumptionCountOnce) {
   for (int step = 1; step <= 1000; ++step)
     lines += StrFormat("{\"stage\":\"sft\",\"step\":%d,\"loss\":%g}\n", step, 1.0 / step);
   for (int step = 900; step <= 950; ++step)
-    lines += StrFormat("{\"stage\":\"sft\",\"step\":%d,\"loss\":-1,\"heldout_loss\":2}\n", step);
+    lines +=
+        StrFormat("{\"stage\":\"sft\",\"step\":%d,\"loss\":-1,\"heldout_loss\":2,\"time\":%d.5}\n", step, 1000 + step);
   lines += "not json\n{\"stage\":\"q_sft\",\"step\":1,\"loss\":null}\n{\"stage\":\"sft\",\"step\":951,\"lo";
   ASSERT_TRUE(WriteFileAtomic(run_.Path("metrics.jsonl"), lines).ok());
   MakePage();
@@ -215,6 +216,10 @@ TEST_F(PageTest, CurvesAreThinnedAndStepsOfAResumptionCountOnce) {
   EXPECT_EQ(curve["numbers"]["loss"][899], -1);
   EXPECT_NEAR(curve["numbers"]["loss"][898].get<double>(), 1.0 / 899, 1e-8);
   EXPECT_EQ(curve["numbers"]["heldout_loss"][0], nullptr);
+  EXPECT_FALSE(curve["numbers"].contains("time"));
+  EXPECT_EQ(curve["seconds"][0], nullptr);
+  ASSERT_EQ(curve["seconds"].size(), 950u);
+  EXPECT_EQ(curve["seconds"][949].get<double>() - curve["seconds"][899].get<double>(), 50);
   EXPECT_EQ(curve["numbers"]["heldout_loss"][949], 2);
   EXPECT_TRUE(all["stages"][1]["numbers"].empty());
   const Json few = GetJson("/api/curves", "points=50")["stages"][0];

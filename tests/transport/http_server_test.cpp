@@ -4,12 +4,17 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <fstream>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "base/deadline.h"
+#include "base/file.h"
+#include "base/random.h"
 #include "tests/transport/http_client.h"
 
 namespace quern {
@@ -125,6 +130,49 @@ TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrNotHttpAndGoesOnServing) {
     EXPECT_EQ(HttpClient::StatusOf(garbage.ReadAll()), 400);
   }
   EXPECT_EQ(HttpClient::StatusOf(HttpClient::Ask(server_->port(), "GET", "/healthz")), 200);
+}
+
+int64_t ResidentBytes() {
+  long size = 0, resident = 0;
+  EXPECT_EQ(std::sscanf(ReadFile("/proc/self/statm")->c_str(), "%ld %ld", &size, &resident), 2);
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+// 300 strangers, 2,000 with QUERN_CRASH=full: every one is counted, memory stays, and who asks properly is answered.
+TEST_F(HttpServerTest, StrangersAreCountedAndHoldNobodyUp) {
+  const char* mode = std::getenv("QUERN_CRASH");
+  const int count = mode != nullptr && std::string(mode) == "full" ? 2000 : 300;
+  std::atomic<int> refused{0};
+  HttpServerOptions options;
+  options.token = "0123456789abcdef";
+  options.refused = [&](int) { ++refused; };
+  Start(options);
+  Random random(1);
+  std::deque<HttpClient> open;
+  int64_t resident = 0;
+  for (int i = 0; i < count; ++i) {
+    HttpClient& client = open.emplace_back(server_->port());
+    ASSERT_TRUE(client.connected());
+    std::string noise = "GET ";
+    for (int k = 0; k < 2000; ++k) noise.push_back(static_cast<char>(random.Below(256)));
+    switch (i % 5) {
+      case 0: client.Send(noise); break;
+      case 1: client.Send("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Le"); break;
+      case 2: client.Send("GET /echo HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer wrong\r\n\r\n"); break;
+      case 3: client.Send("GET / HTTP/1.1\r\nX: " + std::string(20000, 'x') + "\r\n\r\n"); break;
+      default: client.Send("\x16\x03\x01 TLS, perhaps"); break;
+    }
+    if (open.size() < 50) continue;
+    EXPECT_EQ(HttpClient::StatusOf(HttpClient::Ask(server_->port(), "GET", "/healthz")), 200);
+    open.clear();
+    if (resident == 0) resident = ResidentBytes();
+  }
+  open.clear();
+  const Deadline deadline = Deadline::After(std::chrono::seconds(20));
+  while (refused < count && !deadline.Expired()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_EQ(refused, count);
+  EXPECT_LT(ResidentBytes() - resident, int64_t{32} << 20);
+  server_.reset();  // before `refused` goes
 }
 
 TEST_F(HttpServerTest, AsksForTheTokenAndForALocalHostName) {
