@@ -3,7 +3,7 @@ JOBS ?= $(shell nproc)
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.cu')
 
-.PHONY: all demo test asan tsan crash-test format check-format check-layers clean
+.PHONY: all demo test asan tsan crash-test fuzz format check-format check-layers clean
 
 all:
 	@scripts/install-deps.sh build
@@ -32,6 +32,14 @@ crash-test: all
 	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
 	@cmake --build --preset release --parallel $(JOBS) --target crash_test
 	@QUERN_BINARY=$(CURDIR)/build/release/quern QUERN_SOURCE_DIR=$(CURDIR) QUERN_CRASH=full build/release/tests/crash/crash_test
+
+# Every decoder of what comes from outside, with AddressSanitizer and UBSan: a minute each (FUZZ_SECONDS), two at a time.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@scripts/install-deps.sh fuzz
+	@cmake --preset fuzz $(LAUNCHER) > /dev/null
+	@cmake --build --preset fuzz --parallel $(JOBS)
+	@tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
 
 format:
 	@scripts/install-deps.sh check
