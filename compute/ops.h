@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -329,6 +330,8 @@ class Ops {
   virtual double SquaredNorm(const TensorView& x) = 0;
   // y += alpha * (x - y): Polyak averaging. Both [1, n]; y fp32, x fp32 or bf16.
   virtual void Lerp(const TensorView& x, float alpha, const TensorView& y) = 0;
+  // y += x. Both [1, n] acc.
+  virtual void Add(const TensorView& x, const TensorView& y);
   // y = x with a change of dtype.
   virtual void Cast(const TensorView& x, const TensorView& y) = 0;
   virtual void Fill(const TensorView& x, float value) = 0;
@@ -342,5 +345,18 @@ class Ops {
 // Copies in the host's memory and in the backend's.
 Tensor OnHost(Ops& ops, const TensorView& x);
 Tensor OnDevice(Ops& ops, const TensorView& host);
+
+inline void Ops::Add(const TensorView& x, const TensorView& y) {
+  QUERN_CHECK(x.rows == 1 && y.rows == 1 && x.cols == y.cols && x.dtype == y.dtype);
+  constexpr int64_t kChunk = 1 << 16;
+  ForEach((x.cols + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(x.cols, begin + kChunk);
+    if (x.dtype == DType::kF64) {
+      for (int64_t i = begin; i < end; ++i) y.Row<double>(0)[i] += x.Row<double>(0)[i];
+    } else {
+      for (int64_t i = begin; i < end; ++i) y.Row<float>(0)[i] += x.Row<float>(0)[i];
+    }
+  });
+}
 
 }  // namespace quern

@@ -44,16 +44,19 @@ class Learner {
     if (batch_options_.max_positions <= 0 || batch_options_.max_positions > config_.max_positions) {
       batch_options_.max_positions = config_.max_positions;
     }
-    trainer_ = std::make_unique<Trainer>(*ops_, config_, options_.precision, batch_options_.max_positions,
-                                         TrainerOptions{.optimizer = {}, .memory = options_.optimizer});
+    trainer_ = std::make_unique<Trainer>(
+        *ops_, config_, options_.precision, batch_options_.max_positions,
+        TrainerOptions{
+            .optimizer = {}, .memory = options_.optimizer, .ranks = options_.ranks, .shards = options_.shards});
     while (!options_.stop->load()) {
-      QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat("waiting for a stage", {}));
-      if (!go_on) return {};
-      QUERN_ASSIGN_OR_RETURN(const v1::NextStageReply next,
-                             Call<v1::NextStageReply>("NextStage", v1::NextStageRequest()));
-      if (next.stop()) return {};
+      QUERN_ASSIGN_OR_RETURN(const v1::NextStageReply next, NextStage());
+      if (next.stop()) {
+        // So that what was said is heard before this process ends.
+        if (options_.ranks != nullptr) (void)options_.ranks->Barrier().ok();
+        return {};
+      }
       if (!next.has_stage()) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(std::max(5u, next.retry_ms())));
+        if (leads()) std::this_thread::sleep_for(std::chrono::milliseconds(std::max(5u, next.retry_ms())));
         continue;
       }
       v1::StageDoneRequest done;
@@ -68,6 +71,7 @@ class Learner {
         done.set_error(trained.ToString());
         metrics_->Add(kLearnerFailures);
       }
+      if (!leads()) continue;
       QUERN_RETURN_IF_ERROR(Call<v1::StageDoneReply>("StageDone", done).status());
       if (trained.ok()) QUERN_RETURN_IF_ERROR(Checkpoints(next.stage()).Remove());
     }
@@ -75,6 +79,29 @@ class Learner {
   }
 
  private:
+  bool leads() const { return options_.ranks == nullptr || options_.ranks->rank() == 0; }
+
+  // Rank 0's words become everyone's.
+  Status Share(std::string& words) {
+    return options_.ranks == nullptr ? Status() : options_.ranks->BroadcastText(words, 0);
+  }
+
+  Result<v1::NextStageReply> NextStage() {
+    v1::NextStageReply next;
+    if (leads()) {
+      QUERN_ASSIGN_OR_RETURN(const bool go_on, Heartbeat("waiting for a stage", {}));
+      if (go_on) {
+        QUERN_ASSIGN_OR_RETURN(next, Call<v1::NextStageReply>("NextStage", v1::NextStageRequest()));
+      } else {
+        next.set_stop(true);
+      }
+    }
+    std::string bytes = next.SerializeAsString();
+    QUERN_RETURN_IF_ERROR(Share(bytes));
+    if (!next.ParseFromString(bytes)) return DataLoss("rank 0 said what is no stage");
+    return next;
+  }
+
   template <typename Reply, typename Request>
   Result<Reply> Call(const std::string& method, const Request& request) {
     return options_.coordinator->Call<Reply>("coordinator." + method, request, Deadline::After(options_.call_timeout));
@@ -190,6 +217,7 @@ class Learner {
       double steps = 0;
       context.alive = [&](const std::string& activity) -> Status {
         ++steps;
+        if (!leads()) return {};
         if (options_.stop->load()) return Cancelled("stopped");
         if (Clock::now() - last_heartbeat_ < std::chrono::milliseconds(500)) return {};
         // "turns" counts as progress for the job's deadline and not as the stage's steps.
@@ -240,9 +268,21 @@ class Learner {
     };
     StageCheckpoints checkpoints = Checkpoints(stage);
     std::optional<StageState> before;
-    if (checkpoints.any()) {
+    std::string any = checkpoints.any() ? "any" : "none";
+    QUERN_RETURN_IF_ERROR(Share(any));
+    if (any == "any") {
       QUERN_RETURN_IF_ERROR(start());
-      QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
+      if (leads()) {
+        QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
+      }
+      std::string step = before ? StrCat(before->step) : "";
+      QUERN_RETURN_IF_ERROR(Share(step));
+      if (!leads() && !step.empty()) {
+        QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
+        if (!before || StrCat(before->step) != step)
+          return Internal(
+              StrCat(checkpoints.directory(), ": rank 0 goes on after step ", step, ", which is not there"));
+      }
     }
     if (before) {
       LogInfo(StrCat(stage.name(), ": going on after step ", before->step));
@@ -286,9 +326,11 @@ class Learner {
       seconds_before = before->seconds;
       mixture.set_progress(before->progress);
     }
-    const auto save = [&](int64_t step) {
+    const auto save = [&](int64_t step) -> Status {
       // Training is worth more than the checkpoint: without room for it the stage goes on.
       const auto save_begin = Clock::now();
+      QUERN_RETURN_IF_ERROR(trainer_->CollectState());
+      if (!leads()) return Status();
       const Status saved = SaveState(checkpoints, {.step = step,
                                                    .tokens = tokens,
                                                    .seconds = seconds_before + SecondsSince(begin),
@@ -297,15 +339,16 @@ class Learner {
                                                    .progress = mixture.progress()});
       if (!saved.ok()) {
         LogWarning(StrCat(stage.name(), ": no checkpoint of step ", step, ": ", saved.message()));
-        return;
+        return Status();
       }
       metrics_->Observe(kLearnerCheckpoint, SecondsSince(save_begin));
       metrics_->Set(kLearnerCheckpointTime, UnixSeconds());
+      return Status();
     };
     StepReport last;
     for (int64_t step = first_step; step < steps; ++step) {
-      if (options_.stop->load()) {
-        if (step > first_step && checkpoints.enabled()) save(step);
+      if (options_.ranks == nullptr && options_.stop->load()) {
+        if (step > first_step && checkpoints.enabled()) QUERN_RETURN_IF_ERROR(save(step));
         return Cancelled("stopped");
       }
       const auto wait_begin = Clock::now();
@@ -334,20 +377,27 @@ class Learner {
         numbers.merge(statistics.Report());
         LogStep(stage.name(), step + 1, last, numbers, wait, SecondsSince(step_begin));
       }
-      if (Clock::now() - last_heartbeat_ > std::chrono::milliseconds(500)) {
+      bool leave = options_.ranks != nullptr && options_.stop->load();
+      if (leads() && Clock::now() - last_heartbeat_ > std::chrono::milliseconds(500)) {
         QUERN_ASSIGN_OR_RETURN(
             const bool go_on,
             Heartbeat(stage.name(), {{"step", static_cast<double>(step + 1)},
                                      {"max_steps", static_cast<double>(steps)},
                                      {"loss", last.loss},
                                      {"tokens_per_second", static_cast<double>(tokens) / SecondsSince(begin)}}));
-        if (!go_on) {
-          if (!final_step && checkpoints.enabled()) save(step + 1);
-          return Cancelled("the coordinator asked to stop");
-        }
+        leave = leave || !go_on;
       }
-      if (!final_step && checkpoints.Due(step + 1)) save(step + 1);
+      const bool due = !final_step && ((leave && checkpoints.enabled()) || checkpoints.Due(step + 1));
+      std::string then = StrCat(due ? "save " : "", leave ? "leave" : "");
+      QUERN_RETURN_IF_ERROR(Share(then));
+      if (then.starts_with("save")) QUERN_RETURN_IF_ERROR(save(step + 1));
+      if (then.ends_with("leave")) return Cancelled("asked to stop");
     }
+    const TrainerMemory memory = trainer_->Memory();
+    const auto text = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
+    LogInfo(StrCat(stage.name(), ": memory: weights ", text(memory.parameters), ", gradients ", text(memory.gradients),
+                   ", moments ", text(memory.moments), ", packed weights ", text(memory.packed), ", target ",
+                   text(memory.target), ", activations ", text(memory.activations)));
     metrics["omega"] = omega;
     if (controlled) {
       if (!heldout.empty() && mixture.state().n[kRealData] > 0) {
@@ -357,7 +407,7 @@ class Learner {
       }
       metrics["halvings"] = mixture.halvings();
     }
-    QUERN_RETURN_IF_ERROR(Publish(stage, o));
+    if (leads()) QUERN_RETURN_IF_ERROR(Publish(stage, o));
     const double seconds = seconds_before + SecondsSince(begin);
     metrics["loss"] = last.loss;
     metrics["steps"] = static_cast<double>(steps);
@@ -375,6 +425,7 @@ class Learner {
     std::string key = StrCat(stage.method(), " ", RecipeName(options_.precision), " ", stage.options_json());
     if (memory.fp8_moments) key += StrCat(" fp8-moments ", memory.block);
     if (memory.bf16_masters) key += " bf16-masters";
+    if (options_.shards > 1) key += StrCat(" shards ", options_.shards);
     for (const v1::WeightVersion& initial : stage.initial()) key += " " + initial.content_hash();
     return StageCheckpoints(options_.checkpoints, stage.name(), key);
   }
@@ -399,7 +450,9 @@ class Learner {
                                  {"halvings", state.progress.halvings},
                                  {"checked", state.progress.checked},
                                  {"best_check", state.progress.best_check}};
-    return checkpoints.Save({.step = state.step, .state = json.dump()}, TrainerArrays());
+    const Status saved = checkpoints.Save({.step = state.step, .state = json.dump()}, TrainerArrays());
+    trainer_->ReleaseState();
+    return saved;
   }
 
   // Also makes the trainer what it was.
@@ -533,11 +586,19 @@ class Learner {
       line[StrCat("fp8_gradient_flushed.", i)] = layer.gradient_flushed;
       line[StrCat("linear_amax.", i)] = layer.linear_amax;
       line[StrCat("gate_linear_correlation.", i)] = gate.largest;
+      const std::string number = std::to_string(i);
+      metrics_->Set(kLearnerSaturated, layer.saturated, {{"layer", number}, {"of", "activations"}});
+      metrics_->Set(kLearnerSaturated, layer.gradient_saturated, {{"layer", number}, {"of", "gradients"}});
+      metrics_->Set(kLearnerFlushed, layer.flushed, {{"layer", number}, {"of", "activations"}});
+      metrics_->Set(kLearnerFlushed, layer.gradient_flushed, {{"layer", number}, {"of", "gradients"}});
+      metrics_->Set(kLearnerCorrelation, gate.largest, {{"layer", number}});
+      metrics_->Set(kLearnerLinearAmax, layer.linear_amax, {{"layer", number}});
     }
   }
 
   void LogStep(const std::string& stage, int64_t step, const StepReport& report,
                const std::map<std::string, double>& mixture, double wait, double seconds) {
+    if (!leads()) return;
     nlohmann::ordered_json line = {{"stage", stage},
                                    {"step", step},
                                    {"loss", report.loss},

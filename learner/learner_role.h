@@ -7,6 +7,7 @@
 
 #include "learner/batch_builder.h"
 #include "learner/checkpoints.h"
+#include "learner/communicator.h"
 #include "learner/moments.h"
 #include "model/config.h"
 #include "model/recipe.h"
@@ -29,7 +30,11 @@ struct LearnerRoleOptions {
   int32_t reserved_token = -1;        // Q-SFT's dummy action
   Recipe precision;
   OptimizerMemory optimizer;
-  int threads = 0;  // 0: all cores
+  // Data-parallel: rank 0 speaks with the coordinator, publishes and writes checkpoints, the others do as it does and
+  // are told so; coordinator is null for them. Null: alone.
+  HostCommunicator* ranks = nullptr;
+  int64_t shards = 0;  // TrainerOptions::shards
+  int threads = 0;     // 0: all cores
   int64_t log_every_steps = 10;
   Duration call_timeout = std::chrono::seconds(30);
   CheckpointOptions checkpoints;

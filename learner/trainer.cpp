@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
 #include <numbers>
 
 #include "base/deadline.h"
@@ -22,11 +25,15 @@ float LearningRate(const OptimizerOptions& o, int64_t step) {
   return static_cast<float>(static_cast<double>(o.learning_rate) * (floor + (1.0 - floor) * share));
 }
 
-std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens) {
+namespace {
+
+// Episode after episode into the last batch, after `next(batches, rows of the episode)` has had its say.
+std::vector<TrainingBatch> Regroup(const TrainingBatch& batch,
+                                   const std::function<void(std::vector<TrainingBatch>&, const SequenceRows&)>& next) {
   std::vector<TrainingBatch> out;
   size_t row = 0;
   for (const SequenceRows& sequence : batch.tokens.sequences) {
-    if (out.empty() || out.back().tokens.rows() + sequence.count > max_tokens) out.emplace_back();
+    next(out, sequence);
     TrainingBatch& part = out.back();
     const int64_t row_shift = part.tokens.rows() - sequence.row;
     const int64_t index_shift = static_cast<int64_t>(part.rows.size()) - static_cast<int64_t>(row);
@@ -42,6 +49,66 @@ std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_to
   return out;
 }
 
+// First parameter of each of `count` slices of about as many elements, and the end. Whole parameters: with FP8 moments
+// one scale may be a whole matrix's.
+std::vector<size_t> SliceParameters(const ParameterLayout& layout, int count) {
+  std::vector<size_t> first = {0};
+  const size_t end = layout.parameters().size();
+  for (int r = 1; r < count; ++r) {
+    const int64_t goal = layout.size() * r / count;
+    size_t i = first.back();
+    // Up to the parameter whose beginning is nearest to the goal.
+    while (i < end &&
+           layout.parameters()[i].offset + layout.parameters()[i].rows * layout.parameters()[i].cols / 2 < goal)
+      ++i;
+    first.push_back(i);
+  }
+  first.push_back(end);
+  return first;
+}
+
+std::vector<int64_t> ElementBounds(const ParameterLayout& layout, const std::vector<size_t>& first) {
+  std::vector<int64_t> bounds;
+  for (const size_t i : first)
+    bounds.push_back(i < layout.parameters().size() ? layout.parameters()[i].offset : layout.size());
+  return bounds;
+}
+
+}  // namespace
+
+std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens) {
+  return Regroup(batch, [max_tokens](std::vector<TrainingBatch>& out, const SequenceRows& sequence) {
+    if (out.empty() || out.back().tokens.rows() + sequence.count > max_tokens) out.emplace_back();
+  });
+}
+
+std::vector<TrainingBatch> CutBatch(const TrainingBatch& batch, int64_t count) {
+  std::vector<TrainingBatch> out = Regroup(batch, [&](std::vector<TrainingBatch>& parts, const SequenceRows& sequence) {
+    const int64_t middle = sequence.row + sequence.count / 2;
+    const auto part = static_cast<size_t>(middle * count / batch.tokens.rows());
+    if (parts.size() <= part) parts.resize(part + 1);
+  });
+  out.resize(static_cast<size_t>(count));
+  return out;
+}
+
+void StepReport::Add(const StepReport& other) {
+  loss += other.loss;
+  mean_log_prob += other.mean_log_prob;
+  entropy += other.entropy;
+  tokens += other.tokens;
+  live_share += other.live_share;
+  for (const auto& [name, value] : other.method) method[name] += value;
+  if (fp8.size() < other.fp8.size()) fp8.resize(other.fp8.size());
+  for (size_t i = 0; i < other.fp8.size(); ++i) {
+    fp8[i].saturated += other.fp8[i].saturated;
+    fp8[i].flushed += other.fp8[i].flushed;
+    fp8[i].gradient_saturated += other.fp8[i].gradient_saturated;
+    fp8[i].gradient_flushed += other.fp8[i].gradient_flushed;
+    fp8[i].linear_amax = std::max(fp8[i].linear_amax, other.fp8[i].linear_amax);
+  }
+}
+
 Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int64_t max_positions,
                  const TrainerOptions& options)
     : ops_(ops),
@@ -50,9 +117,15 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
       loss_head_(ops, transformer_),
       parameters_(config, options.memory.bf16_masters ? DType::kBf16 : transformer_.acc_dtype(), &ops),
       gradients_(config, transformer_.acc_dtype(), &ops),
-      moments_(ops, parameters_.layout(), transformer_.acc_dtype(), options.memory),
+      slices_(SliceParameters(parameters_.layout(), options.ranks == nullptr ? 1 : options.ranks->ranks())),
+      slice_bounds_(ElementBounds(parameters_.layout(), slices_)),
+      moments_(ops, parameters_.layout(), transformer_.acc_dtype(), options.memory,
+               slices_[static_cast<size_t>(rank())], slices_[static_cast<size_t>(rank()) + 1]),
       weights_(ops, config, recipe, true),
       arena_(ops.memory()) {
+  const int64_t ranks = options.ranks == nullptr ? 1 : options.ranks->ranks();
+  if (options_.shards == 0) options_.shards = ranks;
+  QUERN_CHECK(options_.shards % ranks == 0, "shards must be a multiple of the ranks");
   if (recipe.delayed()) {
     fp8_amax_ = Tensor(DType::kF32, config.layers, 12);
     fp8_seen_ = Tensor(DType::kF32, config.layers, 12);
@@ -61,6 +134,21 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
   smooth_scales_ = Tensor(DType::kF32, config.layers, config.intermediate_size, ops.memory());
   linear_amax_ = Tensor(DType::kF32, config.layers, config.intermediate_size, ops.memory());
   ops_.Fill(smooth_scales_, 1);
+}
+
+TrainerMemory Trainer::Memory() const {
+  TrainerMemory memory;
+  memory.parameters = parameters_.flat().cols * DTypeSize(parameters_.flat().dtype);
+  memory.gradients = gradients_.flat().cols * DTypeSize(gradients_.flat().dtype);
+  for (const auto& spare : spare_gradients_)
+    if (spare != nullptr) memory.gradients += spare->flat().cols * DTypeSize(spare->flat().dtype);
+  memory.moments = moments_.bytes();
+  memory.packed = weights_.bytes();
+  if (target_parameters_ != nullptr)
+    memory.target =
+        target_parameters_->flat().cols * DTypeSize(target_parameters_->flat().dtype) + target_weights_->bytes();
+  memory.activations = arena_.peak_bytes();
+  return memory;
 }
 
 TensorSource Trainer::Source() const {
@@ -97,6 +185,7 @@ Status Trainer::Begin(const OptimizerOptions& optimizer, std::optional<float> po
   options_.optimizer = optimizer;
   step_ = 0;
   moments_.Clear();
+  ReleaseState();
   ops_.Fill(gradients_.flat(), 0);
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   polyak_ = polyak;
@@ -121,7 +210,13 @@ Status Trainer::LoadTarget() {
 
 std::vector<std::pair<std::string, TensorView>> Trainer::State() {
   std::vector<std::pair<std::string, TensorView>> state = {{"parameters", parameters_.flat()}};
-  for (auto& array : moments_.State()) state.push_back(std::move(array));
+  if (slices_.size() == 2) {
+    for (Moments::Run& run : moments_.State()) state.emplace_back(run.array, run.values);
+  } else {
+    if (whole_moments_.empty())
+      for (const Moments::Array& array : moments_.Arrays()) whole_moments_.emplace_back(array.dtype, 1, array.size);
+    for (size_t i = 0; i < whole_moments_.size(); ++i) state.emplace_back(moments_.Arrays()[i].name, whole_moments_[i]);
+  }
   const auto add = [&](const char* name, TensorView x) {
     if (x.empty()) return;
     x.cols = x.stride = x.rows * x.cols;
@@ -134,8 +229,48 @@ std::vector<std::pair<std::string, TensorView>> Trainer::State() {
   return state;
 }
 
+namespace {
+
+size_t IndexOf(const std::vector<Moments::Array>& arrays, const std::string& name) {
+  for (size_t i = 0; i < arrays.size(); ++i)
+    if (arrays[i].name == name) return i;
+  QUERN_CHECK(false, name);
+  return 0;
+}
+
+}  // namespace
+
+Status Trainer::CollectState() {
+  if (slices_.size() == 2) return {};
+  const std::vector<Moments::Array> arrays = moments_.Arrays();
+  if (rank() == 0 && whole_moments_.empty()) (void)State();
+  for (const Moments::Run& run : moments_.State()) {
+    // Where each rank's run begins and ends.
+    std::string mine = StrCat(run.begin);
+    QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> begins, options_.ranks->AllGatherTexts(mine));
+    std::vector<int64_t> bounds;
+    for (const std::string& begin : begins) bounds.push_back(std::strtoll(begin.c_str(), nullptr, 10));
+    QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> ends,
+                           options_.ranks->AllGatherTexts(StrCat(run.begin + run.values.cols)));
+    bounds.push_back(std::strtoll(ends.back().c_str(), nullptr, 10));
+    const TensorView whole = rank() == 0 ? whole_moments_[IndexOf(arrays, run.array)].view() : TensorView();
+    QUERN_RETURN_IF_ERROR(options_.ranks->Gather(run.values, whole, bounds, 0));
+  }
+  return {};
+}
+
 Status Trainer::Resume(int64_t step) {
   step_ = step;
+  if (!whole_moments_.empty()) {
+    const std::vector<Moments::Array> arrays = moments_.Arrays();
+    for (const Moments::Run& run : moments_.State()) {
+      if (run.values.cols == 0) continue;
+      const TensorView whole = whole_moments_[IndexOf(arrays, run.array)];
+      std::memcpy(run.values.data, whole.Cols(run.begin, run.values.cols).data,
+                  static_cast<size_t>(run.values.cols * DTypeSize(run.values.dtype)));
+    }
+    ReleaseState();
+  }
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   return target_weights_ == nullptr ? Status() : LoadTarget();
 }
@@ -202,16 +337,16 @@ TensorView Trainer::ForwardHidden(const Weights& weights, const TokenBatch& batc
   return hidden;
 }
 
-Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, const Objective& objective,
-                                                const Bootstrap* bootstrap) {
+Result<StepReport> Trainer::AccumulateShard(const TrainingBatch& shard, uint64_t number, const WholeBatch& whole,
+                                            const Objective& objective, const Bootstrap* bootstrap,
+                                            Parameters& gradients) {
   StepReport report;
-  report.loss_tokens = static_cast<int64_t>(batch.rows.size());
-  if (batch.rows.empty()) return InvalidArgument("a training batch without a single agent token");
-  const auto normaliser = static_cast<double>(batch.rows.size());
-  if (!linear_amax_.view().empty()) ops_.Fill(linear_amax_, 0);
-  if (!fp8_seen_.view().empty()) ops_.Fill(fp8_seen_, 0);
+  if (shard.rows.empty()) {
+    report.tokens = shard.tokens.rows();
+    return report;
+  }
   uint64_t micro_batch = 0;
-  for (TrainingBatch& part : SplitBatch(batch, options_.max_micro_batch_tokens)) {
+  for (TrainingBatch& part : SplitBatch(shard, options_.max_micro_batch_tokens)) {
     report.tokens += part.tokens.rows();
     if (part.rows.empty()) continue;
     const Arena::Scope scope(arena_);
@@ -228,31 +363,157 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
                                        part.rows, bootstrap->epsilon, bootstrap->top_p, bootstrap->reserved, arena_);
     }
     RowCoefficients coefficients;
-    objective.Coefficients(part.rows, max_ratio, normaliser, coefficients, report.method);
+    objective.Coefficients(part.rows, max_ratio, whole.loss_rows, coefficients, report.method);
     Saved saved;
-    saved.seed = MixSeed(options_.optimizer.seed, static_cast<uint64_t>(step_) << 20 | ++micro_batch);
+    saved.seed = MixSeed(options_.optimizer.seed, static_cast<uint64_t>(step_) << 20 | number << 12 | ++micro_batch);
     const TensorView hidden = ForwardHidden(weights_, part.tokens, kv, &saved);
     report.seconds.forward += SecondsSince(forward_begin);
     const auto backward_begin = Clock::now();
     const TensorView dhidden = arena_.New(transformer_.acc_dtype(), hidden.rows, hidden.cols);
     const LossHead::Result head = loss_head_.ForwardBackward(weights_, hidden, part.rows, coefficients,
-                                                             objective.reserved_token(), dhidden, gradients_, arena_);
+                                                             objective.reserved_token(), dhidden, gradients, arena_);
     const double live_scale =
-        1 / static_cast<double>(transformer_.config().layers * batch.tokens.rows());  // of the whole batch, as `loss`
+        1 / static_cast<double>(transformer_.config().layers * whole.tokens);  // of the whole batch, as `loss`
     const double memory_weight = static_cast<double>(options_.optimizer.memory_loss) * live_scale;
-    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients_, arena_, static_cast<float>(memory_weight));
+    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients, arena_, static_cast<float>(memory_weight));
     if (transformer_.config().selective_attention)
       report.live_share += LivePositions(ops_, part.tokens, saved) * live_scale;
     ObserveFp8(saved, report);
     report.seconds.backward += SecondsSince(backward_begin);
     report.log_probs.insert(report.log_probs.end(), head.log_probs.begin(), head.log_probs.end());
     report.loss += head.loss;
-    report.mean_log_prob += head.log_prob_sum / normaliser;
-    report.entropy += head.entropy_sum / normaliser;
+    report.mean_log_prob += head.log_prob_sum / whole.loss_rows;
+    report.entropy += head.entropy_sum / whole.loss_rows;
   }
-  for (auto& [name, value] : report.method) value /= normaliser;
+  return report;
+}
+
+// Shards [lo, hi), numbered as in the whole batch, of which `shards` are this rank's.
+Result<StepReport> Trainer::AccumulateTree(std::span<const TrainingBatch> shards, int64_t lo, int64_t hi,
+                                           const WholeBatch& whole, const Objective& objective,
+                                           const Bootstrap* bootstrap, Parameters& gradients, size_t depth) {
+  if (hi - lo == 1)
+    return AccumulateShard(shards[static_cast<size_t>(lo)], static_cast<uint64_t>(lo), whole, objective, bootstrap,
+                           gradients);
+  const int64_t split = TreeSplit(lo, hi);
+  QUERN_ASSIGN_OR_RETURN(StepReport report,
+                         AccumulateTree(shards, lo, split, whole, objective, bootstrap, gradients, depth + 1));
+  if (spare_gradients_.size() <= depth) spare_gradients_.resize(depth + 1);
+  std::unique_ptr<Parameters>& spare = spare_gradients_[depth];
+  if (spare == nullptr) spare = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype());
+  ops_.Fill(spare->flat(), 0);
+  QUERN_ASSIGN_OR_RETURN(const StepReport right,
+                         AccumulateTree(shards, split, hi, whole, objective, bootstrap, *spare, depth + 1));
+  ops_.Add(spare->flat(), gradients.flat());
+  report.Add(right);
+  return report;
+}
+
+Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, const Objective& objective,
+                                                const Bootstrap* bootstrap) {
+  if (batch.rows.empty()) return InvalidArgument("a training batch without a single agent token");
+  const WholeBatch whole{static_cast<double>(batch.rows.size()), batch.tokens.rows()};
+  if (!linear_amax_.view().empty()) ops_.Fill(linear_amax_, 0);
+  if (!fp8_seen_.view().empty()) ops_.Fill(fp8_seen_, 0);
+  StepReport report;
+  if (options_.shards == 1) {
+    QUERN_ASSIGN_OR_RETURN(report, AccumulateShard(batch, 0, whole, objective, bootstrap, gradients_));
+  } else {
+    const std::vector<TrainingBatch> shards = CutBatch(batch, options_.shards);
+    const int64_t own = options_.shards / static_cast<int64_t>(slices_.size() - 1);
+    QUERN_ASSIGN_OR_RETURN(
+        report, AccumulateTree(shards, rank() * own, (rank() + 1) * own, whole, objective, bootstrap, gradients_, 0));
+  }
+  if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(ReduceOverRanks(report));
+  report.loss_tokens = static_cast<int64_t>(batch.rows.size());
+  for (auto& [name, value] : report.method) value /= whole.loss_rows;
   FinishFp8(report);
   return report;
+}
+
+namespace {
+
+// A report's numbers as text without loss, for the other ranks.
+std::string WriteReport(const StepReport& r) {
+  std::string out = StrFormat("%a %a %a %a %lld %zu %zu", r.loss, r.mean_log_prob, r.entropy, r.live_share,
+                              static_cast<long long>(r.tokens), r.fp8.size(), r.method.size());
+  for (const StepReport::Fp8Layer& layer : r.fp8)
+    out += StrFormat(" %a %a %a %a %a", layer.saturated, layer.flushed, layer.gradient_saturated,
+                     layer.gradient_flushed, layer.linear_amax);
+  for (const auto& [name, value] : r.method) out += StrFormat(" %s %a", name.c_str(), value);
+  return out;
+}
+
+StepReport ReadReport(const std::string& text) {
+  const std::vector<std::string> words = StrSplit(text, ' ');
+  size_t at = 0;
+  const auto number = [&] { return std::strtod(words.at(at++).c_str(), nullptr); };
+  StepReport r;
+  r.loss = number();
+  r.mean_log_prob = number();
+  r.entropy = number();
+  r.live_share = number();
+  r.tokens = static_cast<int64_t>(number());
+  r.fp8.resize(static_cast<size_t>(number()));
+  const auto methods = static_cast<size_t>(number());
+  for (StepReport::Fp8Layer& layer : r.fp8) {
+    layer.saturated = number();
+    layer.flushed = number();
+    layer.gradient_saturated = number();
+    layer.gradient_flushed = number();
+    layer.linear_amax = number();
+  }
+  for (size_t i = 0; i < methods; ++i) {
+    const std::string& name = words.at(at++);
+    r.method[name] = number();
+  }
+  return r;
+}
+
+StepReport SumTree(const std::vector<StepReport>& reports, int64_t lo, int64_t hi) {
+  if (hi - lo == 1) return reports[static_cast<size_t>(lo)];
+  const int64_t split = TreeSplit(lo, hi);
+  StepReport left = SumTree(reports, lo, split);
+  left.Add(SumTree(reports, split, hi));
+  return left;
+}
+
+TensorView AsOneRow(TensorView x) {
+  x.cols = x.stride = x.rows * x.cols;
+  x.rows = 1;
+  return x;
+}
+
+}  // namespace
+
+// Gradients: each rank has the sum of its slice.
+Status Trainer::ReduceOverRanks(StepReport& report) {
+  HostCommunicator& ranks = *options_.ranks;
+  QUERN_RETURN_IF_ERROR(ranks.ReduceScatter(gradients_.flat(), slice_bounds_));
+  for (const Tensor* amax : {&linear_amax_, &fp8_seen_})
+    if (amax->cols() > 0) QUERN_RETURN_IF_ERROR(ranks.AllReduce(AsOneRow(*amax), Communicator::Reduction::kMax));
+  QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> texts, ranks.AllGatherTexts(WriteReport(report)));
+  std::vector<StepReport> reports;
+  for (const std::string& text : texts) reports.push_back(ReadReport(text));
+  report = SumTree(reports, 0, static_cast<int64_t>(reports.size()));
+  return {};
+}
+
+// With shards: parameter by parameter, so that it is the same sum wherever slices begin.
+Result<double> Trainer::GradientNorm() {
+  if (options_.shards == 1) return std::sqrt(ops_.SquaredNorm(gradients_.flat()));
+  const std::vector<ParameterInfo>& parameters = gradients_.layout().parameters();
+  Tensor sums(DType::kF64, 1, static_cast<int64_t>(parameters.size()));
+  std::vector<int64_t> bounds(slices_.begin(), slices_.end());
+  const auto own = static_cast<size_t>(rank());
+  for (size_t i = slices_[own]; i < slices_[own + 1]; ++i) {
+    const ParameterInfo& info = parameters[i];
+    sums.Row<double>(0)[i] = ops_.SquaredNorm(gradients_.flat().Cols(info.offset, info.rows * info.cols));
+  }
+  if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(options_.ranks->AllGather(sums, bounds));
+  double total = 0;
+  for (int64_t i = 0; i < sums.cols(); ++i) total += sums.Row<double>(0)[i];
+  return std::sqrt(total);
 }
 
 Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& objective, const Bootstrap* bootstrap) {
@@ -260,7 +521,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   QUERN_ASSIGN_OR_RETURN(StepReport report, AccumulateGradients(batch, objective, bootstrap));
   const OptimizerOptions& o = options_.optimizer;
   const auto optimizer_begin = Clock::now();
-  report.grad_norm = std::sqrt(ops_.SquaredNorm(gradients_.flat()));
+  QUERN_ASSIGN_OR_RETURN(report.grad_norm, GradientNorm());
   if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm)) {
     return Internal(StrCat("step ", step_, ": loss ", report.loss, ", gradient norm ", report.grad_norm,
                            ": not finite; lower learning_rate or max_grad_norm"));
@@ -281,6 +542,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   adamw.grad_scale = grad_scale;
   adamw.step = step_;
   moments_.Step(adamw, parameters_, gradients_);
+  if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(options_.ranks->AllGather(parameters_.flat(), slice_bounds_));
   UpdateFp8State();
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   if (polyak_) {

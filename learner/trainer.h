@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "learner/communicator.h"
 #include "learner/loss_head.h"
 #include "learner/moments.h"
 #include "methods/objective.h"
@@ -36,6 +37,13 @@ struct TrainerOptions {
   OptimizerOptions optimizer;
   OptimizerMemory memory = {};
   int64_t max_micro_batch_tokens = 4096;  // a step's batch is split by whole sequences to stay below this
+  // Data-parallel training with sharded optimizer state (ZeRO-1): every rank gives the same batch to Step, takes the
+  // gradient of its shards of it, keeps the moments of its slice of the weights and updates that. Null: alone.
+  HostCommunicator* ranks = nullptr;
+  // A batch is cut, by whole sequences, into so many parts whose gradients are summed in the order of Communicator's
+  // tree. Steps are equal to the bit for every number of ranks that goes with the same number of shards: a divisor of
+  // it, both powers of two; or as many ranks as shards. 0: as many as ranks.
+  int64_t shards = 0;
 };
 
 struct StepReport {
@@ -61,6 +69,20 @@ struct StepReport {
     double optimizer = 0;  // norm, update, repacking of the weights
   } seconds;
   double live_share = 0;  // selective attention: cache entries needed at most, of all, mean over layers
+
+  // What a part of the batch reports is added to what another does.
+  void Add(const StepReport& other);
+};
+
+// Bytes that a trainer holds.
+struct TrainerMemory {
+  int64_t parameters = 0;  // the master weights
+  int64_t gradients = 0;
+  int64_t moments = 0;
+  int64_t packed = 0;       // the weights as products read them, both ways
+  int64_t target = 0;       // Q-SFT's second copy: masters and packed
+  int64_t activations = 0;  // most that a step has taken so far
+  int64_t total() const { return parameters + gradients + moments + packed + target + activations; }
 };
 
 // Largest and mean over the channels of a layer of |cosine| between the rows of its gate and its up projection: a
@@ -94,6 +116,7 @@ class Trainer {
   void set_max_micro_batch_tokens(int64_t tokens) { options_.max_micro_batch_tokens = tokens; }
   const Transformer& transformer() const { return transformer_; }
   const Weights& weights() const { return weights_; }
+  TrainerMemory Memory() const;
   int64_t step() const { return step_; }
 
   // Repacks the working copy after parameters() changed from outside; starts moments, the step counter and, when
@@ -101,8 +124,12 @@ class Trainer {
   Status Begin(const OptimizerOptions& optimizer, std::optional<float> polyak);
 
   // After Begin: everything that steps change, by name. Once they are overwritten with those of an earlier moment,
-  // Resume makes this the trainer of that moment, to the bit.
+  // Resume makes this the trainer of that moment, to the bit, with any number of ranks. With ranks, the moments are
+  // temporary arrays of the whole: CollectState (a call of all ranks) fills those of rank 0; Resume and ReleaseState
+  // give them back.
   std::vector<std::pair<std::string, TensorView>> State();
+  Status CollectState();
+  void ReleaseState() { whole_moments_.clear(); }
   Status Resume(int64_t step);
 
   // One optimizer step. `bootstrap` is needed when objective.needs_max_ratio(). A loss or gradient that is not finite
@@ -119,6 +146,19 @@ class Trainer {
   Parameters& gradients() { return gradients_; }
 
  private:
+  // Of the whole batch that a shard is a part of.
+  struct WholeBatch {
+    double loss_rows = 0;
+    int64_t tokens = 0;
+  };
+  int rank() const { return options_.ranks == nullptr ? 0 : options_.ranks->rank(); }
+  Result<StepReport> AccumulateShard(const TrainingBatch& shard, uint64_t number, const WholeBatch& whole,
+                                     const Objective& objective, const Bootstrap* bootstrap, Parameters& gradients);
+  Result<StepReport> AccumulateTree(std::span<const TrainingBatch> shards, int64_t lo, int64_t hi,
+                                    const WholeBatch& whole, const Objective& objective, const Bootstrap* bootstrap,
+                                    Parameters& gradients, size_t depth);
+  Status ReduceOverRanks(StepReport& report);
+  Result<double> GradientNorm();
   void ObserveFp8(const Saved& saved, StepReport& report);
   void FinishFp8(StepReport& report) const;
   void UpdateFp8State();
@@ -130,10 +170,14 @@ class Trainer {
   Transformer transformer_;
   LossHead loss_head_;
   Parameters parameters_, gradients_;
+  std::vector<std::unique_ptr<Parameters>> spare_gradients_;  // of the tree's right halves, by depth
+  std::vector<size_t> slices_;                                // first parameter of each rank's slice, and the end
+  std::vector<int64_t> slice_bounds_;                         // the same in elements
   Moments moments_;
-  Tensor smooth_scales_;  // [layers, F], empty unless the recipe smooths channels
-  Tensor linear_amax_;    // [layers, F], of the step under way
-  Tensor fp8_amax_;       // [layers, 12], kFp8Delayed: of the last step; and of the one under way
+  std::vector<Tensor> whole_moments_;  // Moments::Arrays, while the state is looked at
+  Tensor smooth_scales_;               // [layers, F], empty unless the recipe smooths channels
+  Tensor linear_amax_;                 // [layers, F], of the step under way
+  Tensor fp8_amax_;                    // [layers, 12], kFp8Delayed: of the last step; and of the one under way
   Tensor fp8_seen_;
   Weights weights_;
   std::optional<float> polyak_;
@@ -142,6 +186,9 @@ class Trainer {
   Arena arena_;
   int64_t step_ = 0;
 };
+
+// Cuts by whole episodes into `count` batches of about as many rows, some of which may be empty.
+std::vector<TrainingBatch> CutBatch(const TrainingBatch& batch, int64_t count);
 
 // Splits by whole episodes into batches of at most max_tokens rows (an episode longer than that stands alone).
 std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens);

@@ -108,6 +108,43 @@ std::shared_ptr<LinearWeight> Transformer::SmoothedDown(const LinearWeight& down
   return out;
 }
 
+namespace {
+
+bool SmoothsTokens(const Recipe& recipe) { return recipe.delayed() && recipe.smooth == Recipe::Smooth::kRow; }
+
+float At(const TensorView& x, int64_t row, int64_t col) {
+  return x.dtype == DType::kBf16 ? static_cast<float>(x.Row<Bf16>(row)[col]) : x.Row<float>(row)[col];
+}
+
+// kRow under kFp8Delayed: every token's scale, from the largest magnitude of its SwiGLU's linear branch, [1, T].
+TensorView TokenScales(Ops& ops, const TensorView& linear, Arena& arena) {
+  const TensorView scales = arena.New(DType::kF32, 1, linear.rows);
+  ops.ForEach(linear.rows, [&](int64_t row) {
+    float amax = 0;
+    for (int64_t c = 0; c < linear.cols; ++c) amax = std::max(amax, std::abs(At(linear, row, c)));
+    scales.Row<float>(0)[row] = SmoothScale(amax);
+  });
+  return scales;
+}
+
+// y row i = x row i times its scale, or divided by it: exact, scales are powers of two. `add`: y +=.
+void ScaleRows(Ops& ops, const TensorView& x, const TensorView& scales, bool divide, const TensorView& y,
+               bool add = false) {
+  ops.ForEach(x.rows, [&](int64_t row) {
+    const float scale = divide ? 1.0f / scales.Row<float>(0)[row] : scales.Row<float>(0)[row];
+    for (int64_t c = 0; c < x.cols; ++c) {
+      const float value = At(x, row, c) * scale + (add ? At(y, row, c) : 0.0f);
+      if (y.dtype == DType::kBf16) {
+        y.Row<Bf16>(row)[c] = Bf16(value);
+      } else {
+        y.Row<float>(row)[c] = value;
+      }
+    }
+  });
+}
+
+}  // namespace
+
 void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena,
                           TensorView hidden, Saved* saved) const {
   const ModelConfig& c = config_;
@@ -222,7 +259,18 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
       ops_.Cast(s.middle, residual);
     }
     if (saved != nullptr && w.down.master.rows() > 0) s.down = SmoothedDown(w.down, s.linear_amax);
-    LinearForward(ops_, s.down ? *s.down : w.down, s.hidden, residual, true, arena, record(3));
+    if (SmoothsTokens(weights.recipe())) {
+      QUERN_CHECK(w.down.bias.view().empty(), "smooth_swiglu: row has no down projection with a bias");
+      const Arena::Scope rows_scope(arena);
+      const TensorView scales = TokenScales(ops_, s.gate_up.Cols(c.intermediate_size, c.intermediate_size), arena);
+      const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
+      const TensorView product = arena.New(acc, t, c.hidden_size);
+      ScaleRows(ops_, s.hidden, scales, false, scaled);
+      LinearForward(ops_, w.down, scaled, product, false, arena, record(3));
+      ScaleRows(ops_, product, scales, true, residual, true);
+    } else {
+      LinearForward(ops_, s.down ? *s.down : w.down, s.hidden, residual, true, arena, record(3));
+    }
     if (saved != nullptr) saved->blocks.push_back(s);
   }
   if (batch.wanted.has_value() && residual.rows == t && hidden.rows < t) {
@@ -302,7 +350,17 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
     };
 
     ops_.Cast(dresidual, dy);
-    linear_backward(s.down ? *s.down : w.down, p + "mlp.down_proj", dy, s.hidden, dh);
+    if (SmoothsTokens(weights.recipe())) {
+      const Arena::Scope rows_scope(arena);
+      const TensorView scales = TokenScales(ops_, s.gate_up.Cols(c.intermediate_size, c.intermediate_size), arena);
+      const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
+      ScaleRows(ops_, s.hidden, scales, false, scaled);
+      ScaleRows(ops_, dy, scales, true, dy);
+      linear_backward(w.down, p + "mlp.down_proj", dy, scaled, dh);
+      ScaleRows(ops_, dh, scales, false, dh);
+    } else {
+      linear_backward(s.down ? *s.down : w.down, p + "mlp.down_proj", dy, s.hidden, dh);
+    }
     ops_.SwiGluBackward({.gate_up = s.gate_up, .dh = dh, .dgate_up = dgate_up});
     linear_backward(w.gate_up, p + "mlp.gate_proj", dgate_up, s.middle_normed, dnormed);
     ops_.RmsNormBackward({.dy = dnormed,

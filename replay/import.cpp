@@ -46,12 +46,13 @@ class LineReader {
 
 class Batch {
  public:
-  Batch(Replay& store, const ImportOptions& options, ImportReport* report,
+  Batch(Replay* store, const ImportOptions& options, ImportReport* report,
         const std::function<void(const ImportReport&)>& progress)
       : store_(store), options_(options), report_(report), progress_(progress) {
     request_.set_writer("import");
   }
   Status Add(const v1::Trajectory& trajectory) {
+    if (store_ == nullptr) return {};
     std::string* bytes = request_.add_trajectories();
     trajectory.SerializeToString(bytes);
     bytes_ += bytes->size();
@@ -60,7 +61,7 @@ class Batch {
   }
   Status Flush() {
     if (request_.trajectories_size() == 0) return {};
-    QUERN_ASSIGN_OR_RETURN(const v1::InsertReply reply, store_.Insert(request_, Deadline::After(kInsertDeadline)));
+    QUERN_ASSIGN_OR_RETURN(const v1::InsertReply reply, store_->Insert(request_, Deadline::After(kInsertDeadline)));
     report_->inserted += reply.inserted();
     report_->duplicates += reply.duplicates();
     request_.clear_trajectories();
@@ -70,7 +71,7 @@ class Batch {
   }
 
  private:
-  Replay& store_;
+  Replay* store_;  // null: rows are only looked at
   const ImportOptions& options_;
   ImportReport* report_;
   const std::function<void(const ImportReport&)>& progress_;
@@ -111,7 +112,7 @@ ImportFormat DetectFormat(const std::string& path, ImportFormat format) {
 
 class Importer {
  public:
-  Importer(Replay& store, const std::string& path, const ImportOptions& options,
+  Importer(Replay* store, const std::string& path, const ImportOptions& options,
            const std::function<void(const ImportReport&)>& progress)
       : path_(path), options_(options), batch_(store, options, &report_, progress) {}
 
@@ -149,8 +150,10 @@ class Importer {
 
 }  // namespace
 
-Result<ImportReport> ImportFile(Replay& store, const std::string& path, const ImportOptions& given,
-                                const std::function<void(const ImportReport&)>& progress) {
+namespace {
+
+Result<ImportReport> ReadRows(Replay* store, const std::string& path, const ImportOptions& given,
+                              const std::function<void(const ImportReport&)>& progress) {
   LineReader lines(path, given.max_line_bytes);
   if (!lines.open()) return FromErrno(errno, path);
   ImportOptions options = given;
@@ -175,6 +178,17 @@ Result<ImportReport> ImportFile(Replay& store, const std::string& path, const Im
     if (!go_on) break;
   }
   return importer.Finish();
+}
+
+}  // namespace
+
+Result<ImportReport> ImportFile(Replay& store, const std::string& path, const ImportOptions& options,
+                                const std::function<void(const ImportReport&)>& progress) {
+  return ReadRows(&store, path, options, progress);
+}
+
+Result<ImportReport> CheckImportFile(const std::string& path, const ImportOptions& options) {
+  return ReadRows(nullptr, path, options, {});
 }
 
 }  // namespace quern

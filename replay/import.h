@@ -68,6 +68,9 @@ struct ImportReport {
 Result<ImportReport> ImportFile(Replay& store, const std::string& path, const ImportOptions& options,
                                 const std::function<void(const ImportReport&)>& progress = {});
 
+// The same without a store: which rows are bad.
+Result<ImportReport> CheckImportFile(const std::string& path, const ImportOptions& options);
+
 // One JSON object on one line, without a newline: what ParseRow (kQuern) turns back into an equal trajectory.
 std::string FormatRow(const v1::Trajectory& trajectory);
 

@@ -55,6 +55,7 @@ class CommandSet {
 int UsageError(const std::string& message);
 
 void AddRunCommand(CommandSet& commands);      // run
+void AddPlanCommand(CommandSet& commands);     // plan
 void AddResumeCommand(CommandSet& commands);   // resume
 void AddQueueCommands(CommandSet& commands);   // submit, list, status, wait, logs, cancel, delete, slots
 void AddUiCommand(CommandSet& commands);       // ui

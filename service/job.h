@@ -213,9 +213,17 @@ struct RolloutSection {
   int64_t concurrent_episodes = 64;  // an actor
   int64_t task_episodes = 64;        // a lease
   double lease_s = 120;
+  // Keys and values of an actor. 0: room for concurrent_episodes episodes of all the model's positions, 2048 at most.
+  int64_t kv_cache_mib = 0;
   int64_t max_failures =
       3;  // a task that failed on this many actors fails the job; an episode that kills so many is left out
   double max_quarantined = 0.01;  // share of a stage's episodes that may be left out so
+};
+
+// Data-parallel training: processes of this machine that share every batch (docs/methods.md).
+struct LearnerSection {
+  int64_t ranks = 1;
+  int64_t shards = 0;  // parts of a batch whose gradients are summed in a fixed order; 0: as many as ranks
 };
 
 // Of the learner, within a train stage.
@@ -258,9 +266,10 @@ struct Job {
   uint64_t seed = 0;
   std::string output_dir;          // the run directory; empty: runs/NAME-N
   std::string base_dir;            // absolute; relative files of the job are looked up here (the job file's folder)
-  std::string precision = "bf16";  // bf16 | fp32 | fp8 | fp8_delayed
+  std::string precision = "bf16";  // bf16 | fp32 | fp8 | fp8_delayed | fp8_delayed_gaudi
   std::string smooth_swiglu = "channel";  // of FP8 precisions: channel | row | off
   OptimizerSection optimizer;
+  LearnerSection learner;
   std::string device = "auto";  // auto | cpu
   int64_t threads = 0;          // of the learner; 0: all cores
   int64_t actor_threads = 0;    // of one actor; 0: cores / actors, at least 1

@@ -225,10 +225,8 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.AtLeast("replay.max_bytes", static_cast<double>(job.replay.max_bytes), 0);
   check.AtLeast("replay.max_age_s", job.replay.max_age_s, 0);
   check.AtLeast("replay.prune_every_s", job.replay.prune_every_s, 0.1);
-  check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8", "fp8_delayed"});
+  check.OneOf("precision", job.precision, {"bf16", "fp32", "fp8", "fp8_delayed", "fp8_delayed_gaudi"});
   check.OneOf("smooth_swiglu", job.smooth_swiglu, {"channel", "row", "off"});
-  if (job.precision == "fp8_delayed" && job.smooth_swiglu == "row")
-    check.Fail("smooth_swiglu", "row is not written for precision fp8_delayed; use channel or off");
   check.OneOf("optimizer.moments", job.optimizer.moments, {"fp32", "fp8"});
   check.OneOf("optimizer.master_weights", job.optimizer.master_weights, {"fp32", "bf16"});
   check.AtLeast("optimizer.block", static_cast<double>(job.optimizer.block), 0);
@@ -288,6 +286,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.Between("rollout.concurrent_episodes", static_cast<double>(job.rollout.concurrent_episodes), 1, 65536);
   check.Between("rollout.task_episodes", static_cast<double>(job.rollout.task_episodes), 1, 1 << 20);
   check.Between("rollout.lease_s", job.rollout.lease_s, 1, 1e6);
+  check.Between("rollout.kv_cache_mib", static_cast<double>(job.rollout.kv_cache_mib), 0, 1 << 24);
   check.Between("rollout.max_failures", static_cast<double>(job.rollout.max_failures), 1, 1000);
   check.Between("rollout.max_quarantined", job.rollout.max_quarantined, 0, 1);
   check.OneOf("network.transport", job.network.transport, {"ipc", "tcp"});
@@ -299,6 +298,15 @@ std::string FindProblem(const Job& job, std::string& key) {
   if (!host.starts_with("127.") && host != "::1" && job.network.http_token_file.empty())
     check.Fail("network.http_host",
                "'" + host + "' can be reached from other machines: give network.http_token_file as well");
+  check.Between("learner.ranks", static_cast<double>(job.learner.ranks), 1, 64);
+  check.Between("learner.shards", static_cast<double>(job.learner.shards), 0, 4096);
+  const auto power_of_two = [](int64_t n) { return (n & (n - 1)) == 0; };
+  if (const int64_t ranks = job.learner.ranks, shards = job.learner.shards;
+      shards > 0 && shards != ranks &&
+      (ranks == 0 || shards % ranks != 0 || !power_of_two(ranks) || !power_of_two(shards)))
+    check.Fail("learner.shards", StrCat(shards, " for ", ranks,
+                                        " ranks: as many as ranks, or a multiple of them, both "
+                                        "powers of two"));
   check.AtLeast("progress_timeout_s", job.progress_timeout_s, 1);
   check.AtLeast("checkpoint.every_steps", static_cast<double>(job.checkpoint.every_steps), 0);
   check.AtLeast("checkpoint.every_seconds", job.checkpoint.every_seconds, 0);

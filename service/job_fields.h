@@ -227,8 +227,15 @@ void Fields(V& v, RolloutSection& o) {
   v.Field("concurrent_episodes", o.concurrent_episodes);
   v.Field("task_episodes", o.task_episodes);
   v.Field("lease_s", o.lease_s);
+  v.Field("kv_cache_mib", o.kv_cache_mib);
   v.Field("max_failures", o.max_failures);
   v.Field("max_quarantined", o.max_quarantined);
+}
+
+template <class V>
+void Fields(V& v, LearnerSection& o) {
+  v.Field("ranks", o.ranks);
+  v.Field("shards", o.shards);
 }
 
 template <class V>
@@ -312,6 +319,7 @@ void Fields(V& v, Job& o) {
   v.Field("precision", o.precision);
   v.Field("smooth_swiglu", o.smooth_swiglu);
   v.Field("optimizer", o.optimizer);
+  v.Field("learner", o.learner);
   v.Field("device", o.device);
   v.Field("threads", o.threads);
   v.Field("actor_threads", o.actor_threads);

@@ -8,6 +8,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   quern::CommandSet commands(app);
   quern::AddRunCommand(commands);
+  quern::AddPlanCommand(commands);
   quern::AddResumeCommand(commands);
   quern::AddQueueCommands(commands);
   quern::AddUiCommand(commands);

@@ -11,6 +11,7 @@
 #include "model/hf/model_directory.h"
 #include "model/parameters.h"
 #include "model/tokenizer/char_tokenizer.h"
+#include "replay/import.h"
 #include "service/chains.h"
 #include "service/compression.h"
 
@@ -69,12 +70,15 @@ Result<std::vector<std::string>> VocabularyOf(const Job& job) {
   return vocabulary;
 }
 
-Result<BaseModel> MakeModel(const Run& run) {
-  const Job& job = run.job;
-  const std::string directory = run.Path("model");
-  QUERN_RETURN_IF_ERROR(MakeDirectories(directory));
-  ModelConfig config = SelfMadeConfig(job.model_config);
-  SaveOptions save{.dtype = DType::kF32, .source_dir = {}, .generation = std::nullopt};
+// Of a self-made model: its tokenizer, written to `directory` where it is made of the environment's vocabulary, and the
+// configuration that goes with it.
+struct SelfMadeParts {
+  ModelConfig config;
+  std::shared_ptr<const Tokenizer> tokenizer;
+};
+Result<SelfMadeParts> MakeTokenizer(const Job& job, const std::string& directory) {
+  SelfMadeParts out{.config = SelfMadeConfig(job.model_config), .tokenizer = nullptr};
+  ModelConfig& config = out.config;
   std::string tokenizer_source = job.model_tokenizer;
   if (job.model_tokenizer == "environment") {
     QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> vocabulary, VocabularyOf(job));
@@ -82,20 +86,28 @@ Result<BaseModel> MakeModel(const Run& run) {
     QUERN_RETURN_IF_ERROR(
         WriteTokenizer(directory, vocabulary, specials, {.bos = {}, .eos = "</s>", .unk = "<unk>", .pad = "<pad>"}));
     tokenizer_source = directory;
-  } else {
-    save.source_dir = job.model_tokenizer;
   }
-  QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(tokenizer_source));
+  QUERN_ASSIGN_OR_RETURN(out.tokenizer, Tokenizer::Load(tokenizer_source));
+  const auto& tokenizer = out.tokenizer;
   config.vocab_size = tokenizer->vocab_size();
   if (!tokenizer->TokenId(kDummy)) ++config.vocab_size;  // the last id is the dummy's
   if (tokenizer->bos_id()) config.bos_token_id = *tokenizer->bos_id();
   if (tokenizer->pad_id()) config.pad_token_id = *tokenizer->pad_id();
   if (tokenizer->eos_id()) config.eos_token_ids = {*tokenizer->eos_id()};
-  Parameters parameters(config);
-  parameters.Initialize(config, job.seed);
-  QUERN_RETURN_IF_ERROR(SaveModelDirectory(directory, config, parameters.Source(), save));
-  BaseModel model{.directory = directory, .content_hash = {}, .reserved_token = FindReservedToken(config, *tokenizer)};
-  return model;
+  return out;
+}
+
+Result<BaseModel> MakeModel(const Run& run) {
+  const std::string directory = run.Path("model");
+  QUERN_RETURN_IF_ERROR(MakeDirectories(directory));
+  QUERN_ASSIGN_OR_RETURN(const SelfMadeParts made, MakeTokenizer(run.job, directory));
+  Parameters parameters(made.config);
+  parameters.Initialize(made.config, run.job.seed);
+  SaveOptions save{.dtype = DType::kF32, .source_dir = {}, .generation = std::nullopt};
+  if (run.job.model_tokenizer != "environment") save.source_dir = run.job.model_tokenizer;
+  QUERN_RETURN_IF_ERROR(SaveModelDirectory(directory, made.config, parameters.Source(), save));
+  return BaseModel{
+      .directory = directory, .content_hash = {}, .reserved_token = FindReservedToken(made.config, *made.tokenizer)};
 }
 
 }  // namespace
@@ -120,6 +132,15 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, 
 }
 
 namespace {
+
+// Bad data is the caller's mistake, to be said before anything starts.
+Status CheckRows(const std::string& file) {
+  QUERN_ASSIGN_OR_RETURN(const ImportReport report, CheckImportFile(file, ImportOptions()));
+  if (report.bad == 0) return {};
+  const BadLine& first = report.bad_lines.front();
+  return InvalidArgument(StrCat(file, ":", first.number, ": ", first.reason,
+                                report.bad > 1 ? StrCat(" (and ", report.bad - 1, " more bad lines)") : ""));
+}
 
 Status CheckChains(Job& job) {
   for (const EvaluationSet& set : job.evaluate.sets) QUERN_RETURN_IF_ERROR(EnvironmentOf(job, set.name).status());
@@ -158,8 +179,8 @@ Status CheckJob(Job& job) {
       if (!player.ok()) return player.status().Annotate("evaluate.players");
     }
   }
-  for (const std::string& file : job.import_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
-  for (const std::string& file : job.heldout_files) QUERN_RETURN_IF_ERROR(MappedFile::Open(file).status());
+  for (const auto* files : {&job.import_files, &job.heldout_files})
+    for (const std::string& file : *files) QUERN_RETURN_IF_ERROR(CheckRows(file));
   ModelConfig config = SelfMadeConfig(job.model_config);
   if (!job.model_name_or_path.empty()) {
     if (!PathExists(job.model_name_or_path))
@@ -180,6 +201,17 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const
   Result<std::shared_ptr<const ChatTemplate>> loaded = ChatTemplate::Load(model_directory);
   if (loaded.status().code() == StatusCode::kNotFound) return std::shared_ptr<const ChatTemplate>();
   return loaded.ok() ? loaded : loaded.status().Annotate("chat_template=none goes without it");
+}
+
+Result<PlannedModel> PlanModel(const Job& job, const std::string& scratch) {
+  if (job.model_name_or_path.empty()) {
+    QUERN_ASSIGN_OR_RETURN(SelfMadeParts made, MakeTokenizer(job, scratch));
+    return PlannedModel{.config = made.config, .tokenizer = made.tokenizer, .directory = scratch};
+  }
+  PlannedModel model{.config = {}, .tokenizer = nullptr, .directory = job.model_name_or_path};
+  QUERN_ASSIGN_OR_RETURN(model.config, LoadModelConfig(model.directory));
+  QUERN_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(model.directory));
+  return model;
 }
 
 Result<BaseModel> PrepareModel(const Run& run) {

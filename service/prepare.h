@@ -27,6 +27,15 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const
 // The model that training starts from: job.model_name_or_path, or a self-made one written to RUN/model.
 Result<BaseModel> PrepareModel(const Run& run);
 
+// The same model without its weights, for `quern plan`. A tokenizer that is made of the environment's vocabulary is
+// written to `scratch`.
+struct PlannedModel {
+  ModelConfig config;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::string directory;  // where its chat template would be
+};
+Result<PlannedModel> PlanModel(const Job& job, const std::string& scratch);
+
 // An id that no text uses, for Q-SFT's dummy action: the self-made "<dummy>", an id beyond the tokenizer's, or a
 // special token other than the begin and end of text. -1: none.
 int32_t FindReservedToken(const ModelConfig& config, const Tokenizer& tokenizer);

@@ -11,6 +11,7 @@
 #include "actors/actor_role.h"
 #include "base/log.h"
 #include "base/strings.h"
+#include "learner/host_communicator.h"
 #include "learner/learner_role.h"
 #include "model/hf/model_directory.h"
 #include "proto/coordinator.pb.h"
@@ -18,8 +19,10 @@
 #include "replay/server.h"
 #include "service/event_log.h"
 #include "service/join.h"
+#include "service/memory_plan.h"
 #include "service/prepare.h"
 #include "service/role_http.h"
+#include "transport/address.h"
 #include "transport/metric_list.h"
 
 namespace quern {
@@ -189,12 +192,39 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
   return {};
 }
 
-Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
+namespace {
+
+// This rank's place among the learner's processes; null when it is the only one.
+Result<std::unique_ptr<HostCommunicator>> JoinRanks(uint32_t rank, const Run& run, const std::atomic<bool>& stop) {
+  if (run.job.learner.ranks == 1) return std::unique_ptr<HostCommunicator>();
+  PeerGroupOptions options;
+  options.rank = static_cast<int>(rank);
+  for (int64_t r = 0; r < run.job.learner.ranks; ++r) {
+    if (run.coordinator_address.starts_with("inproc://")) {
+      options.addresses.push_back(StrCat("inproc://learner-", r, "-", run.directory));
+    } else {
+      QUERN_ASSIGN_OR_RETURN(std::string address, IpcAddress(run.Path("ipc"), StrCat("learner-", r)));
+      options.addresses.push_back(std::move(address));
+    }
+  }
+  options.timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(run.job.progress_timeout_s));
+  options.stop = &stop;
+  QUERN_ASSIGN_OR_RETURN(std::unique_ptr<PeerGroup> group, PeerGroup::Join(options));
+  return std::unique_ptr<HostCommunicator>(std::make_unique<PeerCommunicator>(std::move(group)));
+}
+
+}  // namespace
+
+Status RunLearnerRole(uint32_t rank, const Run& run, const std::atomic<bool>& stop) {
   const Job& job = run.job;
-  QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kLearnerRole}));
-  QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kLearnerRole));
+  QUERN_ASSIGN_OR_RETURN(const auto http, RoleHttp::Start(run, {.role = kLearnerRole, .index = rank}));
   QUERN_ASSIGN_OR_RETURN(const auto replay, ConnectReplay(run, kLearnerRole));
-  QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0, stop));
+  std::unique_ptr<RpcClient> coordinator;
+  if (rank == 0) {
+    QUERN_ASSIGN_OR_RETURN(coordinator, ConnectCoordinator(run, kLearnerRole));
+    QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0, stop));
+  }
+  QUERN_ASSIGN_OR_RETURN(const auto ranks, JoinRanks(rank, run, stop));
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
   const std::unique_ptr<Environment> sample = environment->NewEnvironment();
   LearnerRoleOptions options;
@@ -203,9 +233,13 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   QUERN_ASSIGN_OR_RETURN(options.tokenizer, Tokenizer::Load(run.model.directory));
   options.model_directory = run.model.directory;
   options.weights_directory = run.Path("weights");
-  options.metrics_path = run.Path("metrics.jsonl");
-  options.tensorboard_directory = run.Path("tensorboard");
-  options.metrics = &http->metrics();
+  options.ranks = ranks.get();
+  options.shards = job.learner.shards > 0 ? job.learner.shards : job.learner.ranks;
+  if (rank == 0) {
+    options.metrics_path = run.Path("metrics.jsonl");
+    options.tensorboard_directory = run.Path("tensorboard");
+    options.metrics = &http->metrics();
+  }
   options.batch.max_positions = 0;
   options.batch.rewards.min_return = sample->min_return();
   options.batch.rewards.max_return = sample->max_return();
@@ -217,7 +251,8 @@ Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop) {
   options.optimizer = {.fp8_moments = job.optimizer.moments == "fp8",
                        .block = job.optimizer.block,
                        .bf16_masters = job.optimizer.master_weights == "bf16"};
-  options.threads = job.threads > 0 ? static_cast<int>(job.threads) : Cores();
+  options.threads =
+      job.threads > 0 ? static_cast<int>(job.threads) : std::max(1, Cores() / static_cast<int>(job.learner.ranks));
   options.checkpoints = {.directory = run.Path("checkpoints"),
                          .every_steps = job.checkpoint.every_steps,
                          .every_seconds = job.checkpoint.every_seconds,
@@ -256,6 +291,8 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
       return FetchVersion(run, *coordinator, version, alive);
     };
   }
+  QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(run.model.directory));
+  options.engine.kv_bytes = ActorKvBytes(job, config);
   options.stop = &stop;
   http->SetReady();
   return RunActor(options);
@@ -274,7 +311,7 @@ bool WorthAnotherStart(const Status& status) {
 Status RunRole(const std::string& role, uint32_t index, const Run& run, const std::atomic<bool>& stop) {
   if (role == kCoordinatorRole) return RunCoordinatorRole(run, stop);
   if (role == kReplayRole) return RunReplayRole(run, stop);
-  if (role == kLearnerRole) return RunLearnerRole(run, stop);
+  if (role == kLearnerRole) return RunLearnerRole(index, run, stop);
   if (role == kActorRole) return RunActorRole(index, run, stop);
   return InvalidArgument("unknown role '" + role + "'");
 }

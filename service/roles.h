@@ -25,7 +25,7 @@ bool WorthAnotherStart(const Status& status);
 // The single roles, for RunRole.
 Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop);
 Status RunReplayRole(const Run& run, const std::atomic<bool>& stop);
-Status RunLearnerRole(const Run& run, const std::atomic<bool>& stop);
+Status RunLearnerRole(uint32_t rank, const Run& run, const std::atomic<bool>& stop);
 Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& stop);
 
 }  // namespace quern

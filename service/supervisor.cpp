@@ -57,7 +57,8 @@ class Supervisor {
     QUERN_ASSIGN_OR_RETURN(client_, RpcClient::Connect(run_.coordinator_address, std::move(client)));
     QUERN_RETURN_IF_ERROR(runner_->Start(kReplayRole, 0));
     QUERN_RETURN_IF_ERROR(runner_->Start(kCoordinatorRole, 0));
-    QUERN_RETURN_IF_ERROR(runner_->Start(kLearnerRole, 0));
+    for (uint32_t rank = 0; rank < static_cast<uint32_t>(run_.job.learner.ranks); ++rank)
+      QUERN_RETURN_IF_ERROR(runner_->Start(kLearnerRole, rank));
     for (uint32_t i = 0; i < static_cast<uint32_t>(run_.job.actors); ++i)
       QUERN_RETURN_IF_ERROR(runner_->Start(kActorRole, i));
     return {};
@@ -72,13 +73,16 @@ class Supervisor {
   void HandleExits() {
     for (const RoleExit& exit : runner_->Poll()) {
       if (outcome_) continue;
+      if (exit.role == kLearnerRole && ranks_leave_) continue;  // with the one that died before
       const bool works = exit.role == kActorRole || exit.role == kLearnerRole;
       if (exit.clean && works) {
         // Told to leave: the coordinator knows why. If it does not, this role did not do its work.
         PollStatus(true);
         if (outcome_) continue;
       }
+      const bool one_of_ranks = exit.role == kLearnerRole && run_.job.learner.ranks > 1;
       std::string what = StrCat(exit.role, exit.role == kActorRole ? StrCat(" ", exit.index) : "",
+                                one_of_ranks ? StrCat(" rank ", exit.index) : "",
                                 " died: ", exit.clean ? "it left before the job ended" : exit.reason);
       if (!exit.log.empty()) what += " (log: " + exit.log + ")";
       if (exit.hopeless || restarts_ >= run_.job.max_restarts) {
@@ -91,12 +95,21 @@ class Supervisor {
       ++restarts_;
       const int64_t times = deaths_[exit.role]++;
       Note(StrCat(what, "; starting it again (", restarts_, " of ", run_.job.max_restarts, ")"));
-      restart_at_[{exit.role, exit.index}] =
+      const auto at =
           Clock::now() + std::min<Duration>(kLongestBackOff, kFirstBackOff * (1 << std::min<int64_t>(times, 10)));
+      restart_at_[{exit.role, exit.index}] = at;
+      if (!one_of_ranks) continue;
+      // The others can do nothing without it: all of them start anew from the last checkpoint.
+      ranks_leave_ = true;
+      runner_->Kill(kLearnerRole);
+      for (uint32_t rank = 0; rank < static_cast<uint32_t>(run_.job.learner.ranks); ++rank)
+        restart_at_[{exit.role, rank}] = at;
     }
   }
 
   void RestartRoles() {
+    if (ranks_leave_ && runner_->Running(kLearnerRole) > 0) return;
+    ranks_leave_ = false;
     for (auto it = restart_at_.begin(); it != restart_at_.end();) {
       if (Clock::now() < it->second) {
         ++it;
@@ -174,7 +187,8 @@ class Supervisor {
   std::unique_ptr<RoleRunner> runner_;
   LiveView view_;
   std::optional<JobOutcome> outcome_;
-  bool broken_ = false;  // a role that is not an actor died for good
+  bool ranks_leave_ = false;  // the learner's processes are being ended, to be started again together
+  bool broken_ = false;       // a role that is not an actor died for good
   int64_t restarts_ = 0;
   std::map<std::string, int64_t> deaths_;  // by role
   std::map<std::pair<std::string, uint32_t>, Clock::time_point> restart_at_;

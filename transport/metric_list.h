@@ -97,6 +97,16 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
     kLearnerRate{kRoleLearner, Metric::kGauge, "learner_learning_rate", "", "last step"},
     kLearnerShare{kRoleLearner, Metric::kGauge, "learner_generated_share", "",
                   "omega: the generated part of the last batch's loss"},
+    kLearnerSaturated{
+        kRoleLearner, Metric::kGauge, "learner_fp8_saturated_share", "layer,of",
+        "FP8 recipes: values that hit the largest code in the last logged step; of activations or gradients"},
+    kLearnerFlushed{kRoleLearner, Metric::kGauge, "learner_fp8_flushed_share", "layer,of",
+                    "FP8 recipes: values that became zero in the last logged step"},
+    kLearnerCorrelation{
+        kRoleLearner, Metric::kGauge, "learner_gate_linear_correlation", "layer",
+        "FP8 recipes: the largest |cosine| of a gate row with its linear row: near 1 a channel squares"},
+    kLearnerLinearAmax{kRoleLearner, Metric::kGauge, "learner_linear_amax", "layer",
+                       "FP8 recipes: largest magnitude of the SwiGLU's linear branch in the last logged step"},
     kLearnerHeldout{kRoleLearner, Metric::kGauge, "learner_heldout_loss", "",
                     "held-out real records, last check, nats a token"},
     kLearnerVersion{kRoleLearner, Metric::kGauge, "learner_policy_version", "", "newest version that was published"},

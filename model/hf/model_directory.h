@@ -77,8 +77,11 @@ struct SaveOptions {
   // Tokenizer files, chat template and generation_config.json are copied from here where they exist.
   std::string source_dir;
   std::optional<GenerationConfig> generation;  // written instead of source_dir's
+  // Weights of more bytes are written as model-00001-of-0000N.safetensors and model.safetensors.index.json, whole
+  // tensors in the order of ParameterLayout, each file up to this size where a tensor fits it.
+  int64_t max_shard_bytes = 5'000'000'000;
 };
-// Writes config.json, model.safetensors and the files of `options` into `dir` (created), taking every weight of
+// Writes config.json, model.safetensors (or its shards) and the files of `options` into `dir` (created), taking every weight of
 // ParameterLayout(config) from `tensors`, and its smooth scales where it has them (kFp8StateFile); their views must
 // stay valid until the return. Deterministic: equal inputs give equal bytes.
 Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, const TensorSource& tensors,

@@ -47,6 +47,36 @@ Json RopeScalingJson(const RopeScaling& rope) {
           {"original_max_position_embeddings", rope.original_max_positions}};
 }
 
+// The single file or the shards; files of the other form that an earlier save left are taken away.
+Status WriteWeights(const std::string& dir, std::vector<NamedTensor> tensors, const SaveOptions& options) {
+  const std::string single = JoinPath(dir, "model.safetensors"), index = single + ".index.json";
+  std::vector<std::vector<NamedTensor>> shards(1);
+  int64_t total = 0, in_shard = 0;
+  for (NamedTensor& tensor : tensors) {
+    const int64_t bytes = tensor.view.rows * tensor.view.cols * DTypeSize(options.dtype);
+    if (in_shard > 0 && in_shard + bytes > options.max_shard_bytes) {
+      shards.emplace_back();
+      in_shard = 0;
+    }
+    shards.back().push_back(std::move(tensor));
+    in_shard += bytes;
+    total += bytes;
+  }
+  if (shards.size() == 1) {
+    QUERN_RETURN_IF_ERROR(WriteSafetensors(single, std::move(shards[0]), options.dtype));
+    return RemoveTree(index);
+  }
+  Json map = Json::object();
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = StrFormat("model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
+    for (const NamedTensor& tensor : shards[i]) map[tensor.name] = name;
+    QUERN_RETURN_IF_ERROR(WriteSafetensors(JoinPath(dir, name), std::move(shards[i]), options.dtype));
+  }
+  const Json json = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
+  QUERN_RETURN_IF_ERROR(WriteFileAtomic(index, json.dump(2) + "\n"));
+  return RemoveTree(single);
+}
+
 }  // namespace
 
 std::string ModelConfigJson(const ModelConfig& config, DType dtype) {
@@ -124,7 +154,7 @@ Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, con
         WriteFileAtomic(JoinPath(dir, "generation_config.json"), GenerationConfigJson(*options.generation)));
   QUERN_RETURN_IF_ERROR(WriteFileAtomic(JoinPath(dir, "config.json"), ModelConfigJson(config, options.dtype)));
   if (!scales.empty()) QUERN_RETURN_IF_ERROR(WriteSafetensors(JoinPath(dir, kFp8StateFile), std::move(scales)));
-  return WriteSafetensors(JoinPath(dir, "model.safetensors"), std::move(named), options.dtype);
+  return WriteWeights(dir, std::move(named), options);
 }
 
 }  // namespace quern

@@ -36,6 +36,7 @@ struct ExportOptions {
   std::string to;
   std::string policy;
   std::string precision = "bf16";
+  double max_shard_gb = 5;
 };
 
 Result<Run> OpenRun(const std::string& directory, int& code) {
@@ -97,12 +98,15 @@ Result<int> Evaluate(const EvalOptions& options) {
   return kExitOk;
 }
 
-Status ExportModel(const std::string& from, const std::string& to, DType dtype) {
+Status ExportModel(const std::string& from, const std::string& to, DType dtype, double max_shard_gb) {
   QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(from));
   QUERN_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(from));
   if (Status matches = checkpoint->CheckMatches(config); !matches.ok()) return matches.Annotate(from);
   return SaveModelDirectory(to, config, FoldSmoothScales(config, checkpoint->Source()),
-                            {.dtype = dtype, .source_dir = from, .generation = std::nullopt});
+                            {.dtype = dtype,
+                             .source_dir = from,
+                             .generation = std::nullopt,
+                             .max_shard_bytes = static_cast<int64_t>(max_shard_gb * 1e9)});
 }
 
 Result<int> Export(const ExportOptions& options) {
@@ -122,7 +126,7 @@ Result<int> Export(const ExportOptions& options) {
   for (int i = 0; i < policy->weights_size(); ++i) {
     const std::string& folder = folders[static_cast<size_t>(i)];
     const std::string to = folder == "." ? options.to : JoinPath(options.to, folder);
-    QUERN_RETURN_IF_ERROR(ExportModel(policy->weights(i).path(), to, dtype));
+    QUERN_RETURN_IF_ERROR(ExportModel(policy->weights(i).path(), to, dtype, options.max_shard_gb));
     std::printf("%s\n", to.c_str());
   }
   const std::string path = JoinPath(options.to, "policy.json");
@@ -161,6 +165,8 @@ void AddPolicyCommands(CommandSet& commands) {
   out->add_option("--to", options->to, "directory to write; must be new or empty")->required();
   out->add_option("--policy", options->policy, "as for eval; default: what the run ended with");
   out->add_option("--precision", options->precision, "bf16 or fp32")->check(CLI::IsMember({"bf16", "fp32"}));
+  out->add_option("--max-shard-gb", options->max_shard_gb, "larger weights are cut into files of so many 10^9 bytes")
+      ->check(CLI::PositiveNumber);
   commands.SetBody(out, [options]() -> Result<int> { return Export(*options); });
 }
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "service/command.h"
+#include "service/event_log.h"
 #include "service/join.h"
 #include "service/roles.h"
 #include "service/supervised.h"
@@ -52,6 +53,7 @@ void AddRoleCommands(CommandSet& commands) {
                                                 ? LoadRun(options->run)
                                                 : JoinRun(options->join, options->directory, options->index, stop));
       const Status status = RunRole(name, options->index, run, stop);
+      AppendPeakMemory(run, name, options->index);
       if (!status.ok() && !(stop.load() && status.code() == StatusCode::kCancelled)) {
         LeaveLastWords(status.message());
         if (WorthAnotherStart(status)) return status;

@@ -147,11 +147,10 @@ TEST_F(BadInput, AMalformedLineOfImportedData) {
         "\"rewards\": [-1], \"done\": true}\n"
         "{\"messages\": oops\n");
   const std::vector<std::string> import = {"data.import=[" + folder_.File("data.jsonl") + "]", "online.rounds=0"};
-  ExpectFailedJob(RunJob(import), "data.jsonl:2: ");
-  // The good line was kept.
-  const auto count = Quern({"replay", "query", "--store", "run/replay", "--count", "--prompt-contains", "Wordle"});
-  EXPECT_EQ(count.code, 0) << count.err;
-  EXPECT_NE(count.out, "0\n");
+  ExpectOneLine(RunJob(import), 1, "data.jsonl:2: ");
+  EXPECT_FALSE(PathExists(folder_.File("run"))) << "nothing was begun";
+  const std::vector<std::string> heldout = {"data.heldout_import=[" + folder_.File("data.jsonl") + "]"};
+  ExpectOneLine(RunJob(heldout), 1, "data.jsonl:2: ");
 }
 
 TEST_F(BadInput, ImportedDataAlone) {

@@ -2,7 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
 #include "base/file.h"
+#include "model/hf/safetensors.h"
 #include "tests/shared_data.h"
 
 namespace quern {
@@ -74,6 +79,57 @@ TEST(ModelDirectory, SavedModelLoadsWithIdenticalTensors) {
     ASSERT_TRUE(SaveModelDirectory(again, *LoadModelConfig(copy), (*saved)->Source(), options).ok());
     for (const char* file : {"model.safetensors", "config.json"})
       EXPECT_EQ(*ReadFile(JoinPath(copy, file)), *ReadFile(JoinPath(again, file)));
+  }
+}
+
+TEST(ModelDirectory, ShardsHoldTheSameTensorsAsOneFile) {
+  ScratchFolder folder;
+  ModelConfig config;
+  config.vocab_size = 64;
+  config.hidden_size = 32;
+  config.intermediate_size = 48;
+  config.head_dim = 8;
+  config.layers = 3;
+  config.heads = 4;
+  config.kv_heads = 2;
+  Parameters parameters(config);
+  parameters.Initialize(config, 5);
+  const std::string dir = folder.File("m");
+  const auto check = [&](size_t files) {
+    const auto names = ListDirectory(dir);
+    ASSERT_TRUE(names.ok());
+    EXPECT_EQ(std::count_if(names->begin(), names->end(), [](const auto& n) { return n.ends_with(".safetensors"); }),
+              static_cast<std::ptrdiff_t>(files));
+    const auto saved = Checkpoint::Open(dir);
+    ASSERT_TRUE(saved.ok()) << saved.status().ToString();
+    EXPECT_TRUE((*saved)->CheckMatches(config).ok());
+    for (const ParameterInfo& info : ParameterLayout(config).parameters()) {
+      const TensorView a = parameters.View(info.name), b = *(*saved)->Find(info.name);
+      ASSERT_EQ(b.dtype, DType::kF32);
+      EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(4 * a.rows * a.cols)), 0) << info.name;
+    }
+  };
+  SaveOptions options{.dtype = DType::kF32, .source_dir = {}, .generation = std::nullopt};
+  ASSERT_TRUE(SaveModelDirectory(dir, config, parameters.Source(), options).ok());
+  check(1);
+  // An MLP matrix has 6 KiB, the embedding 8: both alone in a shard of 5,000 bytes.
+  options.max_shard_bytes = 5000;
+  ASSERT_TRUE(SaveModelDirectory(dir, config, parameters.Source(), options).ok());
+  const auto index = nlohmann::json::parse(*ReadFile(JoinPath(dir, "model.safetensors.index.json")));
+  EXPECT_EQ(index.at("metadata").at("total_size"), 4 * ParameterLayout(config).size());
+  EXPECT_EQ(index.at("weight_map").size(), ParameterLayout(config).parameters().size());
+  std::set<std::string> files;
+  for (const auto& [name, file] : index.at("weight_map").items()) files.insert(file);
+  EXPECT_GT(files.size(), 9u);
+  check(files.size());
+  for (const std::string& file : files) {
+    const auto bytes = MappedFile::Open(JoinPath(dir, file));
+    ASSERT_TRUE(bytes.ok());
+    const auto header = ParseSafetensors(bytes->bytes(), file);
+    ASSERT_TRUE(header.ok());
+    int64_t sum = 0;
+    for (const TensorInfo& tensor : header->tensors) sum += tensor.bytes();
+    EXPECT_TRUE(sum <= 5000 || header->tensors.size() == 1) << file << " " << sum;
   }
 }
 

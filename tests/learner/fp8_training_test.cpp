@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 
 #include "base/file.h"
@@ -67,6 +69,7 @@ std::vector<Setting> Settings() {
           {"fp8", Recipe::Fp8(), {.fp8_moments = true, .block = 2048}},
           {"fp8_plain", Recipe::Fp8(Recipe::Smooth::kOff), {}},
           {"delayed", Recipe::Fp8Delayed(), {.fp8_moments = true}},
+          {"delayed_row", Recipe::Fp8Delayed(Recipe::Smooth::kRow, kE4M3Gaudi), {.fp8_moments = true}},
           {"delayed_plain_gaudi", Recipe::Fp8Delayed(Recipe::Smooth::kOff, kE4M3Gaudi), {}}};
 }
 
@@ -285,6 +288,7 @@ TEST_F(ForcedOutlier, PerTensorScalingSpikesAndSmoothSwiGluStaysWithBf16) {
   const Run plain_rows = Grown(Recipe::Fp8(Smooth::kOff), teacher.parameters());
   const Run delayed = Grown(Recipe::Fp8Delayed(Smooth::kOff), teacher.parameters());
   const Run delayed_smooth = Grown(Recipe::Fp8Delayed(), teacher.parameters());
+  const Run delayed_rows = Grown(Recipe::Fp8Delayed(Smooth::kRow), teacher.parameters());
   std::printf("linear branch reached %.0f; loss against bf16 over the second half, and in the worst step:\n",
               smooth.linear_amax);
   const auto print = [&](const char* name, const Run& run) {
@@ -294,6 +298,7 @@ TEST_F(ForcedOutlier, PerTensorScalingSpikesAndSmoothSwiGluStaysWithBf16) {
   print("fp8", smooth);
   print("fp8 without smoothing", plain_rows);
   print("fp8_delayed", delayed_smooth);
+  print("fp8_delayed by token", delayed_rows);
   print("fp8_delayed without smoothing", delayed);
   EXPECT_NEAR(smooth.correlation, 1, 1e-3);
   EXPECT_EQ(smooth.saturated, 0) << "scales are of present values";
@@ -317,6 +322,57 @@ TEST(Fp8Memory, MomentsTakeTwoBytesAWeight) {
   EXPECT_EQ(bytes({}), 8);
   EXPECT_LT(bytes({.fp8_moments = true}), 2.05);
   EXPECT_LT(bytes({.fp8_moments = true, .block = 2048}), 2.05);
+}
+
+// Three tokens, three channels, the last of which squares its input: what four ways of scaling leave of it.
+TEST(SmoothScales, OfASmallExample) {
+  const double gate[3][3] = {{2, -1, 3}, {0.5, 1.5, -2}, {1, 0.2, 25}};
+  const double linear[3][3] = {{0.01, 0.8, 3}, {-0.02, -0.4, -2}, {0.015, 0.6, 25}};
+  const auto h = [&](int t, int c) { return linear[t][c] * gate[t][c] / (1 + std::exp(-gate[t][c])); };
+  using Factor = std::function<double(int t, int c)>;
+  // The cast values of h * factor under one scale, divided by the factor again; `amax` 0: of the present values.
+  const auto cast = [&](const Factor& factor, double amax, double expected[3][3]) {
+    for (int t = 0; amax == 0 && t < 3; ++t)
+      for (int c = 0; c < 3; ++c) expected[t][c] = h(t, c) * factor(t, c);
+    double most = amax;
+    for (int t = 0; amax == 0 && t < 3; ++t)
+      for (int c = 0; c < 3; ++c) most = std::max(most, std::abs(expected[t][c]));
+    const double scale = std::ldexp(1.0, PowerOfTwoExponent(static_cast<float>(most), kE4M3.max));
+    for (int t = 0; t < 3; ++t) {
+      for (int c = 0; c < 3; ++c) {
+        const auto code = FloatToFp8(static_cast<float>(h(t, c) * factor(t, c) * scale), kE4M3);
+        expected[t][c] = static_cast<double>(Fp8ToFloat(code, DType::kE4M3)) / scale / factor(t, c);
+      }
+    }
+  };
+  const auto expect = [](const double got[3][3], const std::vector<std::vector<double>>& table) {
+    for (size_t t = 0; t < 3; ++t)
+      for (size_t c = 0; c < 3; ++c) EXPECT_NEAR(got[t][c], table[t][c], 6e-7) << t << " " << c;
+  };
+  double out[3][3];
+  const auto none = [](int, int) { return 1.0; };
+  cast(none, 10, out);  // delayed: the last step's largest magnitude was 10
+  EXPECT_EQ(out[2][2], 14);
+  cast(none, 0, out);
+  EXPECT_EQ(out[2][2], 640);
+  EXPECT_NEAR(out[0][0], 0.019531, 1e-6);
+  EXPECT_NEAR(out[1][0], -0.007812, 1e-6);
+  EXPECT_NEAR(out[2][0], 0.011719, 1e-6);
+  const auto channel = [&](int, int c) {
+    double amax = 0;
+    for (const auto& token : linear) amax = std::max(amax, std::abs(token[c]));
+    return static_cast<double>(SmoothScale(static_cast<float>(amax)));
+  };
+  cast(channel, 0, out);
+  expect(out, {{0.017578, -0.21875, 9}, {-0.006348, -0.5, 0.46875}, {0.010742, 0.0625, 640}});
+  // The reference code divides a token by its largest magnitude itself; `row` here takes the power of two.
+  const auto largest = [&](int t) {
+    return std::max({std::abs(linear[t][0]), std::abs(linear[t][1]), std::abs(linear[t][2])});
+  };
+  cast([&](int t, int) { return 1 / largest(t); }, 0, out);
+  expect(out, {{0.017578, -0.210938, 8.25}, {-0.006348, -0.5, 0.46875}, {0.012207, 0.067139, 600}});
+  cast([&](int t, int) { return static_cast<double>(SmoothScale(static_cast<float>(largest(t)))); }, 0, out);
+  EXPECT_EQ(out[2][2], 640);
 }
 
 TEST(SmoothScales, ArePowersOfTwoThatBringAChannelBelowOne) {

@@ -103,7 +103,7 @@ TEST(Job, WrongTypeNamesLineKeyAndValue) {
 
 TEST(Job, ImpossibleValuesAreRefused) {
   EXPECT_EQ(ErrorOf(kMinimal, {"precision=fp17"}),
-            "'precision=fp17': 'precision' must be one of bf16, fp32, fp8, fp8_delayed, not 'fp17'");
+            "'precision=fp17': 'precision' must be one of bf16, fp32, fp8, fp8_delayed, fp8_delayed_gaudi, not 'fp17'");
   EXPECT_EQ(ErrorOf(kMinimal, {"data.collect.0.episodes=0"}),
             "'data.collect.0.episodes=0': 'data.collect.0.episodes' must be between 1 and 1e+09, not 0");
   EXPECT_EQ(ErrorOf(kMinimal, {"require.0.than=nobody"}).substr(0, 75),

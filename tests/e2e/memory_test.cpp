@@ -1,0 +1,88 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "tests/e2e/tiny_job.h"
+
+namespace quern {
+namespace {
+
+using Json = nlohmann::json;
+
+std::map<std::string, int64_t> Planned(const QuernProcess::Folder& folder) {
+  const auto plan = QuernProcess::Run(folder, {"plan", folder.File("tiny.yaml"), "-o", "json"});
+  EXPECT_EQ(plan.code, 0) << plan.err;
+  std::map<std::string, int64_t> bytes;
+  for (const Json& role : Json::parse(plan.out).at("memory")) bytes[role.at("role")] = role.at("bytes");
+  return bytes;
+}
+
+// The most of each role's processes.
+std::map<std::string, int64_t> Measured(const QuernProcess::Folder& folder) {
+  std::map<std::string, int64_t> bytes;
+  const auto text = ReadFile(folder.File("run/memory.jsonl"));
+  EXPECT_TRUE(text.ok()) << text.status().ToString();
+  for (const std::string& line : StrSplit(*text, '\n')) {
+    if (line.empty()) continue;
+    const Json json = Json::parse(line);
+    int64_t& most = bytes[json.at("role")];
+    most = std::max(most, json.at("peak_resident_bytes").get<int64_t>());
+  }
+  return bytes;
+}
+
+// docs/benchmarks.md has how near they come; machines, libraries and sanitizers differ, so there is room here.
+TEST(MemoryPlan, ForetellsTheLearnerAndTheActor) {
+  const QuernProcess::Folder folder;
+  const auto run = QuernProcess::Run(folder, RunArguments(folder));
+  ASSERT_EQ(run.code, 0) << run.err;
+  std::map<std::string, int64_t> planned = Planned(folder), measured = Measured(folder);
+  EXPECT_EQ(measured.size(), 4u);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  for (const char* role : {"learner", "actor"}) {
+    EXPECT_GT(planned[role], measured[role] * 2 / 3) << role << " " << measured[role];
+    EXPECT_LT(planned[role], measured[role] * 3 / 2) << role << " " << measured[role];
+  }
+#endif
+}
+
+// What a larger model needs can be told where it could not run.
+TEST(MemoryPlan, GrowsAsTheModelDoes) {
+  const QuernProcess::Folder folder;
+  WriteTinyJob(folder);
+  const auto plan = [&](std::vector<std::string> overrides) {
+    std::vector<std::string> arguments = {"plan",
+                                          folder.File("tiny.yaml"),
+                                          "-o",
+                                          "json",
+                                          "method=sft",
+                                          "compare=[]",
+                                          "model.config.hidden_size=512",
+                                          "model.config.intermediate_size=1536"};
+    arguments.insert(arguments.end(), overrides.begin(), overrides.end());
+    const auto ended = QuernProcess::Run(folder, arguments);
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    return Json::parse(ended.out);
+  };
+  const auto learner = [](const Json& json, const char* item) -> int64_t {
+    return json.at("memory").at(0).at("items").at(item);
+  };
+  const Json two = plan({"model.config.num_hidden_layers=2"});
+  const Json five = plan({"model.config.num_hidden_layers=5"});
+  const int64_t matrices = int64_t{4} * 512 * 512 + 3 * 512 * 1536;
+  const int64_t layer = matrices + 2 * 512;
+  EXPECT_EQ(five.at("parameters").get<int64_t>() - two.at("parameters").get<int64_t>(), 3 * layer);
+  for (const char* item : {"weights", "gradients"})
+    EXPECT_EQ(learner(five, item), 4 * five.at("parameters").get<int64_t>());
+  EXPECT_EQ(learner(five, "moments"), 8 * five.at("parameters").get<int64_t>());
+  EXPECT_GT(learner(five, "activations"), learner(two, "activations"));
+  // FP8 moments: 2 bytes a parameter of the matrices, and next to nothing for scales, norms and biases.
+  const Json fp8 = plan({"model.config.num_hidden_layers=5", "optimizer.moments=fp8", "optimizer.block=2048"});
+  EXPECT_GE(learner(fp8, "moments"), 2 * five.at("parameters").get<int64_t>());
+  EXPECT_LE(learner(fp8, "moments"), 2.02 * five.at("parameters").get<double>());
+}
+
+}  // namespace
+}  // namespace quern
