@@ -24,37 +24,22 @@ float Amax(const LinearWeight& weight, int64_t which) {
 }
 enum Which : int64_t { kInputs, kWeight, kGradients };
 
-Codes QuantizeInputs(Ops& ops, const LinearWeight& weight, const TensorView& x, Arena& arena,
-                     const CastRecord& record) {
-  const bool delayed = weight.recipe.delayed();
-  const Fp8Format& format = weight.recipe.forward;
+// A product's inputs or its gradients to codes, as the weight's recipe says.
+Codes Quantize(Ops& ops, const LinearWeight& weight, Which which, const TensorView& x, Arena& arena,
+               const CastRecord& record) {
+  const bool delayed = weight.recipe.delayed(), inputs = which == kInputs;
+  const Fp8Format& format = inputs ? weight.recipe.forward : weight.recipe.gradient;
   const Codes out{arena.New(format.dtype, x.rows, x.cols), arena.New(DType::kF32, 1, delayed ? 1 : x.rows)};
   QuantizeArgs args{.x = x,
-                    .column_scale = weight.input_scale,
+                    .column_scale = inputs ? weight.input_scale.view() : TensorView(),
                     .format = format,
-                    .codes = out.values,
-                    .scale = out.scale,
-                    .amax = record.amax,
-                    .counts = record.counts};
-  if (delayed) UseTensorScale(ops, Amax(weight, kInputs), args);
-  ops.Quantize(args);
-  return out;
-}
-
-Codes QuantizeGradients(Ops& ops, const LinearWeight& weight, const TensorView& dy, Arena& arena,
-                        const CastRecord& record) {
-  const bool delayed = weight.recipe.delayed();
-  const Fp8Format& format = weight.recipe.gradient;
-  const Codes out{arena.New(format.dtype, dy.rows, dy.cols), arena.New(DType::kF32, 1, delayed ? 1 : dy.rows)};
-  QuantizeArgs args{.x = dy,
-                    .format = format,
-                    .stochastic = delayed,
+                    .stochastic = delayed && !inputs,
                     .seed = record.seed,
                     .codes = out.values,
                     .scale = out.scale,
                     .amax = record.amax,
                     .counts = record.counts};
-  if (delayed) UseTensorScale(ops, Amax(weight, kGradients), args);
+  if (delayed) UseTensorScale(ops, Amax(weight, which), args);
   ops.Quantize(args);
   return out;
 }
@@ -121,7 +106,7 @@ void LinearForward(Ops& ops, const LinearWeight& weight, const TensorView& x, co
   MatMulArgs args{.a = x, .b = weight.forward.get(), .c = y, .bias = weight.bias, .accumulate = accumulate};
   const Arena::Scope scope(arena);
   if (weight.fp8()) {
-    const Codes codes = QuantizeInputs(ops, weight, x, arena, record);
+    const Codes codes = Quantize(ops, weight, kInputs, x, arena, record);
     args.a = codes.values;
     args.a_scale = codes.scale;
   }
@@ -134,11 +119,11 @@ void LinearBackward(Ops& ops, const LinearWeight& weight, const LinearGradients&
   MatMulArgs input{.a = args.dy, .b = weight.transposed.get(), .c = args.dx, .bias = {}};
   TensorView dy = args.dy, x = args.x;
   if (weight.fp8()) {
-    const Codes codes = QuantizeGradients(ops, weight, dy, arena, record);
+    const Codes codes = Quantize(ops, weight, kGradients, dy, arena, record);
     input.a = codes.values;
     input.a_scale = codes.scale;
     if (weight.recipe.delayed()) {
-      const Codes inputs = QuantizeInputs(ops, weight, x, arena, {});  // as the forward product had them
+      const Codes inputs = Quantize(ops, weight, kInputs, x, arena, {});  // as the forward product had them
       dy = arena.New(args.dy.dtype, dy.rows, dy.cols);
       x = arena.New(args.x.dtype, x.rows, x.cols);
       ops.Dequantize({.codes = codes.values, .scale = codes.scale, .y = dy});
