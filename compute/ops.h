@@ -164,7 +164,7 @@ struct KvWriteArgs {
 // in a fixed order: bit-equal in decode, prefill and training for any batch.
 //
 // Selective Attention (Leviathan et al. 2024, arXiv 2410.02703), where the layout says so: with L the scaled scores of
-// query head 0, S_ij = max(0, L_ij) for 0 < j < i and 0 elsewhere, F_ij = sum over rows k < i of S_kj; F_ij is
+// query head 0, S_ij = gain max(0, L_ij) for 0 < j < i and 0 elsewhere, F_ij = sum over rows k < i of S_kj; F_ij is
 // subtracted from the scaled scores of every head. Not with a window. `budget`: row i attends to at most so many
 // positions, itself and the first among them; those with the largest F (the earliest of equals) are left out, for good.
 struct AttentionArgs {
@@ -178,6 +178,7 @@ struct AttentionArgs {
   TensorView out;      // [T, heads * head_dim] act
   TensorView lse;      // [T, heads] acc: logsumexp of scaled scores, or empty when no backward follows
   int64_t budget = 0;  // selective layouts; 0: everything. At least 2
+  double gain = 1;     // selective layouts
   TensorView live{};   // [1, T] acc: position + 1 - sum over j of min(F_ij, live_tau) / live_tau; or empty
   float live_tau = 1.0f;
 };
@@ -198,6 +199,8 @@ struct AttentionBackwardArgs {
   // Selective: the loss has a term live_weight * (sum over sequences of the largest `live` of its rows).
   float live_weight = 0.0f;
   float live_tau = 1.0f;
+  double gain = 1;
+  TensorView dgain{};  // [1, 1] acc, +=, or empty
 };
 
 // h = silu(gate) * up (Shazeer 2020).

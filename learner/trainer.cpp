@@ -543,6 +543,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   adamw.step = step_;
   moments_.Step(adamw, parameters_, gradients_);
   if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(options_.ranks->AllGather(parameters_.flat(), slice_bounds_));
+  ClampSelectionGains(transformer_.config(), parameters_);
   UpdateFp8State();
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));
   if (polyak_) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/check.h"
@@ -35,6 +36,29 @@ CompressedCache::CompressedCache(const KvLayout& layout, const Compression& comp
     // Scores of the selecting head stay exact.
     layer.pruned.full_heads = layout.selective ? 1 : 0;
   }
+}
+
+std::unique_ptr<CompressedCache> CompressedCache::Copy() const {
+  KvLayout layout = layout_;
+  layout.layers = static_cast<int64_t>(layers_.size());
+  auto copy = std::make_unique<CompressedCache>(layout, compression_, prompt_);
+  copy->tokens_ = tokens_;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const Layer& from = layers_[l];
+    Layer& to = copy->layers_[l];
+    for (const Tensor& page : from.pages) {
+      to.pages.emplace_back(page.dtype(), page.rows(), page.cols());
+      std::memcpy(to.pages.back().view().data, page.view().data, static_cast<size_t>(page.bytes()));
+      to.table.push_back(to.pages.back().view().data);
+    }
+    to.selection = from.selection;
+    to.slots = from.slots;
+    to.query_squares = from.query_squares;
+    to.kept = from.kept;
+    to.pruned = from.pruned;
+    to.pruned.kept = to.kept.data();
+  }
+  return copy;
 }
 
 void CompressedCache::AddPage(Layer& layer, const PrunedKeys* pruned) {

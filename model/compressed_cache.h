@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,9 @@ class CompressedCache {
   // `layout`: the model's. `prompt`: so many tokens are read before channels are chosen; no step may hold both the last
   // of them and the first after it.
   CompressedCache(const KvLayout& layout, const Compression& compression, int64_t prompt);
+
+  // The same in memory of its own.
+  std::unique_ptr<CompressedCache> Copy() const;
 
   int64_t tokens() const { return tokens_; }
   // Makes room for `count` rows. Rows() are valid until Advance.

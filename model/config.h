@@ -39,6 +39,8 @@ struct ModelConfig {
   // Attention with selection by head 0 (compute/ops.h); key "quern_selective_attention" of config.json, which other
   // programs do not know. Not with a sliding window.
   bool selective_attention = false;
+  // Each layer learns by how much its head 0 selects, from nothing on: a model that was trained without selection.
+  bool selection_gain = false;
   int32_t bos_token_id = -1;  // -1: none
   std::vector<int32_t> eos_token_ids;
   int32_t pad_token_id = -1;

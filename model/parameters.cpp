@@ -1,5 +1,6 @@
 #include "model/parameters.h"
 
+#include <cstring>
 #include <map>
 #include <memory>
 
@@ -9,6 +10,8 @@
 namespace quern {
 
 std::string LayerPrefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+std::string SelectionGainName(int64_t layer) { return LayerPrefix(layer) + "self_attn.selection_gain"; }
 
 std::string SmoothScaleName(int64_t layer) { return LayerPrefix(layer) + "mlp.smooth_scale"; }
 
@@ -36,6 +39,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& c) {
       Add(p + "self_attn.q_norm.weight", 1, c.head_dim, false);
       Add(p + "self_attn.k_norm.weight", 1, c.head_dim, false);
     }
+    if (c.selection_gain) Add(SelectionGainName(layer), 1, 1, false);
     Add(p + "self_attn.o_proj.weight", c.hidden_size, c.q_size(), true);
     if (c.attention_output_bias) Add(p + "self_attn.o_proj.bias", 1, c.hidden_size, false);
     Add(p + "post_attention_layernorm.weight", 1, c.hidden_size, false);
@@ -103,9 +107,9 @@ void Parameters::Initialize(const ModelConfig& config, uint64_t seed) {
   uint64_t stream = 0;
   for (const ParameterInfo& info : layout_.parameters()) {
     Random random(seed, ++stream);
-    const bool bias = info.name.ends_with(".bias");
+    const bool zero = info.name.ends_with(".bias") || info.name.ends_with(".selection_gain");
     for (int64_t i = 0; i < info.rows * info.cols; ++i) {
-      set(info.offset + i, info.decay ? random.Normal() * config.initializer_range : (bias ? 0.0 : 1.0));
+      set(info.offset + i, info.decay ? random.Normal() * config.initializer_range : (zero ? 0.0 : 1.0));
     }
   }
   if (device_ != nullptr) device_->Upload(host, data_);
@@ -124,6 +128,13 @@ double ElementAsDouble(const TensorView& view, int64_t row, int64_t col) {
 }
 
 }  // namespace
+
+void ClampSelectionGains(const ModelConfig& config, const Parameters& parameters) {
+  for (int64_t layer = 0; config.selection_gain && layer < config.layers; ++layer) {
+    const TensorView gain = parameters.View(SelectionGainName(layer));
+    if (ElementAsDouble(gain, 0, 0) < 0) std::memset(gain.data, 0, static_cast<size_t>(DTypeSize(gain.dtype)));
+  }
+}
 
 TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& source) {
   const auto folded = std::make_shared<std::map<std::string, Tensor>>();

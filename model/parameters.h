@@ -40,6 +40,9 @@ class ParameterLayout {
 // "model.layers.3." for 3.
 std::string LayerPrefix(int64_t layer);
 
+// Name of what a layer's selections are multiplied by where ModelConfig::selection_gain is set; 0 or more.
+std::string SelectionGainName(int64_t layer);
+
 // Name of a layer's Smooth-SwiGLU scales ([1, F], powers of two), which belong to a weight version beside its weights.
 std::string SmoothScaleName(int64_t layer);
 
@@ -66,8 +69,8 @@ class Parameters {
   // `rows` rows starting at the weight `name`: q, k and v as one matrix.
   TensorView View(const std::string& name, int64_t rows) const;
   TensorSource Source() const;
-  // Normal(0, initializer_range) for matrices, 1 for norms, 0 for biases (the usual initialisation of the family); a
-  // pure function of (config, seed).
+  // Normal(0, initializer_range) for matrices, 1 for norms, 0 for biases and gains (the usual initialisation of the
+  // family); a pure function of (config, seed).
   void Initialize(const ModelConfig& config, uint64_t seed);
   // Copies every weight from `source`, converting to this dtype. A missing or misshapen weight is an error that names
   // it.
@@ -78,5 +81,8 @@ class Parameters {
   Ops* device_;  // null where the weights are in the host's memory
   Tensor data_;
 };
+
+// A selection masks, it never helps: gains below zero become zero.
+void ClampSelectionGains(const ModelConfig& config, const Parameters& parameters);
 
 }  // namespace quern

@@ -218,6 +218,7 @@ struct RolloutSection {
   int64_t max_failures =
       3;  // a task that failed on this many actors fails the job; an episode that kills so many is left out
   double max_quarantined = 0.01;  // share of a stage's episodes that may be left out so
+  int64_t kv_cache_mib = 2048;    // an actor: keys and values of all models, fixed at the start
 };
 
 // Data-parallel training: processes of this machine that share every batch (docs/methods.md).
@@ -277,6 +278,7 @@ struct Job {
   std::string model_name_or_path;               // a Hugging Face directory, or `model` below
   std::string chat_template = "auto";           // auto: the model directory's, where it has one | none
   SelfMadeModel model_config;                   // key model.config
+  bool model_selective_attention = false;       // key model.selective_attention: of a model that was trained without
   std::string model_tokenizer = "environment";  // key model.tokenizer: environment, or a directory with tokenizer.json
   std::string environment;                      // key environment.name
   OptionMap environment_options;                // every other key of `environment`

@@ -59,6 +59,9 @@ void CheckTrain(Checker& check, const std::string& section, const TrainSection& 
 
 void CheckModel(Checker& check, const Job& job) {
   if (!job.model_name_or_path.empty()) return;
+  if (job.model_selective_attention)
+    check.Fail("model.selective_attention",
+               "is for a model_name_or_path; a self-made model has model.config.selective_attention");
   const SelfMadeModel& m = job.model_config;
   if (m.hidden_size == 0) {
     check.Fail("model_name_or_path",

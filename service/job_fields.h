@@ -230,6 +230,7 @@ void Fields(V& v, RolloutSection& o) {
   v.Field("kv_cache_mib", o.kv_cache_mib);
   v.Field("max_failures", o.max_failures);
   v.Field("max_quarantined", o.max_quarantined);
+  v.Field("kv_cache_mib", o.kv_cache_mib);
 }
 
 template <class V>
@@ -269,11 +270,13 @@ void Fields(V& v, NetworkSection& o) {
 struct ModelSection {
   SelfMadeModel& config;
   std::string& tokenizer;
+  bool& selective_attention;
 };
 template <class V>
 void Fields(V& v, ModelSection& o) {
   v.Field("config", o.config);
   v.Field("tokenizer", o.tokenizer);
+  v.Field("selective_attention", o.selective_attention);
 }
 
 template <class V>
@@ -309,7 +312,7 @@ void Fields(V& v, DataSection& o) {
 
 template <class V>
 void Fields(V& v, Job& o) {
-  ModelSection model{o.model_config, o.model_tokenizer};
+  ModelSection model{o.model_config, o.model_tokenizer, o.model_selective_attention};
   EnvironmentSection environment{o.environment, o.environment_options};
   DataSection data{o.collect, o.import_files, o.heldout, o.heldout_files};
   v.Field("name", o.name);

@@ -187,6 +187,7 @@ Status CheckJob(Job& job) {
       return NotFound("model_name_or_path: " + job.model_name_or_path + ": no such directory");
     QUERN_RETURN_IF_ERROR(CheckSupported(job.model_name_or_path));
     QUERN_ASSIGN_OR_RETURN(config, LoadModelConfig(job.model_name_or_path));
+    config.selective_attention = config.selective_attention || job.model_selective_attention;
     QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(job.model_name_or_path));
     QUERN_ASSIGN_OR_RETURN(const auto chat_template, ChatTemplateOf(job, job.model_name_or_path));
     QUERN_RETURN_IF_ERROR(Dialogue::Make(*tokenizer, chat_template, {}).status());
@@ -221,6 +222,10 @@ Result<BaseModel> PrepareModel(const Run& run) {
   } else {
     model.directory = run.job.model_name_or_path;
     QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.directory));
+    if (run.job.model_selective_attention && !config.selective_attention) {
+      model.directory = run.Path("model");
+      QUERN_RETURN_IF_ERROR(AddSelectiveAttention(run.job.model_name_or_path, model.directory));
+    }
     QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model.directory));
     model.reserved_token = FindReservedToken(config, *tokenizer);
   }

@@ -382,7 +382,7 @@ class ReferenceOps : public Ops {
             raw[i][j] += scale * Get(args.qkv, s.row + static_cast<int64_t>(i), d) *
                          Get(args.qkv, s.row + static_cast<int64_t>(j), args.heads * dim + d);
           for (size_t k = 0; k < i; ++k)
-            if (j > 0 && j < k) masks[i][j] += std::max(0.0, raw[k][j]);
+            if (j > 0 && j < k) masks[i][j] += args.gain * std::max(0.0, raw[k][j]);
         }
       }
       for (int64_t i = s.row; i < s.row + s.count; ++i) {
@@ -427,10 +427,11 @@ class ReferenceOps : public Ops {
             if (raw[k][j] <= 0) continue;
             double dselected = 0;
             for (size_t i = k + 1; i < n; ++i) dselected += dmasks[i][j];
+            if (!args.dgain.empty()) Add(args.dgain, 0, 0, dselected * raw[k][j]);
             const int64_t row = s.row + static_cast<int64_t>(k), key = s.row + static_cast<int64_t>(j);
             for (int64_t d = 0; d < dim; ++d) {
-              Add(sums, row, d, scale * dselected * Get(args.qkv, key, args.heads * dim + d));
-              Add(sums, key, args.heads * dim + d, scale * dselected * Get(args.qkv, row, d));
+              Add(sums, row, d, args.gain * scale * dselected * Get(args.qkv, key, args.heads * dim + d));
+              Add(sums, key, args.heads * dim + d, args.gain * scale * dselected * Get(args.qkv, row, d));
             }
           }
         }
@@ -638,7 +639,7 @@ class ReferenceOps : public Ops {
         sum += Get(args.q, s.row + row, d) *
                Get(Page(s, p, layout), 0,
                    layout.KeyOffset(args.layer, 0) + layout.KeyElement(p % KvLayout::kPageTokens, d));
-      return std::max(0.0, sum * static_cast<double>(args.scale));
+      return args.gain * std::max(0.0, sum * static_cast<double>(args.scale));
     };
     const int64_t end = s.context + s.count;
     std::vector<std::vector<double>> all;  // [count + 1]

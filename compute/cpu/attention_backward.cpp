@@ -67,7 +67,8 @@ struct Selection {
         gradient(f + n * padded),
         below(gradient + n * padded),
         live_weight(args.live_weight),
-        tau(args.live_tau) {}
+        tau(args.live_tau),
+        gain(static_cast<float>(args.gain)) {}
 
   // q: head 0's rows.
   void Begin(const float* q, int64_t dim, const float* keys_t, float scale) {
@@ -79,7 +80,7 @@ struct Selection {
         const F16 sum = Load(below + j);
         const F16 s = InRange(j == 0 ? 1 : 0, Most(0, Least(i - j, kLanes)), Load(at) * Set(scale), Zero());
         Store(at, sum);
-        Store(below + j, sum + Max(s, Zero()));
+        Store(below + j, Fma(Max(s, Zero()), Set(gain), sum));
       }
     }
     for (int64_t i = 0; i < padded; ++i) below[i] = 0;
@@ -102,7 +103,7 @@ struct Selection {
   float* f;         // [n, padded]
   float* gradient;  // [n, padded]: of the loss by scaled scores, which is minus that by F
   float* below;     // [padded]: sum of the gradient over later rows
-  float live_weight, tau;
+  float live_weight, tau, gain;
 };
 
 // With s = scale q k, p = e^(s - lse), D = dout . out (Dao et al. 2022, appendix B.4): dv = p dout; dp = dout v;
@@ -134,6 +135,7 @@ void Backward(const AttentionBackwardArgs& args, const AttentionBackwardTask& ta
   float* ds = take(kStrip * padded);
 
   Selection selection(args, task.shared, kSelective ? n : 0, padded);
+  F16 dgain = Zero();
   if (kSelective && task.kv_head == args.kv_heads - 1) {
     // Head 0's queries and its keys stand where this task's gradients will.
     float* first_q = dkeys;
@@ -209,7 +211,8 @@ void Backward(const AttentionBackwardArgs& args, const AttentionBackwardTask& ta
               // 0 < position < row, and s > 0.
               F16 selected = IfLess(Zero(), s, Load(selection.below + position), Zero());
               selected = InRange(position == 0 ? 1 : 0, Most(0, Least(begin + r - position, kLanes)), selected, Zero());
-              by_score = by_score - selected;
+              by_score = by_score - selected * Set(selection.gain);
+              dgain = dgain - selected * (s * Set(args.scale));
               Store(selection.below + position, Load(selection.below + position) + sum);
             } else {
               Store(gradient, sum);
@@ -235,6 +238,7 @@ void Backward(const AttentionBackwardArgs& args, const AttentionBackwardTask& ta
       });
     }
   }
+  if (kSelective && task.kv_head == 0) *task.dgain = SumLanes(dgain);
   WithType(args.dqkv, [&](auto type) {
     for (int64_t r = 0; r < n; ++r) {
       auto* to = Row<decltype(type)>(args.dqkv, sequence.row + r);

@@ -249,16 +249,21 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
   }
   if (args.selective) {
     QUERN_CHECK(args.window == 0);
+    CheckAccOrEmpty(args.dgain, 1, 1, "dgain");
     const auto heads = static_cast<size_t>(args.kv_heads);
-    pool_->ParallelFor(static_cast<int64_t>(tasks.size() / heads), [&](int64_t i) {
+    std::vector<float> dgain(tasks.size() / heads);
+    pool_->ParallelFor(static_cast<int64_t>(dgain.size()), [&](int64_t i) {
       for (size_t head = heads; head-- > 0;) {
         cpu::AttentionBackwardTask task = tasks[static_cast<size_t>(i) * heads + head];
+        task.dgain = &dgain[static_cast<size_t>(i)];
         const int64_t shared = cpu::SelectiveBackwardScratch(task.sequence->count);
         task.shared = ThreadScratch(shared + cpu::AttentionBackwardScratch(args, task.sequence->count));
         task.scratch = task.shared + shared;
         kernels_->attention_backward(args, task);
       }
     });
+    if (!args.dgain.empty())
+      for (const float part : dgain) *args.dgain.Row<float>(0) += part;
     return;
   }
   pool_->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i) {

@@ -36,6 +36,7 @@ struct AttentionBackwardTask {
   int64_t kv_head = 0;
   float* scratch = nullptr;  // AttentionBackwardScratch floats
   float* shared = nullptr;   // SelectiveBackwardScratch floats, kept between the tasks of a sequence
+  float* dgain = nullptr;    // selective: set to the sequence's share of args.dgain by its last task
 };
 
 // Largest magnitudes of the updated moments.

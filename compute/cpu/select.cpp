@@ -17,6 +17,7 @@ void Select(const AttentionArgs& args, const SelectTask& task) {
     if (first + j >= sequence.context) carry[j] = 0;
   float* q = task.scratch;
   float* scores = q + kMaxTile * dim;
+  const F16 gain = Set(static_cast<float>(args.gain));
   WithTypes(TensorView{.dtype = layout.dtype}, args.q, [&](auto kv, auto act) {
     const auto* keys = static_cast<const decltype(kv)*>(sequence.pages[task.page]) + layout.KeyOffset(args.layer, 0);
     for (int64_t r = first > sequence.context ? first - sequence.context : 0; r < sequence.count;) {
@@ -38,7 +39,7 @@ void Select(const AttentionArgs& args, const SelectTask& task) {
           if (end <= begin) continue;
           F16 s = Load(scores + i * kPage + j) * Set(args.scale);
           s = InRange(begin, end < kLanes ? end : kLanes, s, Zero());
-          Store(carry + j, f + Max(s, Zero()));
+          Store(carry + j, Fma(Max(s, Zero()), gain, f));
         }
       }
       r += tile;

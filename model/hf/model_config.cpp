@@ -229,6 +229,9 @@ ModelConfig ReadModelConfig(const Json& json, std::vector<std::string>* problems
   config.mlp_bias = type == "llama" && fields.Bool("mlp_bias", false);
   config.qk_norm = type == "qwen3";
   config.selective_attention = fields.Bool("quern_selective_attention", false);
+  config.selection_gain = fields.Bool("quern_selection_gain", false);
+  if (config.selection_gain && !config.selective_attention)
+    fields.Problem("quern_selection_gain without quern_selective_attention is not supported");
   if (config.selective_attention && config.sliding_window > 0)
     fields.Problem("quern_selective_attention with a sliding window is not supported");
   config.eos_token_ids = TokenIds(fields, "eos_token_id");

@@ -87,6 +87,10 @@ struct SaveOptions {
 Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, const TensorSource& tensors,
                           const SaveOptions& options = {});
 
+// Writes the model of `from` with selective attention switched on and gains of zero (ModelConfig::selection_gain) to
+// `to`: the same function of the tokens, to the bit, until it is trained.
+Status AddSelectiveAttention(const std::string& from, const std::string& to);
+
 // What `quern inspect` prints. Fails only where the directory cannot be read at all.
 struct ModelReport {
   std::string family;  // model_type as written

@@ -119,6 +119,7 @@ std::string ModelConfigJson(const ModelConfig& config, DType dtype) {
     json["max_window_layers"] = config.sliding_window > 0 ? 0 : config.layers;
   }
   if (config.selective_attention) json["quern_selective_attention"] = true;
+  if (config.selection_gain) json["quern_selection_gain"] = true;
   return json.dump(2) + "\n";
 }
 

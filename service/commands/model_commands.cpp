@@ -25,6 +25,10 @@ struct TokenizeOptions {
   bool no_special = false;
 };
 
+struct RetrofitOptions {
+  std::string model, to;
+};
+
 struct InitOptions {
   std::string config;
   std::string tokenizer;
@@ -168,6 +172,19 @@ void AddModelCommands(CommandSet& commands) {
   command->add_option("--seed", init->seed, "of the weights");
   command->add_option("--to", init->to, "directory to write")->required();
   commands.SetBody(command, [init]() -> Result<int> { return Init(*init); });
+
+  auto retrofit = std::make_shared<RetrofitOptions>();
+  command = app.add_subcommand("retrofit", "selective attention for a model that was trained without: no change yet");
+  command->add_option("--model", retrofit->model, "model directory")->required();
+  command->add_option("--to", retrofit->to, "directory to write")->required();
+  commands.SetBody(command, [retrofit]() -> Result<int> {
+    if (PathExists(JoinPath(retrofit->to, "config.json")))
+      return AlreadyExists(retrofit->to + ": holds a model already; choose another --to");
+    QUERN_RETURN_IF_ERROR(CheckSupported(retrofit->model));
+    QUERN_RETURN_IF_ERROR(AddSelectiveAttention(retrofit->model, retrofit->to));
+    std::printf("%s\n", retrofit->to.c_str());
+    return kExitOk;
+  });
 }
 
 }  // namespace quern

@@ -44,6 +44,7 @@ struct Call {
   int64_t budget = 0;
   float scale = 1;
   float live_tau = 0.75f;
+  double gain = 1;
 
   void Attend(Ops& ops, const TensorView& qkv, const std::vector<SequenceRows>& sequences, const TensorView& out,
               const TensorView& lse, const TensorView& live) const {
@@ -57,6 +58,7 @@ struct Call {
                    .out = out,
                    .lse = lse,
                    .budget = budget,
+                   .gain = gain,
                    .live = live,
                    .live_tau = live_tau});
   }
@@ -71,7 +73,7 @@ Call MakeCall(const Shape& shape, DType dtype, int64_t budget) {
 
 // Queries and keys whose product is a given matrix: keys are unit vectors and row i's query is row i of the scores.
 struct Worked {
-  Worked(const std::vector<std::vector<std::vector<double>>>& logits, int64_t budget = 0) {
+  Worked(const std::vector<std::vector<std::vector<double>>>& logits, int64_t budget = 0, double gain = 1) {
     const auto heads = static_cast<int64_t>(logits.size()), n = static_cast<int64_t>(logits[0].size());
     qkv = Tensor(kReal, n, (heads + 2) * n);
     for (int64_t i = 0; i < n; ++i) {
@@ -83,6 +85,7 @@ struct Worked {
     }
     run = MakeCall({heads, 1, n}, kReal, budget);
     run.scale = run.live_tau = 1;
+    run.gain = gain;
     out = Tensor(kReal, n, heads * n);
     lse = Tensor(kReal, n, heads);
     live = Tensor(kReal, 1, n);
@@ -169,10 +172,18 @@ TEST(SelectiveDefinition, NothingSelectedIsPlainAttention) {
   EXPECT_TRUE(BitEqual(out, worked.out));
 }
 
+// Without a selection all positions are alike, and the earliest but the first are evicted: a window.
+TEST(SelectiveDefinition, WithoutGainABudgetIsAWindow) {
+  const Worked worked(kSixTokens, 3, 0);
+  for (const int64_t p : {1, 2, 3}) EXPECT_TRUE(std::isinf(worked.Mask(p))) << p;
+  for (const int64_t p : {0, 4, 5}) EXPECT_EQ(worked.Mask(p), 0) << p;
+}
+
 TEST(SelectiveDefinition, GradientAgainstDifferences) {
   const Shape shape = {4, 2, 3};
   Call run = MakeCall(shape, kReal, 0);
   run.scale = 0.7f;
+  run.gain = 0.8;
   const std::vector<int64_t> lengths = {6, 1, 8};
   const TestPages pages(run.layout, lengths);
   const Selections selections(run.layout, lengths);
@@ -180,7 +191,7 @@ TEST(SelectiveDefinition, GradientAgainstDifferences) {
   selections.Set(sequences);
   const auto ops = NewReferenceOps();
   const Tensor qkv = RandomTensor(kReal, 15, 8 * 3, 1), dout = RandomTensor(kReal, 15, 12, 2);
-  Tensor out(kReal, 15, 12), lse(kReal, 15, 4), live(kReal, 1, 15), dqkv(kReal, 15, 24);
+  Tensor out(kReal, 15, 12), lse(kReal, 15, 4), live(kReal, 1, 15), dqkv(kReal, 15, 24), dgain(kReal, 1, 1);
   constexpr double kLiveWeight = 0.25;
   const auto loss = [&] {
     run.Attend(*ops, qkv, sequences, out, lse, live);
@@ -207,7 +218,16 @@ TEST(SelectiveDefinition, GradientAgainstDifferences) {
                           .dqkv = dqkv,
                           .selective = true,
                           .live_weight = 0.25f,
-                          .live_tau = 0.75f});
+                          .live_tau = 0.75f,
+                          .gain = run.gain,
+                          .dgain = dgain});
+  run.gain += 1e-5;
+  const double more = loss();
+  run.gain -= 2e-5;
+  const double less = loss();
+  run.gain = 0.8;
+  EXPECT_NEAR((more - less) / 2e-5, GetElement(dgain, 0, 0), 1e-6);
+  EXPECT_GT(std::abs(GetElement(dgain, 0, 0)), 0.1);
   for (int64_t r = 0; r < 15; ++r) {
     for (int64_t c = 0; c < 24; ++c) {
       const double at = GetElement(qkv, r, c);
@@ -241,7 +261,8 @@ TEST_P(SelectiveTest, MatchesTheDefinition) {
   const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
   for (const Shape& shape : kShapes) {
     for (const int64_t budget : {0, 13, 400}) {
-      const Call run = MakeCall(shape, act(), budget);
+      Call run = MakeCall(shape, act(), budget);
+      run.gain = shape.dim == 8 ? 0.6 : 1;
       const int64_t width = shape.heads * shape.dim;
       const PaddedTensor qkv(RandomTensor(act(), rows, (shape.heads + 2 * shape.kv_heads) * shape.dim, 1), 6);
       const PaddedTensor out(Tensor(act(), rows, width), 3);
@@ -266,7 +287,8 @@ TEST_P(SelectiveTest, BackwardMatchesTheDefinition) {
   const std::vector<int64_t> lengths = {1, 45, 70};
   const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
   for (const Shape& shape : kShapes) {
-    const Call run = MakeCall(shape, act(), 0);
+    Call run = MakeCall(shape, act(), 0);
+    run.gain = shape.dim == 8 ? 0.6 : 1;
     const int64_t width = shape.heads * shape.dim;
     const PaddedTensor qkv(RandomTensor(act(), rows, (shape.heads + 2 * shape.kv_heads) * shape.dim, 1), 6);
     const TestPages pages(run.layout, lengths);
@@ -278,7 +300,9 @@ TEST_P(SelectiveTest, BackwardMatchesTheDefinition) {
     for (const DType grad : {kF32, act()}) {
       const PaddedTensor dout(RandomTensor(grad, rows, width, 2), 1);
       const PaddedTensor dqkv(RandomTensor(grad, rows, qkv.view().cols, 3), 4);
-      Tensor expected(kReal, rows, qkv.view().cols);
+      Tensor expected(kReal, rows, qkv.view().cols), dgain(kF32, 1, 1), expected_dgain(kReal, 1, 1);
+      SetElement(dgain, 0, 0, 2);
+      SetElement(expected_dgain, 0, 0, 2);
       AttentionBackwardArgs args = {.qkv = qkv,
                                     .sequences = sequences,
                                     .heads = shape.heads,
@@ -291,19 +315,26 @@ TEST_P(SelectiveTest, BackwardMatchesTheDefinition) {
                                     .dqkv = dqkv,
                                     .selective = true,
                                     .live_weight = 2,
-                                    .live_tau = 0.75f};
+                                    .live_tau = 0.75f,
+                                    .gain = run.gain,
+                                    .dgain = dgain};
       cpu_.AttentionBackward(args);
       args.dqkv = expected;
+      args.dgain = expected_dgain;
       reference_->AttentionBackward(args);
+      EXPECT_LE(WorstError(dgain, expected_dgain, 1e-3, 1e-4), 1) << "head dim " << shape.dim;
       EXPECT_LE(WorstError(dqkv, expected, 3e-5, grad == kBf16 ? 0x1.02p-8 : 3e-5), 1) << "head dim " << shape.dim;
       EXPECT_TRUE(dqkv.Intact());
 
       ThreadPool one(1);
       CpuOps alone(&one, GetParam().isa);
-      Tensor again(grad, rows, qkv.view().cols);
+      Tensor again(grad, rows, qkv.view().cols), dgain_again(kF32, 1, 1);
+      SetElement(dgain_again, 0, 0, 2);
       args.dqkv = again;
+      args.dgain = dgain_again;
       alone.AttentionBackward(args);
       EXPECT_TRUE(BitEqual(again, dqkv.view()));
+      EXPECT_TRUE(BitEqual(dgain_again, dgain));
     }
   }
 }

@@ -108,5 +108,57 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
     EXPECT_EQ(scored["logprobs"][7 + i], completion["logprobs"][i]) << i;
 }
 
+// A model that was trained without: selective attention is switched on without a change, and then learned.
+TEST(Selective, IsLearnedByAModelThatWasTrainedWithout) {
+  const QuernProcess::Folder folder;
+  const std::string rest =
+      "environment: {name: text, length: 60}\n"
+      "data:\n"
+      "  collect: [{player: writer, episodes: 64}]\n"
+      "  heldout: [{player: writer, part: heldout, episodes: 12}]\n"
+      "method: sft\n"
+      "evaluate: {episodes: 0}\n";
+  ASSERT_TRUE(WriteFileAtomic(folder.File("plain.yaml"),
+                              "model: {config: {model_type: qwen3, hidden_size: 32, num_hidden_layers: 2,\n"
+                              "                 num_attention_heads: 2, max_position_embeddings: 100}}\n"
+                              "sft: {max_steps: 20, learning_rate: 1e-2, batch_size: 8, warmup_steps: 2}\n" +
+                                  rest)
+                  .ok());
+  ASSERT_TRUE(
+      WriteFileAtomic(folder.File("more.yaml"),
+                      "model_name_or_path: plain\n"
+                      "model: {selective_attention: true}\n"
+                      "sft: {max_steps: 30, learning_rate: 1e-2, batch_size: 8, warmup_steps: 2, memory_loss: 0.1}\n" +
+                          rest)
+          .ok());
+  const auto quern = [&](const std::vector<std::string>& arguments) {
+    const auto ended = QuernProcess::Run(folder, arguments);
+    EXPECT_EQ(ended.code, 0) << arguments[0] << ": " << ended.err;
+    return ended.out;
+  };
+  const std::string plain = folder.File("plain"), retrofitted = folder.File("retrofitted"), run = folder.File("run");
+  quern({"run", folder.File("plain.yaml"), "output_dir=" + run});
+  quern({"export", "--run", run, "--to", plain});
+  quern({"replay", "export", "--store", run + "/replay", "--tag", "heldout", "--to", folder.File("texts.jsonl")});
+  quern({"retrofit", "--model", plain, "--to", retrofitted});
+  const auto scores = [&](const std::string& model) {
+    return quern({"score", "--model", model, "--input", folder.File("texts.jsonl")});
+  };
+  const std::string as_trained = scores(plain);
+  EXPECT_EQ(as_trained, scores(retrofitted)) << "nothing is selected yet";
+
+  quern({"run", folder.File("more.yaml"), "output_dir=" + folder.File("more")});
+  EXPECT_EQ(scores(folder.File("more/model")), as_trained) << "what the training started from";
+  std::vector<Json> steps;
+  for (Json& line : Lines(*ReadFile(folder.File("more/metrics.jsonl"))))
+    if (line.contains("live_share")) steps.push_back(std::move(line));
+  ASSERT_FALSE(steps.empty());
+  EXPECT_LT(steps.back()["live_share"], steps.front()["live_share"]);
+  quern({"export", "--run", folder.File("more"), "--to", folder.File("learned")});
+  const Json inspected = Json::parse(quern({"inspect", "--model", folder.File("learned"), "-o", "json"}));
+  EXPECT_EQ(inspected.dump().find("unsupported\":[\""), std::string::npos) << inspected;
+  EXPECT_NE(scores(folder.File("learned")), as_trained);
+}
+
 }  // namespace
 }  // namespace quern

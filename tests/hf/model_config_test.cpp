@@ -65,6 +65,10 @@ TEST(ModelConfig, SelectiveAttentionIsKeptInTheFile) {
   EXPECT_TRUE(Parse(Json::parse(written)).selective_attention);
   EXPECT_EQ(ModelConfigJson(Parse(Base("qwen3")), DType::kBf16).find("selective"), std::string::npos);
   ExpectError(With(With(Base("mistral"), "quern_selective_attention", true), "sliding_window", 8), "sliding window");
+  EXPECT_FALSE(Parse(json).selection_gain);
+  const Json gained = With(json, "quern_selection_gain", true);
+  EXPECT_TRUE(Parse(Json::parse(ModelConfigJson(Parse(gained), DType::kBf16))).selection_gain);
+  ExpectError(With(Base("qwen3"), "quern_selection_gain", true), "quern_selective_attention");
 }
 
 TEST(ModelConfig, KeyValueHeadsDefaultToHeadsInLlama) {

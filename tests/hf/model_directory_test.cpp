@@ -133,6 +133,40 @@ TEST(ModelDirectory, ShardsHoldTheSameTensorsAsOneFile) {
   }
 }
 
+TEST(ModelDirectory, SelectiveAttentionIsAddedToAModelTrainedWithout) {
+  ScratchFolder folder;
+  ModelConfig config;
+  config.vocab_size = 8;
+  config.hidden_size = config.intermediate_size = config.head_dim = 4;
+  config.layers = 2;
+  config.heads = config.kv_heads = 1;
+  Parameters parameters(config);
+  parameters.Initialize(config, 3);
+  ASSERT_TRUE(SaveModelDirectory(folder.File("m"), config, parameters.Source()).ok());
+  ASSERT_TRUE(AddSelectiveAttention(folder.File("m"), folder.File("s")).ok());
+  const auto added = LoadModelConfig(folder.File("s"));
+  ASSERT_TRUE(added.ok());
+  EXPECT_TRUE(added->selective_attention && added->selection_gain);
+  const auto before = Checkpoint::Open(folder.File("m")), after = Checkpoint::Open(folder.File("s"));
+  ASSERT_TRUE((*after)->CheckMatches(*added).ok());
+  EXPECT_EQ((*after)->tensors().size(), (*before)->tensors().size() + 2);
+  for (const TensorInfo& tensor : (*before)->tensors()) {
+    const TensorView a = *(*before)->Find(tensor.name), b = *(*after)->Find(tensor.name);
+    ASSERT_EQ(a.dtype, b.dtype);
+    EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(a.rows * a.cols * DTypeSize(a.dtype))), 0) << tensor.name;
+  }
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    EXPECT_EQ((*after)->Info(SelectionGainName(layer))->shape, std::vector<int64_t>{1});
+    EXPECT_EQ(static_cast<float>(*(*after)->Find(SelectionGainName(layer))->Row<Bf16>(0)), 0);
+  }
+  const Status again = AddSelectiveAttention(folder.File("s"), folder.File("t"));
+  EXPECT_NE(again.message().find("has selective attention already"), std::string::npos) << again.ToString();
+  config.model_type = "mistral";
+  config.sliding_window = 4;
+  ASSERT_TRUE(SaveModelDirectory(folder.File("w"), config, parameters.Source()).ok());
+  EXPECT_FALSE(AddSelectiveAttention(folder.File("w"), folder.File("t")).ok());
+}
+
 TEST(ModelDirectory, SaveRefusesMisshapenTensors) {
   ScratchFolder folder;
   ModelConfig config;

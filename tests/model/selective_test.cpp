@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "base/random.h"
+#include "base/thread_pool.h"
+#include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
 #include "methods/sft.h"
 #include "tests/reference_ops.h"
@@ -11,7 +13,7 @@
 namespace quern {
 namespace {
 
-TEST(SelectiveModel, GradientAgainstDifferences) {
+ModelConfig SmallConfig() {
   ModelConfig config;
   config.vocab_size = 11;
   config.hidden_size = 12;
@@ -23,11 +25,10 @@ TEST(SelectiveModel, GradientAgainstDifferences) {
   config.qk_norm = true;
   config.initializer_range = 0.5;
   config.selective_attention = true;
-  const auto ops = NewReferenceOps();
-  Trainer trainer(*ops, config, DType::kF64, 16, {});
-  trainer.parameters().Initialize(config, 5);
-  OptimizerOptions optimizer;
-  optimizer.memory_loss = 0.75f;
+  return config;
+}
+
+TrainingBatch SmallBatch() {
   TrainingBatch batch;
   Random random(3);
   for (const int64_t length : {9, 6}) {
@@ -42,6 +43,21 @@ TEST(SelectiveModel, GradientAgainstDifferences) {
       batch.rows.push_back(loss_row);
     }
   }
+  return batch;
+}
+
+void CheckGradients(bool with_gain) {
+  ModelConfig config = SmallConfig();
+  config.selection_gain = with_gain;
+  const auto ops = NewReferenceOps();
+  Trainer trainer(*ops, config, DType::kF64, 16, {});
+  trainer.parameters().Initialize(config, 5);
+  if (with_gain)
+    for (int64_t layer = 0; layer < config.layers; ++layer)
+      *trainer.parameters().View(SelectionGainName(layer)).Row<double>(0) = 0.7 + 0.5 * static_cast<double>(layer);
+  OptimizerOptions optimizer;
+  optimizer.memory_loss = 0.75f;
+  const TrainingBatch batch = SmallBatch();
   double live_share = 0;
   const auto loss = [&] {
     QUERN_CHECK(trainer.Begin(optimizer, std::nullopt).ok());
@@ -58,7 +74,12 @@ TEST(SelectiveModel, GradientAgainstDifferences) {
   const TensorView parameters = trainer.parameters().flat();
   double largest = 0;
   for (int64_t i = 0; i < parameters.cols; ++i) largest = std::max(largest, std::abs(gradients.Row<double>(0)[i]));
-  for (int64_t i = 0; i < parameters.cols; i += 7) {
+  std::vector<int64_t> checked;
+  for (int64_t i = 0; i < parameters.cols; i += 7) checked.push_back(i);
+  if (with_gain)
+    for (int64_t layer = 0; layer < config.layers; ++layer)
+      checked.push_back(trainer.parameters().layout().Find(SelectionGainName(layer)).offset);
+  for (const int64_t i : checked) {
     double& value = parameters.Row<double>(0)[i];
     const double at = value;
     value = at + 1e-5;
@@ -68,6 +89,46 @@ TEST(SelectiveModel, GradientAgainstDifferences) {
     value = at;
     // The loss coefficient 1/n is given in single precision.
     ASSERT_NEAR((above - below) / 2e-5, gradients.Row<double>(0)[i], 2e-6 * largest) << i;
+  }
+}
+
+TEST(SelectiveModel, GradientAgainstDifferences) { CheckGradients(false); }
+TEST(SelectiveModel, GradientWithGains) { CheckGradients(true); }
+
+// A gain of zero is a model without selection, to the bit; it has a gradient, and no step takes it below zero.
+TEST(SelectiveModel, GainsStartAtNothingAndStayAtOrAboveIt) {
+  ThreadPool pool(1);
+  const auto ops = NewCpuOps(&pool);
+  ModelConfig plain = SmallConfig(), gained = SmallConfig();
+  plain.selective_attention = false;
+  gained.selection_gain = true;
+  OptimizerOptions optimizer;
+  optimizer.learning_rate = 0.1f;
+  optimizer.memory_loss = 0.5f;
+  const TrainingBatch batch = SmallBatch();
+  Trainer before(*ops, plain, DType::kF32, 16, {}), after(*ops, gained, DType::kF32, 16, {});
+  before.parameters().Initialize(plain, 5);
+  ASSERT_TRUE(after.parameters()
+                  .CopyFrom([&](const std::string& name) -> Result<TensorView> {
+                    static const Tensor zero(DType::kF32, 1, 1);
+                    if (name.ends_with("selection_gain")) return zero.view();
+                    return before.parameters().View(name);
+                  })
+                  .ok());
+  ASSERT_TRUE(before.Begin({}, std::nullopt).ok());
+  ASSERT_TRUE(after.Begin(optimizer, std::nullopt).ok());
+  EXPECT_EQ(before.Score(batch), after.Score(batch));
+
+  const auto gain = [&](int64_t layer) { return *after.parameters().View(SelectionGainName(layer)).Row<float>(0); };
+  ASSERT_TRUE(after.Step(batch, SftObjective(), nullptr).ok());
+  EXPECT_GT(gain(0), 0);  // fewer entries are wanted
+  *after.parameters().View(SelectionGainName(1)).Row<float>(0) = 1e-9f;
+  *after.gradients().View(SelectionGainName(1)).Row<float>(0) = 0;
+  optimizer.memory_loss = 0;
+  ASSERT_TRUE(after.Begin(optimizer, std::nullopt).ok());
+  for (int step = 0; step < 30; ++step) {
+    ASSERT_TRUE(after.Step(batch, SftObjective(), nullptr).ok());
+    for (int64_t layer = 0; layer < 2; ++layer) ASSERT_GE(gain(layer), 0);
   }
 }
 
