@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/strings.h"
-#include "model/compressed_cache.h"
 
 namespace quern {
 
@@ -16,6 +15,18 @@ const char* FinishReasonName(FinishReason reason) {
   }
   return "?";
 }
+
+namespace {
+
+constexpr int64_t kPage = KvLayout::kPageTokens;
+// Tokens that must come from a prefix under way before a sequence waits for it.
+constexpr int64_t kWorthWaiting = 16;
+// Of the budget, for selections at the ends of pages.
+constexpr int64_t kSelectionsPart = 16;
+// Of the budget at most, for prompts under a compression: they give way to sequences.
+constexpr int64_t kPromptsPart = 8;
+
+}  // namespace
 
 struct Engine::Sequence {
   int64_t id = 0;
@@ -34,9 +45,12 @@ struct Engine::Sequence {
 
   bool admitted() const { return !pages.empty() || !own.empty(); }
   // Of open() tokens, those that one step may read.
-  int64_t StepTokens(int64_t left) const {
-    if (own.empty()) return std::min(open(), left);
-    return std::min(left, cached < prompt ? std::min(open(), prompt - cached) : 1);
+  int64_t StepTokens(int64_t left, bool to_page_end, bool to_last_of_prompt) const {
+    int64_t count = std::min(open(), left);
+    if (to_page_end) count = std::min(count, kPage - cached % kPage);
+    if (own.empty()) return count;
+    if (to_last_of_prompt && cached < prompt - 1) return std::min(count, prompt - 1 - cached);
+    return std::min(count, cached < prompt ? prompt - cached : 1);
   }
   int64_t open() const { return static_cast<int64_t>(tokens.size()) - cached; }
   void Add(KvPage* page) {
@@ -52,10 +66,6 @@ struct Engine::Sequence {
 };
 
 namespace {
-
-constexpr int64_t kPage = KvLayout::kPageTokens;
-// Tokens that must come from a prefix under way before a sequence waits for it.
-constexpr int64_t kWorthWaiting = 16;
 
 int64_t PagesFor(int64_t positions) { return (positions + kPage - 1) / kPage; }
 
@@ -109,17 +119,19 @@ void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
   for (auto& [id, sequence] : sequences_) DropPages(*sequence);
   policy_ = std::move(policy);
   std::vector<KvLayout> layouts;
-  shares_prefixes_ = options_.share_prefixes;
+  selective_ = false;
   for (const auto& model : policy_->models) {
     layouts.push_back(model->transformer.kv_layout());
-    // What a shared page's positions are masked by is each sequence's own.
-    shares_prefixes_ = shares_prefixes_ && !layouts.back().selective;
+    selective_ = selective_ || layouts.back().selective;
   }
-  if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {  // then sharing is the same as well
+  kept_selections_.Clear();
+  kept_prompts_.Clear();
+  if (cache_ != nullptr && SameLayouts(cache_->layouts(), layouts)) {
     cache_->Forget();
   } else {
     cache_.reset();  // its memory goes before the new one's comes
-    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes, shares_prefixes_);
+    const int64_t selections = selective_ && options_.share_prefixes ? options_.kv_bytes / kSelectionsPart : 0;
+    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes - selections, options_.share_prefixes);
   }
 }
 
@@ -156,6 +168,7 @@ void Engine::Generate(int64_t sequence, GenerateOptions options) {
   if (s.prompt == 0) s.prompt = static_cast<int64_t>(s.tokens.size());
   if (s.own.empty()) return;
   const int64_t more = CompressedBytes(s) - s.reserved_bytes;
+  kept_prompts_.Shrink(std::max<int64_t>(0, options_.kv_bytes - own_bytes_ - more));
   if (own_bytes_ + more > options_.kv_bytes) return DropPages(s);
   s.reserved_bytes += more;
   own_bytes_ += more;
@@ -229,28 +242,91 @@ bool Engine::AwaitsPrefix(const Sequence& s, int64_t cached) const {
     const Sequence& other = *p.sequence;
     // Not for one that decodes: what it will have is not known, and what it has is in the cache.
     if (p.count == 1 && !other.completion.tokens.empty()) continue;
-    if (other.cached + p.count < cached + kWorthWaiting) continue;
+    const auto shared = [&](int64_t tokens) { return selective_ ? tokens / kPage * kPage : tokens; };
+    if (shared(other.cached + p.count) < cached + kWorthWaiting) continue;
     const auto end = s.tokens.end() - 1;
     const auto mismatch = std::mismatch(s.tokens.begin(), end, other.tokens.begin(), other.tokens.end()).first;
-    if (mismatch - s.tokens.begin() >= cached + kWorthWaiting) return true;
+    if (shared(mismatch - s.tokens.begin()) >= cached + kWorthWaiting) return true;
   }
   return false;
 }
 
-// Sequences under a compression share nothing, and are admitted once there is room for the most they may need.
+// Whether other sequences under a compression may come to use what this one reads of its prompt.
+bool Engine::SharesPrompt(const Sequence& s) const {
+  int64_t bytes = 0;
+  for (const KvLayout& layout : cache_->layouts()) bytes += PagesFor(s.prompt) * layout.page_bytes();
+  return options_.share_prefixes && s.prompt > kWorthWaiting && bytes <= options_.kv_bytes / kPromptsPart;
+}
+
+// Whether this step reads a part of the very prompt of `s`, under a compression.
+bool Engine::AwaitsPrompt(const Sequence& s) const {
+  return std::any_of(planned_.begin(), planned_.end(), [&](const Planned& p) {
+    const Sequence& other = *p.sequence;
+    return other.prompt == s.prompt && other.cached < s.prompt - 1 &&
+           std::equal(s.tokens.begin(), s.tokens.begin() + s.prompt - 1, other.tokens.begin());
+  });
+}
+
+void Engine::KeepPrompt(const Sequence& s) {
+  int64_t bytes = 0;
+  std::vector<std::unique_ptr<CompressedCache>> copies;
+  for (const auto& cache : s.own) {
+    copies.push_back(cache->Copy());
+    bytes += cache->bytes();
+  }
+  kept_prompts_.Keep({s.tokens.begin(), s.tokens.begin() + s.cached}, std::move(copies), bytes);
+  kept_prompts_.Shrink(std::min(options_.kv_bytes / kPromptsPart, options_.kv_bytes - own_bytes_));
+}
+
+// Sequences under a compression are admitted once there is room for the most they may need. What each keeps is its own,
+// but equal prompts are read once: until its last token a prompt is whole.
 Engine::Admission Engine::AdmitCompressed(Sequence& s) {
+  if (SharesPrompt(s) && AwaitsPrompt(s)) return Admission::kAwaitsPrefix;
   const int64_t bytes = CompressedBytes(s);
+  kept_prompts_.Shrink(std::max<int64_t>(0, options_.kv_bytes - own_bytes_ - bytes));
   if (own_bytes_ + bytes > options_.kv_bytes) {
     // Those between two generations are read again later.
     for (auto& [id, other] : sequences_)
       if (!other->generating) DropPages(*other);
     if (own_bytes_ + bytes > options_.kv_bytes) return Admission::kNoRoom;
   }
-  for (const KvLayout& layout : cache_->layouts())
-    s.own.push_back(std::make_unique<CompressedCache>(layout, policy_->compression, s.prompt));
+  if (const auto* kept = kept_prompts_.Find({s.tokens.begin(), s.tokens.begin() + s.prompt - 1}); kept != nullptr) {
+    for (const auto& cache : *kept) s.own.push_back(cache->Copy());
+    s.cached = s.prompt - 1;
+    shared_tokens_ += s.cached;
+  } else {
+    for (const KvLayout& layout : cache_->layouts())
+      s.own.push_back(std::make_unique<CompressedCache>(layout, policy_->compression, s.prompt));
+  }
   s.reserved_bytes = bytes;
   own_bytes_ += bytes;
   return Admission::kAdmitted;
+}
+
+// Of a beginning that was found, what a model with selective attention can use.
+void Engine::KeepToSelections(KvCache::Prefix& prefix) {
+  if (prefix.tail != nullptr) cache_->Release(*prefix.tail);
+  prefix.tail = nullptr;
+  prefix.tail_tokens = 0;
+  while (!prefix.pages.empty() && kept_selections_.Find(prefix.pages.back()->serial) == nullptr) {
+    cache_->Release(*prefix.pages.back());
+    prefix.pages.pop_back();
+  }
+}
+
+// Of a sequence whose last page has become full.
+void Engine::KeepSelections(const Sequence& s) {
+  std::vector<std::vector<float>> selections(s.selections.size());
+  int64_t bytes = 0;
+  for (size_t m = 0; m < selections.size(); ++m) {
+    const KvLayout& layout = cache_->layouts()[m];
+    if (!layout.selective) continue;
+    const auto begin = s.selections[m].begin();
+    selections[m].assign(begin, begin + s.cached / kPage * layout.selection_elements());
+    bytes += static_cast<int64_t>(selections[m].size() * sizeof(float));
+  }
+  kept_selections_.Keep(s.pages[static_cast<size_t>(s.cached / kPage) - 1]->serial, std::move(selections), bytes);
+  kept_selections_.Shrink(options_.kv_bytes / kSelectionsPart);
 }
 
 // Gives a sequence without pages what the cache has of its beginning, where there is room for the rest.
@@ -258,7 +334,9 @@ Engine::Admission Engine::Admit(Sequence& s) {
   if (!policy_->compression.off()) return AdmitCompressed(s);
   KvCache::Prefix prefix;
   // The last token is always computed: its logits are what is asked for.
-  if (shares_prefixes_) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
+  if (options_.share_prefixes) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
+  if (selective_) KeepToSelections(prefix);
+  if (selective_ && !prefix.pages.empty()) s.selections = *kept_selections_.Find(prefix.pages.back()->serial);
   for (KvPage* page : prefix.pages) s.Add(page);
   s.cached = static_cast<int64_t>(s.pages.size()) * kPage;
   const auto undo = [&](Admission why) {
@@ -266,7 +344,7 @@ Engine::Admission Engine::Admit(Sequence& s) {
     DropPages(s);
     return why;
   };
-  if (shares_prefixes_ && AwaitsPrefix(s, s.cached + prefix.tail_tokens)) return undo(Admission::kAwaitsPrefix);
+  if (options_.share_prefixes && AwaitsPrefix(s, s.cached + prefix.tail_tokens)) return undo(Admission::kAwaitsPrefix);
   const int64_t needed = PagesFor(static_cast<int64_t>(s.tokens.size()) + 1) - static_cast<int64_t>(s.pages.size());
   while (cache_->available_pages() < needed) {
     // Where nothing else can go on, this one goes on with what there is.
@@ -309,7 +387,7 @@ Status Engine::Schedule() {
       if (admission == Admission::kNoRoom) break;
       if (admission == Admission::kAwaitsPrefix) continue;
     }
-    const int64_t count = s.StepTokens(left);
+    const int64_t count = s.StepTokens(left, selective_ && options_.share_prefixes && s.own.empty(), SharesPrompt(s));
     bool fits = EnsurePages(s, s.cached + count);
     while (!fits && Preempt(planned_.empty() ? 0 : id, id)) fits = EnsurePages(s, s.cached + count);
     if (!fits) continue;
@@ -370,6 +448,7 @@ TensorView Engine::PolicyLogits() {
     if (!s.own.empty()) {
       for (const auto& cache : s.own) cache->Advance(p.count);
       s.cached += p.count;
+      if (s.cached == s.prompt - 1 && SharesPrompt(s)) KeepPrompt(s);
       continue;
     }
     for (int64_t left = p.count; left > 0;) {
@@ -379,6 +458,7 @@ TensorView Engine::PolicyLogits() {
       s.cached += count;
       left -= count;
     }
+    if (selective_ && options_.share_prefixes && s.cached % kPage == 0) KeepSelections(s);
   }
   if (n == 0) return {};
   return Combined(model_logits);

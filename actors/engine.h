@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "actors/kv_cache.h"
+#include "actors/lru_store.h"
 #include "actors/served_model.h"
 #include "base/deadline.h"
 #include "base/status.h"
+#include "model/compressed_cache.h"
 #include "model/sampler.h"
 
 namespace quern {
@@ -19,7 +21,7 @@ namespace quern {
 struct EngineOptions {
   int64_t max_step_tokens = 512;        // rows of one forward pass: decodes first, then chunks of prompts
   int64_t kv_bytes = int64_t{2} << 30;  // budget of all models' caches together
-  bool share_prefixes = true;           // sequences that begin alike use the same pages; never with selective attention
+  bool share_prefixes = true;           // sequences that begin alike compute their beginning once
 };
 
 struct GenerateOptions {
@@ -106,6 +108,11 @@ class Engine {
   Admission AdmitCompressed(Sequence& sequence);
   int64_t CompressedBytes(const Sequence& sequence) const;
   bool AwaitsPrefix(const Sequence& sequence, int64_t cached) const;
+  bool SharesPrompt(const Sequence& sequence) const;
+  bool AwaitsPrompt(const Sequence& sequence) const;
+  void KeepToSelections(KvCache::Prefix& prefix);
+  void KeepSelections(const Sequence& sequence);
+  void KeepPrompt(const Sequence& sequence);
   bool EnsurePages(Sequence& sequence, int64_t positions);
   bool Preempt(int64_t younger_than, int64_t keep);
   void DropPages(Sequence& sequence);
@@ -118,7 +125,12 @@ class Engine {
   EngineOptions options_;
   std::shared_ptr<const Policy> policy_;
   std::unique_ptr<KvCache> cache_;
-  bool shares_prefixes_ = true;
+  // With selective attention a beginning can be shared where it is known how far its positions are masked: at the ends
+  // of full pages, by the page's serial; one selection a model.
+  bool selective_ = false;
+  LruStore<uint64_t, std::vector<std::vector<float>>> kept_selections_;
+  // Under a compression: prompts but their last token, read and whole; one cache a model.
+  LruStore<std::vector<int32_t>, std::vector<std::unique_ptr<CompressedCache>>> kept_prompts_;
   int64_t own_bytes_ = 0;  // that sequences under a compression may come to need
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;

@@ -10,6 +10,8 @@
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
+#include "tests/actors/same_completion.h"
+#include "tests/resident.h"
 
 namespace quern {
 namespace {
@@ -36,9 +38,20 @@ struct Turn {
   GenerateOptions options;
 };
 
-class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
+struct Case {
+  Recipe recipe;
+  bool selective = false;
+  Compression compression{};
+
+  std::string Name() const {
+    return std::string(RecipeName(recipe)) + (selective ? "_selective" : "") + (compression.off() ? "" : "_compressed");
+  }
+};
+
+class EnginePropertyTest : public ::testing::TestWithParam<Case> {
  protected:
   EnginePropertyTest() : pool_(2), ops_(NewCpuOps(&pool_)), config_(SmallConfig()) {
+    config_.selective_attention = GetParam().selective;
     scales_ = Tensor(DType::kF32, 1, config_.intermediate_size);
     for (int64_t c = 0; c < scales_.cols(); ++c) scales_.Row<float>(0)[c] = c % 3 == 0 ? 0.25f : 4.0f;
   }
@@ -53,13 +66,14 @@ class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
   std::shared_ptr<Policy> NewPolicy(uint64_t seed, const std::string& content = "") {
     Parameters parameters(config_);
     parameters.Initialize(config_, seed);
-    auto model = std::make_shared<ServedModel>(*ops_, config_, GetParam(), kPositions);
+    auto model = std::make_shared<ServedModel>(*ops_, config_, GetParam().recipe, kPositions);
     QUERN_CHECK(model->weights.Load(WithScales(parameters)).ok());
     model->content = content;
     auto policy = std::make_shared<Policy>();
     policy->label = "test";
     policy->models = {model};
     policy->head = std::make_shared<SingleModelHead>();
+    policy->compression = GetParam().compression;
     return policy;
   }
 
@@ -69,12 +83,13 @@ class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
     return ids;
   }
 
-  // Sequences of one to three turns, many of which begin alike.
+  // Sequences of one to three turns, many of which begin alike; some begin with the very prompt of another.
   std::vector<std::vector<Turn>> Episodes(Random& random, size_t count) {
     std::vector<std::vector<int32_t>> beginnings;
     for (int i = 0; i < 3; ++i) beginnings.push_back(Tokens(random, 150));
     std::vector<std::vector<Turn>> episodes(count);
-    for (std::vector<Turn>& episode : episodes) {
+    for (size_t e = 0; e < count; ++e) {
+      std::vector<Turn>& episode = episodes[e];
       const uint64_t turns = 1 + random.Below(3);
       for (uint64_t t = 0; t < turns; ++t) {
         Turn turn;
@@ -85,6 +100,7 @@ class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
         const std::vector<int32_t> more = Tokens(random, t == 0 ? 40 : 10);
         turn.tokens.insert(turn.tokens.end(), more.begin(), more.end());
         if (t == 0) turn.tokens.push_back(1);
+        if (t == 0 && e > 0 && random.Below(4) == 0) turn.tokens = episodes[random.Below(e)][0].tokens;
         GenerateOptions& o = turn.options;
         o.max_new_tokens = static_cast<int64_t>(1 + random.Below(30));
         o.seed = random.Below(1000);
@@ -135,13 +151,6 @@ class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
     return trainer.Score(batch);
   }
 
-  static void ExpectSame(const Completion& a, const Completion& b) {
-    ASSERT_EQ(a.tokens, b.tokens);
-    ASSERT_EQ(a.log_probs.size(), b.log_probs.size());
-    EXPECT_EQ(std::memcmp(a.log_probs.data(), b.log_probs.data(), a.log_probs.size() * sizeof(float)), 0);
-    EXPECT_EQ(a.finish_reason, b.finish_reason);
-  }
-
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   ModelConfig config_;
@@ -150,9 +159,9 @@ class EnginePropertyTest : public ::testing::TestWithParam<Recipe> {
 
 TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
   const char* asked = std::getenv("QUERN_ENGINE_ROUNDS");
-  const int rounds = asked == nullptr ? 12 : std::atoi(asked);
+  const int rounds = asked == nullptr ? 8 : std::atoi(asked);
   const auto policy = NewPolicy(4);
-  Trainer trainer(*ops_, config_, GetParam(), kPositions, {});
+  Trainer trainer(*ops_, config_, GetParam().recipe, kPositions, {});
   trainer.parameters().Initialize(config_, 4);
   ASSERT_TRUE(trainer.CopyFrom(WithScales(trainer.parameters())).ok());
   ASSERT_TRUE(trainer.Begin({}, std::nullopt).ok());
@@ -161,7 +170,10 @@ TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
     SCOPED_TRACE(round);
     Random random(100, static_cast<uint64_t>(round));
     const std::vector<std::vector<Turn>> episodes = Episodes(random, 24);
-    const int64_t page = policy->models[0]->transformer.kv_layout().page_bytes();
+    const KvLayout layout = policy->models[0]->transformer.kv_layout();
+    const int64_t page = GetParam().compression.off()
+                             ? layout.page_bytes()
+                             : CompressedCache::MostBytes(layout, GetParam().compression, 190, 300) / 4;
     EngineOptions options;
     options.max_step_tokens = static_cast<int64_t>(1 + random.Below(round % 2 == 0 ? 24 : 400));
     options.kv_bytes = page * static_cast<int64_t>(random.Below(2) == 0 ? 7 + random.Below(12) : 400);
@@ -225,6 +237,7 @@ TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
         log_probs.insert(log_probs.end(), got[e][t].log_probs.begin(), got[e][t].log_probs.end());
         ++compared;
       }
+      if (!GetParam().compression.off()) continue;
       const std::vector<float> scored = Scored(trainer, episodes[e], got[e]);
       ASSERT_EQ(scored.size(), log_probs.size());
       EXPECT_EQ(std::memcmp(scored.data(), log_probs.data(), scored.size() * sizeof(float)), 0);
@@ -233,12 +246,21 @@ TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
   }
   // The rounds did what they are there for.
   EXPECT_GT(shared, 0);
-  EXPECT_GT(preemptions, 0);
+  if (GetParam().compression.off()) {
+    EXPECT_GT(preemptions, 0);
+  }
   EXPECT_GT(compared, rounds * 15);
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, EnginePropertyTest, ::testing::Values(DType::kBf16, DType::kF32, Recipe::Fp8()),
-                         [](const auto& tested) { return RecipeName(tested.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Policies, EnginePropertyTest,
+    ::testing::Values(Case{DType::kBf16}, Case{DType::kF32}, Case{Recipe::Fp8()},
+                      Case{.recipe = DType::kBf16, .selective = true},
+                      Case{.recipe = DType::kBf16, .compression = {.key_channels = 5, .query_window = 8, .recent = 8}},
+                      Case{.recipe = DType::kBf16,
+                           .selective = true,
+                           .compression = {.budgets = {20, 50}, .key_channels = 5, .query_window = 8, .recent = 8}}),
+    [](const auto& tested) { return tested.param.Name(); });
 
 class EngineSharingTest : public EnginePropertyTest {
  protected:
@@ -273,6 +295,57 @@ TEST_P(EngineSharingTest, ChainsOfOneQuestionComputeItsPromptOnce) {
   for (const int64_t id : ids) engine.Close(id);
   EXPECT_EQ(engine.used_pages(), 0);
 }
+
+using EngineSelectiveSharingTest = EngineSharingTest;
+
+// How far positions are masked is known at the ends of pages only: those are shared.
+TEST_P(EngineSelectiveSharingTest, ChainsOfOneQuestionShareItsFullPages) {
+  Random random(1);
+  std::vector<int32_t> prompt(150);
+  for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
+  Engine engine(*ops_, {});
+  engine.SetPolicy(NewPolicy(1));
+  std::vector<int64_t> ids;
+  for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
+  Drain(engine);
+  EXPECT_EQ(engine.shared_tokens(), 15 * 128);
+  EXPECT_EQ(engine.prompt_tokens(), 150 + 15 * 22);
+  EXPECT_EQ(engine.used_pages(), 2 + 16);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, EngineSelectiveSharingTest,
+                         ::testing::Values(Case{.recipe = DType::kBf16, .selective = true}),
+                         [](const auto& tested) { return tested.param.Name(); });
+
+using EngineCompressedSharingTest = EngineSharingTest;
+
+TEST_P(EngineCompressedSharingTest, EqualPromptsAreReadOnce) {
+  Random random(1);
+  std::vector<int32_t> prompt(150);
+  for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
+  Engine engine(*ops_, {});
+  engine.SetPolicy(NewPolicy(1));
+  std::vector<int64_t> ids;
+  for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
+  Drain(engine);
+  EXPECT_EQ(engine.prompt_tokens(), 150 + 15);
+  EXPECT_EQ(engine.shared_tokens(), 15 * 149);
+  // Another prompt that begins alike is another one: what is kept of it is chosen at its end.
+  prompt.push_back(1);
+  Ask(engine, prompt);
+  Drain(engine);
+  EXPECT_EQ(engine.prompt_tokens(), 150 + 15 + 151);
+  // Other weights have read nothing.
+  engine.SetPolicy(NewPolicy(2));
+  Ask(engine, prompt);
+  Drain(engine);
+  EXPECT_EQ(engine.prompt_tokens(), 150 + 15 + 151 + 151);
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, EngineCompressedSharingTest,
+                         ::testing::Values(Case{.recipe = DType::kBf16,
+                                                .compression = {.key_channels = 5, .query_window = 8, .recent = 8}}),
+                         [](const auto& tested) { return tested.param.Name(); });
 
 TEST_P(EngineSharingTest, TheNextTurnUsesThePagesOfTheTurnBeforeAlsoAfterItWasClosed) {
   Engine engine(*ops_, {});
@@ -338,8 +411,9 @@ TEST_P(EngineSharingTest, ManyRequestsArriveAreAbandonedAndTimeOutWithoutLosingA
   Engine engine(*ops_, {.max_step_tokens = 64, .kv_bytes = 24 * page});
   engine.SetPolicy(policy);
   std::vector<int64_t> open;
-  int64_t finished = 0;
+  int64_t finished = 0, half_way = 0;
   for (int arrived = 0; arrived < 1000 || !open.empty();) {
+    if (arrived == 500) half_way = testing::ResidentBytes();
     if (arrived < 1000 && open.size() < 40) {
       const int64_t id = engine.Open();
       engine.Extend(id, std::vector<int32_t>(1 + random.Below(120), static_cast<int32_t>(random.Below(5))));
@@ -365,6 +439,7 @@ TEST_P(EngineSharingTest, ManyRequestsArriveAreAbandonedAndTimeOutWithoutLosingA
   }
   EXPECT_GT(finished, 300);
   EXPECT_EQ(engine.used_pages(), 0);
+  EXPECT_LT(testing::ResidentBytes() - half_way, 8 << 20);
 }
 
 TEST_P(EngineSharingTest, ReturnsTheLikeliestIdsAndTheSamplingMaskOfEachStep) {
@@ -401,8 +476,8 @@ TEST_P(EngineSharingTest, ReturnsTheLikeliestIdsAndTheSamplingMaskOfEachStep) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, EngineSharingTest, ::testing::Values(DType::kBf16),
-                         [](const auto& tested) { return RecipeName(tested.param); });
+INSTANTIATE_TEST_SUITE_P(Policies, EngineSharingTest, ::testing::Values(Case{DType::kBf16}),
+                         [](const auto& tested) { return tested.param.Name(); });
 
 }  // namespace
 }  // namespace quern

@@ -9,6 +9,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
 #include "model/compressed_cache.h"
+#include "tests/actors/same_completion.h"
 
 namespace quern {
 namespace {
@@ -87,13 +88,6 @@ class EngineTest : public ::testing::Test {
       }
     }
     return out;
-  }
-
-  static void ExpectSame(const Completion& a, const Completion& b) {
-    EXPECT_EQ(a.tokens, b.tokens);
-    ASSERT_EQ(a.log_probs.size(), b.log_probs.size());
-    EXPECT_EQ(std::memcmp(a.log_probs.data(), b.log_probs.data(), a.log_probs.size() * sizeof(float)), 0);
-    EXPECT_EQ(a.finish_reason, b.finish_reason);
   }
 
   ThreadPool pool_;

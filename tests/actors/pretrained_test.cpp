@@ -7,6 +7,7 @@
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "learner/loss_head.h"
+#include "model/compressed_cache.h"
 #include "model/hf/model_directory.h"
 #include "model/tokenizer/tokenizer.h"
 #include "tests/reference_ops.h"
@@ -75,6 +76,71 @@ TEST(Pretrained, WritesThePublishedGreedyText) {
   if (!text.empty() && text.front() == ' ' && expected->front() != ' ') text.erase(0, 1);
   // The reference stops after 200 positions, the first of which is the start token.
   EXPECT_EQ(text.substr(0, expected->size()), *expected);
+}
+
+// ThinK on texts of the model's own: five of eight key channels are enough for it.
+TEST(Pretrained, FewerKeyChannelsHardlyChangeTheLoss) {
+  QUERN_NEED_SHARED_DATA("stories260k");
+  ThreadPool pool(2);
+  const auto ops = NewCpuOps(&pool);
+  auto model = LoadServedModel(*ops, SharedData("stories260k") + "/hf", DType::kF32);
+  ASSERT_TRUE(model.ok()) << model.status().ToString();
+  const auto measure = [&](int64_t channels, int64_t* bytes) {
+    auto policy = std::make_shared<Policy>();
+    policy->label = "stories";
+    policy->models = {*model};
+    policy->head = std::make_shared<SingleModelHead>();
+    Engine engine(*ops, {});
+    engine.SetPolicy(policy);
+    std::vector<int64_t> ids;
+    for (uint64_t i = 0; i < 8; ++i) {
+      GenerateOptions options;
+      options.max_new_tokens = 383;
+      options.seed = i;
+      ids.push_back(engine.Open());
+      engine.Extend(ids.back(), std::vector<int32_t>{1});
+      engine.Generate(ids.back(), options);
+    }
+    while (engine.HasWork()) QUERN_CHECK(engine.Step().ok());
+    const Transformer& transformer = (*model)->transformer;
+    const LossHead head(*ops, transformer);
+    const Compression compression = {.key_channels = channels};
+    std::vector<std::unique_ptr<CompressedCache>> caches;
+    std::vector<CompressedCache*> all;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      caches.push_back(std::make_unique<CompressedCache>(transformer.kv_layout(), compression, 64));
+      all.push_back(caches.back().get());
+    }
+    double loss = 0;
+    Arena arena;
+    for (int64_t at = 0; at < 383;) {
+      const Arena::Scope scope(arena);
+      const int64_t count = at == 0 ? 64 : 1;
+      TokenBatch batch;
+      std::vector<LossRow> rows;
+      for (size_t i = 0; i < ids.size(); ++i) {
+        const std::vector<int32_t>& tokens = engine.tokens(ids[i]);
+        all[i]->Reserve(count);
+        rows.push_back({.row = batch.rows() + count - 1, .target = tokens[static_cast<size_t>(at + count)]});
+        batch.Add(tokens.data() + at, count, at, nullptr);
+      }
+      const TensorView hidden = arena.New(DType::kF32, batch.rows(), transformer.config().hidden_size);
+      transformer.Forward((*model)->weights, batch, CompressedView(transformer.kv_layout(), compression, all, batch),
+                          arena, hidden);
+      for (const float log_prob : head.Score((*model)->weights, hidden, rows, arena).log_probs)
+        loss -= static_cast<double>(log_prob);
+      for (CompressedCache* cache : all) cache->Advance(count);
+      at += count;
+    }
+    *bytes = caches[0]->bytes();
+    return loss / (8 * 320);
+  };
+  int64_t whole_bytes = 0, bytes = 0;
+  const double whole = measure(8, &whole_bytes), pruned = measure(5, &bytes);
+  // 383 positions: five of six pages have 13 of 16 channels of keys and values.
+  EXPECT_EQ(bytes * 96, whole_bytes * (5 * 13 + 16));
+  EXPECT_NEAR(pruned / whole, 1, 0.03);
+  EXPECT_NE(pruned, whole);
 }
 
 TEST(Pretrained, ScoresAgreeWithAnIndependentForwardInDouble) {

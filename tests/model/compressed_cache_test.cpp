@@ -29,11 +29,11 @@ class CompressedCacheTest : public ::testing::TestWithParam<DType> {
     config_.qk_norm = true;
     config_.initializer_range = 0.2;
   }
-  void MakeModel(bool selective) {
+  void MakeModel(bool selective, int64_t positions = 400) {
     config_.selective_attention = selective;
     Parameters parameters(config_);
     parameters.Initialize(config_, 3);
-    transformer_ = std::make_unique<Transformer>(*ops_, config_, GetParam(), 400);
+    transformer_ = std::make_unique<Transformer>(*ops_, config_, GetParam(), positions);
     weights_ = std::make_unique<Weights>(*ops_, config_, GetParam(), false);
     ASSERT_TRUE(weights_->Load(parameters.Source()).ok());
     Random random(5);
@@ -183,6 +183,63 @@ TEST_P(CompressedCacheTest, EvictionAndFewerChannelsTogether) {
   EXPECT_LT(MeanDifference(all.log_probs, evicted.log_probs), GetParam() == DType::kBf16 ? 0.02 : 1e-5);
   EXPECT_GT(MeanDifference(both.log_probs, evicted.log_probs), 1e-3);
   EXPECT_LT(MeanDifference(both.log_probs, evicted.log_probs), 1);
+}
+
+// What is evicted has no channels, and what has fewer channels may still be evicted: of a long text the cache that is
+// left is the product of what either leaves, up to the pages that are not full.
+TEST_P(CompressedCacheTest, TheSavingsMultiply) {
+  MakeModel(true, 1700);
+  Random random(6);
+  texts_.resize(1);
+  texts_[0].resize(1664);
+  for (int32_t& id : texts_[0]) id = static_cast<int32_t>(random.Below(61));
+  const std::vector<int64_t> budgets = {800, 800};
+  const auto left = [&](const Compression& compression) {
+    return static_cast<double>(ReadTexts(compression, 1600, 400).caches[0]->bytes());
+  };
+  const double all = left({}), evicted = left({.budgets = budgets}) / all, pruned = left({.key_channels = 4}) / all;
+  const double both = left({.budgets = budgets, .key_channels = 4}) / all;
+  EXPECT_NEAR(evicted, 0.52, 0.04);
+  EXPECT_NEAR(pruned, 0.77, 0.03) << "of two thirds of the heads three quarters of the keys go";
+  EXPECT_NEAR(both, evicted * pruned, 0.02);
+}
+
+TEST_P(CompressedCacheTest, ACopyGoesOnByItself) {
+  MakeModel(true);
+  texts_.resize(1);
+  const Compression compression = {.budgets = {40, 60}, .key_channels = 6, .query_window = 16, .recent = 20};
+  const Read whole = ReadTexts(compression, 200, 200);
+  const KvLayout layout = transformer_->kv_layout();
+  Arena arena;
+  const LossHead head(*ops_, *transformer_);
+  const auto step = [&](CompressedCache& cache, int64_t count) {
+    const Arena::Scope scope(arena);
+    TokenBatch batch;
+    CompressedCache* caches[] = {&cache};
+    std::vector<LossRow> rows;
+    for (int64_t i = 0; i < count; ++i)
+      rows.push_back({.row = i, .target = texts_[0][static_cast<size_t>(cache.tokens() + i + 1)]});
+    cache.Reserve(count);
+    batch.Add(texts_[0].data() + cache.tokens(), count, cache.tokens(), nullptr);
+    const TensorView hidden = arena.New(GetParam(), count, config_.hidden_size);
+    transformer_->Forward(*weights_, batch, CompressedView(layout, compression, caches, batch), arena, hidden);
+    const std::vector<float> log_probs = head.Score(*weights_, hidden, rows, arena).log_probs;
+    cache.Advance(count);
+    return log_probs;
+  };
+  CompressedCache first(layout, compression, 200);
+  step(first, 199);
+  // From before the prompt's end, and from behind pages that are pruned already.
+  for (const int64_t until : {int64_t{199}, int64_t{300}}) {
+    while (first.tokens() < until) step(first, 1);
+    const std::unique_ptr<CompressedCache> copy = first.Copy();
+    EXPECT_EQ(copy->bytes(), first.bytes());
+    std::vector<float> got;
+    while (copy->tokens() < 320)
+      for (const float log_prob : step(*copy, 1)) got.push_back(log_prob);
+    EXPECT_TRUE(SameBits(got, {whole.log_probs.begin() + until, whole.log_probs.begin() + 320}));
+    EXPECT_EQ(first.tokens(), until);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Precisions, CompressedCacheTest, ::testing::Values(DType::kF32, DType::kBf16),
