@@ -1,6 +1,7 @@
 #include "actors/chain_program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 
 #include "actors/records.h"
@@ -27,6 +28,9 @@ struct ChainRun {
   int solve = kSolveNotReached;  // which of chain.stages wrote the path
   Placeholders values;
   PathFacts facts;
+  // Under a compression: what it changed the log-probabilities of the chain's tokens by, and how many those are.
+  double difference = 0;
+  int64_t compared = 0;
   std::string failure;  // what stopped it before its last stage
   v1::Chain chain;
 };
@@ -98,6 +102,7 @@ class ChainPlayer {
       for (Completion& completion : completions) {
         const Place place = open_.at(completion.sequence);
         open_.erase(completion.sequence);
+        if (!engine_.policy()->compression.off()) CompareLogProbs(completion, *place.chain);
         engine_.Close(completion.sequence);
         QUERN_RETURN_IF_ERROR(EndStage(place, completion));
       }
@@ -170,6 +175,8 @@ class ChainPlayer {
     stage.set_name(spec.name());
     SetInt32s(ids, stage.mutable_prompt_token_ids());
     *stage.mutable_sampling() = spec.sampling();
+    if (task_.policy().sampling().has_compression())
+      *stage.mutable_sampling()->mutable_compression() = task_.policy().sampling().compression();
     // The stream of the chain's stage, whatever else is played beside it.
     const uint64_t which = (run.hinted ? kHintedBit : 0) | run.number;
     const uint64_t seed =
@@ -193,6 +200,14 @@ class ChainPlayer {
     engine_.Generate(sequence, std::move(generate));
     open_.emplace(sequence, place);
     return {};
+  }
+
+  void CompareLogProbs(const Completion& completion, ChainRun& run) {
+    const std::vector<float> whole = engine_.WholeLogProbs(engine_.tokens(completion.sequence));
+    const size_t first = whole.size() - completion.log_probs.size();
+    for (size_t i = 0; i < completion.log_probs.size(); ++i)
+      run.difference += std::abs(static_cast<double>(completion.log_probs[i] - whole[first + i]));
+    run.compared += std::ssize(completion.log_probs);
   }
 
   Status EndStage(const Place& place, const Completion& completion) {
@@ -301,6 +316,8 @@ class ChainPlayer {
     record.set_uid(StrCat(record.uid(), question.episode, run.hinted ? "/h" : "/", run.number));
     record.set_task(question.question->id);
     record.set_episode_seed(question.index);
+    if (run.compared > 0)
+      record.set_log_prob_difference(static_cast<float>(run.difference / static_cast<double>(run.compared)));
     QUERN_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, dialogue_.Opening(question.prompt));
     AppendTokens(prompt, {}, false, record);
     AddMessage("user", question.prompt, record);

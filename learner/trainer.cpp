@@ -400,7 +400,7 @@ Result<StepReport> Trainer::AccumulateTree(std::span<const TrainingBatch> shards
                          AccumulateTree(shards, lo, split, whole, objective, bootstrap, gradients, depth + 1));
   if (spare_gradients_.size() <= depth) spare_gradients_.resize(depth + 1);
   std::unique_ptr<Parameters>& spare = spare_gradients_[depth];
-  if (spare == nullptr) spare = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype());
+  if (spare == nullptr) spare = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype(), &ops_);
   ops_.Fill(spare->flat(), 0);
   QUERN_ASSIGN_OR_RETURN(const StepReport right,
                          AccumulateTree(shards, split, hi, whole, objective, bootstrap, *spare, depth + 1));

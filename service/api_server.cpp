@@ -103,11 +103,13 @@ struct Exchange {
   std::string id;
   int64_t created = 0;
   Deadline deadline;
-  Clock::time_point arrived;
+  Clock::time_point arrived = {};
+  std::string versions = {};       // of the weights that its tokens came from
+  bool begun = false;              // there is a token
   std::list<Choice> choices = {};  // stay where they are: the engine calls back into their text
 
   int64_t count() const { return static_cast<int64_t>(request.prompts.size()) * request.n; }
-  ApiAnswer Answer(const ApiModel& model) const { return {model, request, id, created}; }
+  ApiAnswer Answer(const ApiModel& model) const { return {model, request, id, created, versions}; }
   ApiUsage Usage() const {
     ApiUsage usage;
     for (const std::vector<int32_t>& prompt : request.prompts) usage.prompt_tokens += std::ssize(prompt);
@@ -126,7 +128,11 @@ class EngineServer : public ApiServer {
       : options_(options), engine_(ops, options.engine), started_(std::time(nullptr)) {
     metrics_.Set(kUpSince, UnixSeconds());
     engine_.SetPolicy(served.policy);
-    model_ = {options.model_name, std::move(served), std::min(engine_.max_positions(), engine_.max_cached_tokens())};
+    version_ = served.version;
+    const int64_t vocabulary = served.vocab_size();
+    served.policy = nullptr;  // the engine has it until it has another
+    model_ = {options.model_name, std::move(served), std::min(engine_.max_positions(), engine_.max_cached_tokens()),
+              vocabulary};
   }
 
   Status Listen() {
@@ -145,12 +151,20 @@ class EngineServer : public ApiServer {
     read_.Close();
     if (reader_.joinable()) reader_.join();
     if (stepper_.joinable()) stepper_.join();
-    for (const auto& exchange : read_.Take(false)) Refuse(*exchange->reply, 503, kStopping);
+    for (const auto& exchange : read_.Take(false))
+      if (exchange != nullptr) Refuse(*exchange->reply, 503, kStopping);
     for (const Unread& request : unread_.Take(false)) Refuse(*request.reply, 503, kStopping);
     http_.reset();  // calls Route until it is gone
   }
 
   int port() const override { return http_->port(); }
+  void Replace(std::function<Result<ServedPolicy>()> load) override {
+    {
+      std::lock_guard lock(counters_mutex_);
+      replacement_ = std::move(load);
+    }
+    read_.Put(nullptr);
+  }
   Counters counters() const override {
     std::lock_guard lock(counters_mutex_);
     return counters_;
@@ -164,7 +178,8 @@ class EngineServer : public ApiServer {
     if (request.path == "/healthz" && get) {
       reply->Send(200, "text/plain", "ok\n");
     } else if (request.path == "/v1/models" && get) {
-      reply->Send(200, kJson, ModelsJson(model_, started_));
+      std::lock_guard lock(counters_mutex_);
+      reply->Send(200, kJson, ModelsJson(model_, version_, started_));
     } else if (request.path == "/metrics" && get) {
       reply->Send(200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Text());
     } else if (!chat && request.path != "/v1/completions") {
@@ -219,7 +234,10 @@ class EngineServer : public ApiServer {
   // The engine's thread, and what follows.
   void Run() {
     while (!read_.closed()) {
-      for (std::unique_ptr<Exchange>& exchange : read_.Take(/*wait=*/exchanges_.empty())) Begin(std::move(exchange));
+      auto arrived = read_.Take(/*wait=*/exchanges_.empty());
+      TakeReplacement();
+      for (std::unique_ptr<Exchange>& exchange : arrived)
+        if (exchange != nullptr) Begin(std::move(exchange));
       EndThose([&](Exchange& e) { return Abandoned(e); });
       if (!exchanges_.empty()) {
         if (Result<std::vector<Completion>> finished = engine_.Step(); finished.ok()) {
@@ -235,6 +253,27 @@ class EngineServer : public ApiServer {
     EndThose([&](Exchange& e) { return Fail(e, 503, kStopping); });
   }
 
+  void TakeReplacement() {
+    std::function<Result<ServedPolicy>()> load;
+    {
+      std::lock_guard lock(counters_mutex_);
+      load = std::exchange(replacement_, nullptr);
+    }
+    if (!load) return;
+    Result<ServedPolicy> served = load();
+    if (!served.ok()) return LogWarning("the weights stay: " + served.status().message());
+    const Transformer& model = served->policy->models[0]->transformer;
+    if (served->vocab_size() != model_.vocab_size || model.max_positions() < engine_.max_positions())
+      return LogWarning(StrCat("the weights stay: ", served->version, " is of another model"));
+    engine_.SetPolicy(served->policy);
+    for (const auto& exchange : exchanges_)
+      exchange->versions = exchange->begun ? exchange->versions + "," + served->version : served->version;
+    LogInfo("now serving weights " + served->version);
+    std::lock_guard lock(counters_mutex_);
+    version_ = served->version;
+    ++counters_.replaced;
+  }
+
   void EndThose(const std::function<bool(Exchange&)>& ended) {
     std::erase_if(exchanges_, [&](const std::unique_ptr<Exchange>& exchange) {
       if (!ended(*exchange)) return false;
@@ -246,6 +285,7 @@ class EngineServer : public ApiServer {
 
   void Begin(std::unique_ptr<Exchange> exchange) {
     const ApiRequest& request = exchange->request;
+    exchange->versions = version_;
     for (int64_t i = 0; i < exchange->count(); ++i) {
       const std::vector<int32_t>& prompt = request.prompts[static_cast<size_t>(i / request.n)];
       Choice& choice = exchange->choices.emplace_back(Choice{.index = i,
@@ -288,6 +328,10 @@ class EngineServer : public ApiServer {
   bool Deliver(Exchange& exchange) {
     const bool all = std::all_of(exchange.choices.begin(), exchange.choices.end(),
                                  [](const Choice& choice) { return choice.finished; });
+    exchange.begun =
+        exchange.begun || std::any_of(exchange.choices.begin(), exchange.choices.end(), [&](const Choice& c) {
+          return c.finished || !engine_.progress(c.sequence).tokens.empty();
+        });
     const ApiAnswer answer = exchange.Answer(model_);
     if (exchange.request.stream) {
       for (Choice& choice : exchange.choices) Stream(exchange, answer, choice);
@@ -379,7 +423,8 @@ class EngineServer : public ApiServer {
     counters_ = {.choices = std::ssize(by_sequence_),
                  .used_pages = engine_.used_pages(),
                  .generated_tokens = engine_.generated_tokens(),
-                 .cancelled = cancelled_};
+                 .cancelled = cancelled_,
+                 .replaced = counters_.replaced};
   }
 
   const ApiServerOptions options_;
@@ -395,6 +440,8 @@ class EngineServer : public ApiServer {
   int64_t cancelled_ = 0;
   mutable std::mutex counters_mutex_;
   Counters counters_;
+  std::string version_;  // written by the engine's thread
+  std::function<Result<ServedPolicy>()> replacement_;
   std::thread reader_, stepper_;
   std::unique_ptr<HttpServer> http_;
 };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -27,11 +28,17 @@ class ApiServer {
   virtual ~ApiServer() = default;  // answers what is under way with 503
   virtual int port() const = 0;
 
+  // Other weights: the engine's thread calls `load` between two steps and goes on with what it gives, the newest where
+  // several wait. Answers under way go on, too, and name every version that their tokens came from. What fails to load,
+  // or has another vocabulary or fewer positions, is logged and changes nothing. Thread-safe.
+  virtual void Replace(std::function<Result<ServedPolicy>()> load) = 0;
+
   struct Counters {
     int64_t choices = 0;  // under way
     int64_t used_pages = 0;
     int64_t generated_tokens = 0;
     int64_t cancelled = 0;  // requests whose client had gone
+    int64_t replaced = 0;   // policies
   };
   virtual Counters counters() const = 0;  // as of the last step; thread-safe
 };

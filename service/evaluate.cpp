@@ -48,7 +48,7 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));
   const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
-  Engine engine(*ops, {});
+  Engine engine(*ops, {.kv_bytes = job.rollout.kv_cache_mib << 20});
   if (!spec.weights().empty()) {
     QUERN_ASSIGN_OR_RETURN(auto policy, LoadPolicy(*ops, spec, RecipeOf(job.precision, job.smooth_swiglu)));
     engine.SetPolicy(std::move(policy));

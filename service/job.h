@@ -218,7 +218,6 @@ struct RolloutSection {
   int64_t max_failures =
       3;  // a task that failed on this many actors fails the job; an episode that kills so many is left out
   double max_quarantined = 0.01;  // share of a stage's episodes that may be left out so
-  int64_t kv_cache_mib = 2048;    // an actor: keys and values of all models, fixed at the start
 };
 
 // Data-parallel training: processes of this machine that share every batch (docs/methods.md).

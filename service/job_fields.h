@@ -230,7 +230,6 @@ void Fields(V& v, RolloutSection& o) {
   v.Field("kv_cache_mib", o.kv_cache_mib);
   v.Field("max_failures", o.max_failures);
   v.Field("max_quarantined", o.max_quarantined);
-  v.Field("kv_cache_mib", o.kv_cache_mib);
 }
 
 template <class V>

@@ -86,13 +86,14 @@ Result<std::vector<int32_t>> Ids(const Json& list, int64_t vocabulary) {
   return ids;
 }
 
-Status ReadPrompts(const Json& prompt, bool special, const ServedPolicy& served, ApiRequest& request) {
+Status ReadPrompts(const Json& prompt, bool special, const ApiModel& model, ApiRequest& request) {
+  const ServedPolicy& served = model.served;
   const auto add = [&](const Json& one) -> Status {
     if (one.is_string()) {
       if (served.tokenizer == nullptr) return InvalidArgument("the model has no tokenizer: give token ids");
       request.prompts.push_back(served.tokenizer->Encode(one.get<std::string>(), special));
     } else if (one.is_array()) {
-      QUERN_ASSIGN_OR_RETURN(auto ids, Ids(one, served.vocab_size()));
+      QUERN_ASSIGN_OR_RETURN(auto ids, Ids(one, model.vocab_size));
       request.prompts.push_back(std::move(ids));
     } else {
       return InvalidArgument("\"prompt\" must be a text, token ids, or a list of them");
@@ -142,7 +143,8 @@ Status ReadMessages(const Members& members, const ServedPolicy& served, ApiReque
   return {};
 }
 
-Status ReadStops(Members& members, const ServedPolicy& served, ApiRequest& request) {
+Status ReadStops(Members& members, const ApiModel& model, ApiRequest& request) {
+  const ServedPolicy& served = model.served;
   if (const Json* stop = members.Find("stop"); stop != nullptr) {
     const Json list = stop->is_array() ? *stop : Json::array({*stop});
     if (list.size() > kMaxStops) return InvalidArgument(StrCat("more than ", kMaxStops, " stop texts"));
@@ -159,7 +161,7 @@ Status ReadStops(Members& members, const ServedPolicy& served, ApiRequest& reque
     }
   }
   if (const Json* ids = members.Find("stop_token_ids"); ids != nullptr) {
-    QUERN_ASSIGN_OR_RETURN(const auto more, Ids(*ids, served.vocab_size()));
+    QUERN_ASSIGN_OR_RETURN(const auto more, Ids(*ids, model.vocab_size));
     request.stop_ids.insert(request.stop_ids.end(), more.begin(), more.end());
   }
   if (!members.Flag("ignore_eos", false))
@@ -308,14 +310,14 @@ Result<ApiRequest> ParseApiRequest(bool chat, const std::string& body, const Api
     request.stream_usage = Members(*options).Flag("include_usage", false);
   ReadLogProbs(members, request);
   const bool special = members.Flag("add_special_tokens", true);
-  QUERN_RETURN_IF_ERROR(ReadStops(members, model.served, request));
+  QUERN_RETURN_IF_ERROR(ReadStops(members, model, request));
   QUERN_RETURN_IF_ERROR(members.status());
   if (chat) {
     QUERN_RETURN_IF_ERROR(ReadMessages(members, model.served, request));
   } else {
     const Json* prompt = members.Find("prompt");
     if (prompt == nullptr) return InvalidArgument("no \"prompt\"");
-    QUERN_RETURN_IF_ERROR(ReadPrompts(*prompt, special, model.served, request));
+    QUERN_RETURN_IF_ERROR(ReadPrompts(*prompt, special, model, request));
   }
   QUERN_RETURN_IF_ERROR(CheckLengths(members, model, request));
   return request;
@@ -323,11 +325,8 @@ Result<ApiRequest> ParseApiRequest(bool chat, const std::string& body, const Api
 
 Json ApiAnswer::Frame(bool chunk) const {
   const char* object = !request.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
-  return {{"id", id},
-          {"object", object},
-          {"created", created},
-          {"model", model.name},
-          {"system_fingerprint", model.served.version}};
+  return {
+      {"id", id}, {"object", object}, {"created", created}, {"model", model.name}, {"system_fingerprint", versions}};
 }
 
 Json ApiAnswer::Choice(const ApiPart& part, bool chunk, bool first) const {
@@ -373,13 +372,13 @@ std::string ApiAnswer::UsageEvent(const ApiUsage& usage) const {
   return "data: " + Dump(json) + "\n\n";
 }
 
-std::string ModelsJson(const ApiModel& model, int64_t created) {
+std::string ModelsJson(const ApiModel& model, const std::string& version, int64_t created) {
   const Json one = {{"id", model.name},
                     {"object", "model"},
                     {"created", created},
                     {"owned_by", "quern"},
                     {"max_model_len", model.max_tokens},
-                    {"system_fingerprint", model.served.version}};
+                    {"system_fingerprint", version}};
   return Dump({{"object", "list"}, {"data", Json::array({one})}});
 }
 

@@ -15,8 +15,9 @@ namespace quern {
 // What is answered about: a policy under the name that requests give it.
 struct ApiModel {
   std::string name;
-  ServedPolicy served;
+  ServedPolicy served;     // what reads and writes texts; the policy may be another one by now
   int64_t max_tokens = 0;  // prompt and answer together
+  int64_t vocab_size = 0;
 };
 
 // A request of OpenAI's completions or chat API (docs/cli.md says which members of theirs mean something here).
@@ -61,7 +62,8 @@ struct ApiAnswer {
   const ApiModel& model;
   const ApiRequest& request;
   std::string id;
-  int64_t created = 0;  // Unix time
+  int64_t created = 0;   // Unix time
+  std::string versions;  // of the weights that its tokens came from, in order, commas between them
 
   std::string Whole(const std::vector<ApiPart>& choices, const ApiUsage& usage) const;
   // A server-sent event. `first`: nothing of the choice was sent yet.
@@ -74,6 +76,6 @@ struct ApiAnswer {
 };
 
 // The answer to GET /v1/models.
-std::string ModelsJson(const ApiModel& model, int64_t created);
+std::string ModelsJson(const ApiModel& model, const std::string& version, int64_t created);
 
 }  // namespace quern

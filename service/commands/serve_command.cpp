@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "service/api_server.h"
 #include "service/command.h"
+#include "service/plan.h"
 #include "service/policies.h"
 #include "service/run_directory.h"
 #include "service/supervised.h"
@@ -19,8 +21,11 @@ namespace quern {
 
 namespace {
 
+constexpr int kLooksEvery = 10;  // of 50 ms, for new weights
+
 struct ServeOptions {
   std::string model, run, policy;
+  bool follow = false;
   std::string name;
   std::string token_file;
   std::string precision;
@@ -33,7 +38,14 @@ struct ServeOptions {
 Result<v1::PolicySpec> PolicyOf(const ServeOptions& options) {
   if (options.run.empty()) return LoadPolicyDirectory(options.model);
   QUERN_ASSIGN_OR_RETURN(const Run run, LoadRun(options.run));
-  return FindPolicy(run, options.policy);
+  Result<v1::PolicySpec> found = FindPolicy(run, options.policy);
+  if (!options.follow || found.status().code() != StatusCode::kNotFound) return found;
+  return FindPolicy(run, kBaseModel);  // nothing is trained yet
+}
+
+bool SameWeights(const v1::PolicySpec& a, const v1::PolicySpec& b) {
+  return std::equal(a.weights().begin(), a.weights().end(), b.weights().begin(), b.weights().end(),
+                    [](const auto& x, const auto& y) { return x.content_hash() == y.content_hash(); });
 }
 
 Result<int> Serve(ServeOptions options) {
@@ -64,7 +76,15 @@ Result<int> Serve(ServeOptions options) {
   LogInfo(StrCat("serving ", server_options.model_name, ", weights ", version));
   std::printf("http://%s:%d\n", server_options.http.host.c_str(), server->port());
   std::fflush(stdout);
-  while (!stop.load()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  for (int waited = 1; !stop.load(); ++waited) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    if (!options.follow || waited % kLooksEvery != 0) continue;
+    Result<v1::PolicySpec> newest = PolicyOf(options);
+    if (!newest.ok() || SameWeights(*newest, *spec)) continue;
+    spec = std::move(newest);
+    server->Replace(
+        [&ops, spec = *spec, precision = options.precision] { return LoadServedPolicy(*ops, spec, precision); });
+  }
   return kExitOk;
 }
 
@@ -77,6 +97,8 @@ void AddServeCommand(CommandSet& commands) {
   CLI::Option* run = command->add_option("--run", options->run, "serve a policy of this run");
   command->add_option("--policy", options->policy, "of the run; default: what it ended with")->needs(run);
   model->excludes(run);
+  command->add_flag("--follow", options->follow, "go on with the weights that the run publishes, while it goes on")
+      ->needs(run);
   command->add_option("--host", options->server.http.host, "IP address; other than loopback only with --token-file");
   command->add_option("--port", options->server.http.port, "0: a free one")
       ->default_val(8000)

@@ -86,7 +86,14 @@ class ChainProgramTest : public ::testing::Test {
     for (const char c : std::string("ABCq0123456789?;.:|!h")) pieces.emplace_back(1, c);
     tokenizer_ = *Tokenizer::Parse(*MakeTokenizerJson(pieces, {"<pad>", "</s>"}),
                                    MakeTokenizerConfigJson({.bos = {}, .eos = "</s>", .unk = {}, .pad = "<pad>"}), "t");
+    policy_ = NewPolicy(false);
+    options_.run = "run";
+    options_.end_ids = {1};
+  }
+
+  std::shared_ptr<Policy> NewPolicy(bool selective) {
     ModelConfig config;
+    config.selective_attention = selective;
     config.vocab_size = tokenizer_->vocab_size();
     config.hidden_size = 32;
     config.intermediate_size = 64;
@@ -103,9 +110,7 @@ class ChainProgramTest : public ::testing::Test {
     policy->label = "test";
     policy->models = {model};
     policy->head = std::make_shared<LetterHead>(tokenizer_->Encode("AB;", false));
-    policy_ = policy;
-    options_.run = "run";
-    options_.end_ids = {1};
+    return policy;
   }
 
   // Six questions, three guidelines, four chains of each.
@@ -182,6 +187,43 @@ class ChainProgramTest : public ::testing::Test {
 };
 
 std::string Bare(const std::string& text) { return text.ends_with(";") ? text.substr(0, text.size() - 1) : text; }
+
+// Every stage and the record say what was left out of the cache, and what that did to the tokens' log-probabilities.
+TEST_F(ChainProgramTest, ChainsUnderACompressionSaySo) {
+  v1::RolloutTask task = Task();
+  task.mutable_policy()->mutable_sampling()->mutable_compression()->add_budgets(3);
+  const std::shared_ptr<Policy> whole = NewPolicy(true), compressed = NewPolicy(true);
+  compressed->compression.budgets = {3};
+  policy_ = compressed;
+  Engine engine(*ops_, {});
+  engine.SetPolicy(whole);
+  int compared = 0;
+  for (const auto& [uid, record] : Play(task)) {
+    double sum = 0, tokens = 0;
+    for (const v1::ChainStage& stage : record.chain().stages()) {
+      ASSERT_EQ(stage.sampling().compression().budgets_size(), 1) << uid;
+      const std::string bytes = stage.prompt_token_ids() + stage.token_ids();
+      std::vector<int32_t> ids(bytes.size() / 4);
+      std::memcpy(ids.data(), bytes.data(), bytes.size());
+      std::vector<float> log_probs(stage.log_probs().size() / 4);
+      std::memcpy(log_probs.data(), stage.log_probs().data(), stage.log_probs().size());
+      const std::vector<float> without = engine.WholeLogProbs(ids);
+      for (size_t i = 0; i < log_probs.size(); ++i)
+        sum += std::abs(static_cast<double>(log_probs[i] - without[without.size() - log_probs.size() + i]));
+      tokens += static_cast<double>(log_probs.size());
+    }
+    EXPECT_EQ(record.sampling().compression().budgets(0), 3u) << uid;
+    if (tokens == 0) continue;
+    EXPECT_NEAR(record.log_prob_difference(), sum / tokens, 1e-6) << uid;
+    compared += sum > 0;
+  }
+  EXPECT_GT(compared, 20);
+  policy_ = whole;
+  for (const auto& [uid, record] : Play(Task())) {
+    EXPECT_EQ(record.log_prob_difference(), 0) << uid;
+    EXPECT_FALSE(record.sampling().has_compression()) << uid;
+  }
+}
 
 TEST_F(ChainProgramTest, StoresEveryChainWithWhereItCameFrom) {
   const auto records = Play(Task());

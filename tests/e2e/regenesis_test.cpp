@@ -229,5 +229,27 @@ TEST(Regenesis, MistakesAreOneLineBeforeAnythingStarts) {
   EXPECT_NE(problem("evaluate.sets=[{name: x, splitt: test}]").find("did you mean \"split\"?"), std::string::npos);
 }
 
+// Chains say what was left out of the cache, and a round what that did to their log-probabilities.
+TEST(Regenesis, RoundsUnderACompressionReportWhatItChanges) {
+  const QuernProcess::Folder folder;
+  const auto ended = QuernProcess::Run(
+      folder, {"run", WriteJob(folder), "output_dir=run", "compare=[]", "regenesis.rounds=1", "evaluate.episodes=4",
+               "model.config.selective_attention=true", "compression.budgets=[3]", "rollout.kv_cache_mib=4"});
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const auto chains = Records(folder, {"--tag", "regenesis"});
+  EXPECT_FALSE(chains.empty());
+  int different = 0;
+  for (const auto& [uid, record] : chains) {
+    EXPECT_EQ(record["sampling"]["compression"]["budgets"], Json({3})) << uid;
+    different += record.value("log_prob_difference", 0.0) > 0;
+  }
+  EXPECT_GT(different, 0);
+  double of_round = 0;
+  for (const Json& stage : Json::parse(*ReadFile(folder.File("run/result.json")))["stages"])
+    if (stage["name"] == "regenesis-1") of_round = stage["metrics"].value("log_prob_difference", 0.0);
+  EXPECT_GT(of_round, 0);
+  EXPECT_EQ(Json::parse(*ReadFile(folder.File("run/job.json")))["rollout"]["kv_cache_mib"], 4);
+}
+
 }  // namespace
 }  // namespace quern

@@ -91,5 +91,33 @@ TEST_F(ServeTest, GenerateAnswersAFileOfPromptsInOrderAndServeGivesTheSame) {
   EXPECT_EQ(QuernProcess::Run(folder_, {"serve"}).code, 2);
 }
 
+// A server that follows a run answers with the untrained model until something is trained, then with what is newest.
+TEST_F(ServeTest, FollowsARun) {
+  const std::string weights = folder_.File("run/weights.json"), hidden = folder_.File("hidden.json");
+  const Json trained = Json::parse(*ReadFile(weights));
+  ASSERT_EQ(std::rename(weights.c_str(), hidden.c_str()), 0);
+  QuernProcess server(folder_, {"serve", "--run", "run", "--follow", "--port", "0"});
+  int port = 0;
+  ASSERT_TRUE(Eventually([&] {
+    const Result<std::string> out = ReadFile(server.out());
+    if (!out.ok() || !out->ends_with("\n")) return false;
+    port = atoi(out->substr(out->rfind(':') + 1).c_str());
+    return true;
+  }));
+  const auto version = [&] {
+    const std::string answer =
+        HttpClient::Ask(port, "POST", "/v1/completions", R"({"prompt": "a", "max_tokens": 1})", "Host: localhost\r\n");
+    return Json::parse(HttpClient::BodyOf(answer), nullptr, false).value("system_fingerprint", "");
+  };
+  const std::string base = version(), newest = trained["sft"]["content_hash"];
+  EXPECT_NE(base, "");
+  EXPECT_NE(base, newest);
+  ASSERT_EQ(std::rename(hidden.c_str(), weights.c_str()), 0);
+  EXPECT_TRUE(Eventually([&] { return version() == newest; }));
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait().code, 0);
+  EXPECT_EQ(QuernProcess::Run(folder_, {"serve", "--model", "run/model", "--follow"}).code, 2);
+}
+
 }  // namespace
 }  // namespace quern

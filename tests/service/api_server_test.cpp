@@ -5,8 +5,12 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "base/random.h"
@@ -16,6 +20,7 @@
 #include "model/tokenizer/char_tokenizer.h"
 #include "service/openai.h"
 #include "service/text_stream.h"
+#include "tests/resident.h"
 #include "tests/transport/http_client.h"
 
 namespace quern {
@@ -46,23 +51,32 @@ class ApiServerTest : public ::testing::Test {
     config.head_dim = 8;
     config.max_positions = 100000;
     config.initializer_range = 0.3;
-    Parameters parameters(config);
-    parameters.Initialize(config, 1);
-    auto model = std::make_shared<ServedModel>(*ops_, config, DType::kF32, config.max_positions);
-    QUERN_CHECK(model->weights.Load(parameters.Source()).ok());
-    auto policy = std::make_shared<Policy>();
-    policy->label = "test";
-    policy->models = {model};
-    policy->head = std::make_shared<SingleModelHead>();
-    served_ = {
-        .policy = policy, .version = "0123abcd", .tokenizer = tokenizer_, .chat_template = nullptr, .end_ids = {}};
+    config_ = config;
+    served_ = {.policy = NewPolicy(1),
+               .version = "0123abcd",
+               .tokenizer = tokenizer_,
+               .chat_template = nullptr,
+               .end_ids = {}};
     served_.chat_template = *ChatTemplate::Parse(
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}",
         "test", Json::object());
   }
 
-  void Start(int64_t max_choices = 64) {
+  std::shared_ptr<const Policy> NewPolicy(uint64_t seed) {
+    Parameters parameters(config_);
+    parameters.Initialize(config_, seed);
+    auto model = std::make_shared<ServedModel>(*ops_, config_, DType::kF32, config_.max_positions);
+    QUERN_CHECK(model->weights.Load(parameters.Source()).ok());
+    auto policy = std::make_shared<Policy>();
+    policy->label = "test";
+    policy->models = {model};
+    policy->head = std::make_shared<SingleModelHead>();
+    return policy;
+  }
+
+  void Start(int64_t max_choices = 64, int timeout_s = 600) {
     ApiServerOptions options;
+    options.timeout_s = timeout_s;
     options.model_name = "tiny";
     options.max_choices = max_choices;
     auto started = ApiServer::Start(*ops_, served_, options);
@@ -94,9 +108,10 @@ class ApiServerTest : public ::testing::Test {
     return events;
   }
   // What the engine gives by itself.
-  Completion Alone(const std::vector<int32_t>& prompt, int64_t length, uint64_t seed) {
+  Completion Alone(const std::vector<int32_t>& prompt, int64_t length, uint64_t seed,
+                   const std::shared_ptr<const Policy>& policy = nullptr) {
     Engine engine(*ops_, {});
-    engine.SetPolicy(served_.policy);
+    engine.SetPolicy(policy == nullptr ? served_.policy : policy);
     const int64_t id = engine.Open();
     engine.Extend(id, prompt);
     GenerateOptions options;
@@ -120,6 +135,7 @@ class ApiServerTest : public ::testing::Test {
 
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
+  ModelConfig config_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   ServedPolicy served_;
   std::unique_ptr<ApiServer> server_;
@@ -293,27 +309,104 @@ TEST_F(ApiServerTest, AClientThatGoesTakesItsPagesWithIt) {
   EXPECT_EQ(Complete({{"prompt", "Hello"}})["choices"].size(), 1u);
 }
 
+// Under load: what comes from one version is what its weights give, what two versions wrote names both.
+TEST_F(ApiServerTest, OtherWeightsTakeOverBetweenStepsAndAnswersNameTheirVersions) {
+  const std::map<std::string, std::shared_ptr<const Policy>> policies = {{"0123abcd", served_.policy},
+                                                                         {"other", NewPolicy(2)}};
+  ServedPolicy other = served_;
+  other.policy = policies.at("other");
+  other.version = "other";
+  constexpr int64_t kLength = 30;
+  const std::vector<int32_t> prompt = {5, 6, 7, 8, 9};
+  std::map<std::string, std::vector<std::vector<int32_t>>> expected;
+  for (const auto& [version, policy] : policies)
+    for (uint64_t seed = 0; seed < 8; ++seed) expected[version].push_back(Alone(prompt, kLength, seed, policy).tokens);
+  Start();
+  std::atomic<int> left = 4;
+  std::atomic<int64_t> whole = 0, mixed = 0;
+  std::mutex mutex;
+  std::set<std::string> seen;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 4; ++c) {
+    clients.emplace_back([&] {
+      for (int i = 0; i < 400 && (mixed == 0 || whole == 0 || i < 10); ++i) {
+        const uint64_t seed = static_cast<uint64_t>(i) % 8;
+        const Json answer = Complete({{"prompt", prompt},
+                                      {"max_tokens", kLength},
+                                      {"seed", seed},
+                                      {"return_token_ids", true},
+                                      {"ignore_eos", true}});
+        const std::string versions = answer["system_fingerprint"];
+        const auto tokens = answer["choices"][0]["token_ids"].get<std::vector<int32_t>>();
+        const auto one = expected.find(versions);
+        if (one != expected.end()) {
+          EXPECT_EQ(tokens, one->second[seed]) << versions;
+          ++whole;
+        } else {
+          EXPECT_NE(versions.find(','), std::string::npos) << versions;
+          // The first of its versions wrote the beginning.
+          EXPECT_EQ(tokens[0], expected.at(versions.substr(0, versions.find(',')))[seed][0]);
+          ++mixed;
+        }
+        std::lock_guard lock(mutex);
+        seen.insert(versions);
+      }
+      --left;
+    });
+  }
+  for (int swap = 0; left > 0; ++swap) {
+    server_->Replace([served = swap % 2 == 0 ? other : served_] { return Result<ServedPolicy>(served); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_GT(mixed, 0);
+  EXPECT_GT(whole, 0);
+  EXPECT_GT(seen.size(), 1u);
+
+  // What cannot be served changes nothing; the next does.
+  server_->Replace([&] { return Result<ServedPolicy>(other); });
+  const auto version = [&] {
+    return Json::parse(
+        HttpClient::BodyOf(HttpClient::Ask(server_->port(), "GET", "/v1/models", "")))["data"][0]["system_fingerprint"];
+  };
+  EXPECT_TRUE(Eventually([&] { return version() == "other"; }));
+  const int64_t replaced = server_->counters().replaced;
+  server_->Replace([] { return Result<ServedPolicy>(NotFound("gone")); });
+  ServedPolicy larger = served_;
+  ++config_.vocab_size;
+  larger.policy = NewPolicy(3);
+  larger.version = "larger";
+  server_->Replace([&] { return Result<ServedPolicy>(larger); });
+  EXPECT_EQ(Complete({{"prompt", "a"}})["system_fingerprint"], "other");
+  EXPECT_EQ(server_->counters().replaced, replaced);
+}
+
 TEST_F(ApiServerTest, ManyClientsComeAndGoAtRandom) {
   const char* asked = std::getenv("QUERN_API_REQUESTS");
   const uint64_t requests = asked == nullptr ? 160 : std::strtoull(asked, nullptr, 10);
-  Start();
+  // Timeouts take a second each.
+  const bool timeouts = requests >= 1000;
+  Start(/*max_choices=*/64, /*timeout_s=*/timeouts ? 1 : 600);
   std::vector<std::thread> clients;
-  std::atomic<int64_t> answered = 0;
+  std::atomic<int64_t> answered = 0, timed_out = 0, left = 0, half_way = 0;
   for (uint64_t c = 0; c < 4; ++c) {
     clients.emplace_back([&, c] {
       Random random(11, c);
       for (uint64_t i = 0; i < requests / 4; ++i) {
-        const Json body = {{"prompt", std::string(1 + random.Below(150), static_cast<char>('a' + random.Below(3)))},
-                           {"max_tokens", 1 + random.Below(40)},
-                           {"n", 1 + random.Below(3)},
-                           {"seed", i},
-                           {"stream", random.Below(2) == 0}};
+        Json body = {{"prompt", std::string(1 + random.Below(150), static_cast<char>('a' + random.Below(3)))},
+                     {"max_tokens", 1 + random.Below(40)},
+                     {"n", 1 + random.Below(3)},
+                     {"seed", i},
+                     {"stream", random.Below(2) == 0}};
+        if (timeouts && random.Below(50) == 0) body["max_tokens"] = 90000;
+        if (i == requests / 8 && c == 0) half_way = testing::ResidentBytes();
         HttpClient client(server_->port());
         const std::string text = body.dump();
         client.Send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: " +
                     std::to_string(text.size()) + "\r\n\r\n" + text);
         if (random.Below(3) == 0) {
           if (random.Below(2) == 0) client.ReadUntil("data: ");
+          ++left;
           continue;  // gone in the middle of it
         }
         const std::string answer = client.ReadAll();
@@ -322,12 +415,21 @@ TEST_F(ApiServerTest, ManyClientsComeAndGoAtRandom) {
         const char* end = body["stream"].get<bool>() ? "data: [DONE]\n\n" : "\"total_tokens\"";
         ASSERT_NE(answer.find(end), std::string::npos) << answer;
         ++answered;
+        if (answer.find("\"timeout\"") != std::string::npos) ++timed_out;
       }
     });
   }
   for (std::thread& client : clients) client.join();
   EXPECT_GT(answered, 0);
   EXPECT_TRUE(Eventually([&] { return server_->counters().used_pages == 0 && server_->counters().choices == 0; }));
+  const int64_t grown = testing::ResidentBytes() - half_way;
+  if (timeouts) {
+    EXPECT_GT(timed_out, 0);
+    std::printf("%lld answered (%lld timed out), %lld left early; memory since half of them: %+.1f MiB\n",
+                static_cast<long long>(answered), static_cast<long long>(timed_out), static_cast<long long>(left),
+                static_cast<double>(grown) / (1 << 20));
+  }
+  EXPECT_LT(grown, 64 << 20);
 }
 
 TEST_F(ApiServerTest, RefusesMoreThanItTakesAndEndsWhatIsUnderWayWhenItStops) {
