@@ -148,6 +148,7 @@ void CheckArgs(const AttentionBackwardArgs& args) {
   CheckAcc(args.lse, rows, args.heads, "lse");
   CheckAct(args.dout, rows, width, "dout");
   CheckAct(args.dqkv, rows, args.qkv.cols, "dqkv");
+  CheckAccOrEmpty(args.dgain, 1, 1, "dgain");
   CheckSequences(args.sequences, rows, false);
 }
 

@@ -249,7 +249,6 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
   }
   if (args.selective) {
     QUERN_CHECK(args.window == 0);
-    CheckAccOrEmpty(args.dgain, 1, 1, "dgain");
     const auto heads = static_cast<size_t>(args.kv_heads);
     std::vector<float> dgain(tasks.size() / heads);
     pool_->ParallelFor(static_cast<int64_t>(dgain.size()), [&](int64_t i) {

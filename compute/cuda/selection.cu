@@ -52,8 +52,8 @@ __global__ void SelectScores(Queries q, Keys keys, int64_t context, int64_t coun
 }
 
 // Down one column: s becomes F, and the carry that of the next row.
-__global__ void SumRows(Rows<float> s, int64_t count, int64_t cols, int64_t context, KvLayout layout, int64_t layer,
-                        float* selection) {
+__global__ void SumRows(Rows<float> s, float gain, int64_t count, int64_t cols, int64_t context, KvLayout layout,
+                        int64_t layer, float* selection) {
   const int64_t p = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   if (p >= cols) return;
   float* carry = selection == nullptr ? nullptr : selection + layout.SelectionOffset(p / kPage, layer) + p % kPage;
@@ -62,7 +62,7 @@ __global__ void SumRows(Rows<float> s, int64_t count, int64_t cols, int64_t cont
     float* at = s.At(r) + p;
     const float selected = *at;
     *at = sum;
-    sum += selected;
+    sum = fmaf(selected, gain, sum);
   }
   if (carry != nullptr) *carry = sum;
 }
@@ -146,17 +146,29 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 // Up one column: s, the scores that were selected, and the gradient by F become what the scores' gradients get: where a
-// row selected, the gradients of all later rows.
-__global__ void SelectBackward(Rows<const float> s, int64_t count, int64_t cols, Rows<float> gradient) {
+// row selected, the gradients of all later rows. `by_gain`: the column's share of the gradient by the gain.
+__global__ void SelectBackward(Rows<const float> s, float gain, int64_t count, int64_t cols, Rows<float> gradient,
+                               float* by_gain) {
   const int64_t p = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   if (p >= cols) return;
-  float below = 0;
+  float below = 0, sum = 0;
   for (int64_t r = count - 1; r >= 0; --r) {
     float* at = gradient.At(r) + p;
     const float own = *at;
-    *at = s.At(r)[p] > 0 ? below : 0.0f;
+    const float selected = s.At(r)[p];
+    *at = selected > 0 ? gain * below : 0.0f;
+    sum += below * selected;
     below += own;
   }
+  by_gain[p] = sum;
+}
+
+// One block.
+__global__ void __launch_bounds__(kRowThreads) AddGain(const float* by_gain, int64_t cols, float* dgain) {
+  float sum = 0;
+  for (int64_t p = threadIdx.x; p < cols; p += kRowThreads) sum += by_gain[p];
+  sum = BlockReduce<Sum>(sum);
+  if (threadIdx.x == 0) *dgain += sum;
 }
 
 dim3 ScoreGrid(int64_t cols, int64_t count) {
@@ -192,8 +204,8 @@ std::vector<TensorView> SelectRows(Context& context, const AttentionArgs& args) 
            Queries{args.q.data, args.q.dtype == DType::kBf16, args.q.stride, s.row * args.q.stride},
            PageKeys{context.staging.Put(table), layout.dtype == DType::kBf16, layout, args.layer}, s.context, s.count,
            static_cast<int>(layout.head_dim), args.scale, RowsOf<float>(f));
-    Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f), s.count, cols,
-           s.context, layout, args.layer, selection);
+    Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f),
+           static_cast<float>(args.gain), s.count, cols, s.context, layout, args.layer, selection);
     if (args.budget > 0 && s.context + s.count > args.budget) {
       const TensorView evicted = context.scratch.New(DType::kI32, 1, s.context + s.count);
       context.runtime.Zero(evicted.data, 4 * evicted.cols);
@@ -211,8 +223,9 @@ TensorView SelectOwnRows(Context& context, const AttentionBackwardArgs& args, co
   const int64_t cols = (sequence.count + kPage - 1) / kPage * kPage;
   const TensorView f = context.scratch.New(DType::kF32, sequence.count, cols);
   OwnScores(context, args, sequence, f);
-  Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f), sequence.count,
-         cols, int64_t{0}, KvLayout(), int64_t{0}, static_cast<float*>(nullptr));
+  Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f),
+         static_cast<float>(args.gain), sequence.count, cols, int64_t{0}, KvLayout(), int64_t{0},
+         static_cast<float*>(nullptr));
   return f;
 }
 
@@ -228,8 +241,12 @@ void SelectionBackward(Context& context, const AttentionBackwardArgs& args, cons
   }
   const TensorView s = context.scratch.New(DType::kF32, f.rows, f.cols);
   OwnScores(context, args, sequence, s);
+  const TensorView by_gain = context.scratch.New(DType::kF32, 1, f.cols);
   Launch(SelectBackward, dim3(ColumnBlocks(f.cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<const float>(s),
-         f.rows, f.cols, RowsOf<float>(gradient));
+         static_cast<float>(args.gain), f.rows, f.cols, RowsOf<float>(gradient), Vector(by_gain));
+  if (!args.dgain.empty())
+    Launch(AddGain, dim3(1), dim3(kRowThreads), 0, context.stream(), static_cast<const float*>(Vector(by_gain)), f.cols,
+           Vector(args.dgain));
 }
 
 }  // namespace quern::cuda

@@ -12,6 +12,7 @@
 namespace quern {
 namespace {
 
+constexpr double kGain = 0.6;  // of selective cases
 constexpr DType kF32 = DType::kF32, kBf16 = DType::kBf16, kReal = DType::kF64;
 
 struct Case {
@@ -53,6 +54,7 @@ class CudaAttentionTest : public ::testing::TestWithParam<Case> {
                    .out = out,
                    .lse = lse,
                    .budget = c_.budget,
+                   .gain = kGain,
                    .live = live});
   }
   std::vector<Tensor> Selections(const std::vector<int64_t>& lengths) const {
@@ -101,7 +103,7 @@ TEST_P(CudaAttentionTest, ForwardAndBackwardMatchTheReference) {
 
   const PaddedTensor dout(RandomTensor(c_.act, rows, width(), 2), 8);
   const PaddedTensor dqkv(RandomTensor(c_.act, rows, qkv.view().cols, 3), 4);
-  Tensor expected_dqkv(kReal, rows, qkv.view().cols);
+  Tensor expected_dqkv(kReal, rows, qkv.view().cols), dgain(kF32, 1, 1), expected_dgain(kReal, 1, 1);
   AttentionBackwardArgs args = {.qkv = qkv,
                                 .sequences = sequences,
                                 .heads = c_.heads,
@@ -115,12 +117,17 @@ TEST_P(CudaAttentionTest, ForwardAndBackwardMatchTheReference) {
                                 .dqkv = dqkv,
                                 .selective = c_.selective,
                                 .live_weight = c_.selective ? 2.0f : 0.0f,
-                                .live_tau = 0.75f};
+                                .live_tau = 0.75f,
+                                .gain = kGain,
+                                .dgain = dgain};
   ops_->AttentionBackward(args);
   args.dqkv = expected_dqkv;
+  args.dgain = expected_dgain;
   reference_->AttentionBackward(args);
   EXPECT_LE(WorstError(dqkv, expected_dqkv, c_.act == kBf16 ? 0x1p-6 : 3e-5, c_.act == kBf16 ? 0x1p-6 : 3e-5), 1);
   EXPECT_TRUE(dqkv.Intact());
+  EXPECT_LE(WorstError(dgain, expected_dgain, c_.act == kBf16 ? 0.2 : 2e-3, c_.act == kBf16 ? 0x1p-5 : 1e-4), 1);
+  args.dgain = {};
   for (const uint64_t order : {1, 5}) {
     SetThreadOrder(order);
     Tensor again(c_.act, rows, qkv.view().cols);

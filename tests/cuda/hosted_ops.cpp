@@ -156,7 +156,7 @@ void HostedOps::Attention(const AttentionArgs& given) {
 void HostedOps::AttentionBackward(const AttentionBackwardArgs& given) {
   AttentionBackwardArgs args = given;
   Mirror mirror(*device_);
-  mirror(args.qkv, args.out, args.lse, args.dout, args.dqkv);
+  mirror(args.qkv, args.out, args.lse, args.dout, args.dqkv, args.dgain);
   std::vector<SequenceRows> sequences(args.sequences.begin(), args.sequences.end());
   for (SequenceRows& s : sequences) {
     s.pages = nullptr;
