@@ -10,6 +10,7 @@
 #include "methods/q_sft.h"
 #include "model/hf/model_directory.h"
 #include "service/compression.h"
+#include "service/memory_plan.h"
 #include "service/prepare.h"
 
 namespace quern {
@@ -48,7 +49,8 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));
   const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
-  Engine engine(*ops, {.kv_bytes = job.rollout.kv_cache_mib << 20});
+  QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model));
+  Engine engine(*ops, {.kv_bytes = ActorKvBytes(job, config)});
   if (!spec.weights().empty()) {
     QUERN_ASSIGN_OR_RETURN(auto policy, LoadPolicy(*ops, spec, RecipeOf(job.precision, job.smooth_swiglu)));
     engine.SetPolicy(std::move(policy));
@@ -63,7 +65,7 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   options.run = run.name();
   options.concurrent_episodes = job.rollout.concurrent_episodes;
   options.max_completion_length = job.max_completion_length;
-  if (const auto config = LoadGenerationConfig(model); config.ok()) options.end_ids = config->eos_token_ids;
+  if (const auto generation = LoadGenerationConfig(model); generation.ok()) options.end_ids = generation->eos_token_ids;
   QUERN_ASSIGN_OR_RETURN(options.chat_template, ChatTemplateOf(job, model));
 
   Evaluation out;

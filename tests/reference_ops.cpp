@@ -39,7 +39,7 @@ namespace {
 
 double Get(const TensorView& view, int64_t row, int64_t col) { return GetElement(view, row, col); }
 void Set(const TensorView& view, int64_t row, int64_t col, double value) { SetElement(view, row, col, value); }
-void Add(const TensorView& view, int64_t row, int64_t col, double value) {
+void AddTo(const TensorView& view, int64_t row, int64_t col, double value) {
   SetElement(view, row, col, GetElement(view, row, col) + value);
 }
 // The codes of the largest value not above and the smallest not below x >= 0, by search.
@@ -198,7 +198,7 @@ class ReferenceOps : public Ops {
       for (int64_t k = 0; k < args.dw.cols; ++k) {
         double sum = 0;
         for (int64_t t = 0; t < args.x.rows; ++t) sum += Get(args.dy, t, n) * Get(args.x, t, k);
-        Add(args.dw, n, k, sum);
+        AddTo(args.dw, n, k, sum);
       }
     }
   }
@@ -207,7 +207,7 @@ class ReferenceOps : public Ops {
     for (int64_t n = 0; n < args.dy.cols; ++n) {
       double sum = 0;
       for (int64_t t = 0; t < args.dy.rows; ++t) sum += Get(args.dy, t, n);
-      Add(args.dbias, 0, n, sum);
+      AddTo(args.dbias, 0, n, sum);
     }
   }
 
@@ -220,7 +220,7 @@ class ReferenceOps : public Ops {
   void EmbeddingBackward(const EmbeddingBackwardArgs& args) override {
     for (int64_t t = 0; t < args.dout.rows; ++t)
       for (int64_t d = 0; d < args.dout.cols; ++d)
-        Add(args.dtable, args.ids[static_cast<size_t>(t)], d, Get(args.dout, t, d));
+        AddTo(args.dtable, args.ids[static_cast<size_t>(t)], d, Get(args.dout, t, d));
   }
 
   void RmsNorm(const RmsNormArgs& args) override {
@@ -240,8 +240,8 @@ class ReferenceOps : public Ops {
       for (int64_t i = 0; i < dim; ++i) dot += Get(args.dy, t, i) * Get(args.weight, 0, i) * Get(args.x, t, i);
       for (int64_t j = 0; j < dim; ++j) {
         const double x = Get(args.x, t, j), dy = Get(args.dy, t, j);
-        Add(args.dx, t, j, dy * Get(args.weight, 0, j) * inv - x * dot * inv * inv * inv / static_cast<double>(dim));
-        Add(args.dweight, 0, j, dy * x * inv);
+        AddTo(args.dx, t, j, dy * Get(args.weight, 0, j) * inv - x * dot * inv * inv * inv / static_cast<double>(dim));
+        AddTo(args.dweight, 0, j, dy * x * inv);
       }
     }
   }
@@ -289,7 +289,7 @@ class ReferenceOps : public Ops {
             dot += du[static_cast<size_t>(i)] * Get(weight, 0, i) * Get(forward.qkv, t, at + i);
           for (int64_t j = 0; j < dim; ++j) {
             const double x = Get(forward.qkv, t, at + j), d = du[static_cast<size_t>(j)];
-            Add(dweight, 0, j, d * x / rms);
+            AddTo(dweight, 0, j, d * x / rms);
             du[static_cast<size_t>(j)] =
                 d * Get(weight, 0, j) / rms - x * dot / (rms * rms * rms * static_cast<double>(dim));
           }
@@ -403,9 +403,9 @@ class ReferenceOps : public Ops {
             const double ds = scale * p * (dp - delta);
             dmasks[a][b] -= p * (dp - delta);
             for (int64_t d = 0; d < dim; ++d) {
-              Add(sums, i, q + d, ds * Get(args.qkv, j, k + d));
-              Add(sums, j, k + d, ds * Get(args.qkv, i, q + d));
-              Add(sums, j, v + d, p * Get(args.dout, i, q + d));
+              AddTo(sums, i, q + d, ds * Get(args.qkv, j, k + d));
+              AddTo(sums, j, k + d, ds * Get(args.qkv, i, q + d));
+              AddTo(sums, j, v + d, p * Get(args.dout, i, q + d));
             }
           }
         }
@@ -427,11 +427,11 @@ class ReferenceOps : public Ops {
             if (raw[k][j] <= 0) continue;
             double dselected = 0;
             for (size_t i = k + 1; i < n; ++i) dselected += dmasks[i][j];
-            if (!args.dgain.empty()) Add(args.dgain, 0, 0, dselected * raw[k][j]);
+            if (!args.dgain.empty()) AddTo(args.dgain, 0, 0, dselected * raw[k][j]);
             const int64_t row = s.row + static_cast<int64_t>(k), key = s.row + static_cast<int64_t>(j);
             for (int64_t d = 0; d < dim; ++d) {
-              Add(sums, row, d, args.gain * scale * dselected * Get(args.qkv, key, args.heads * dim + d));
-              Add(sums, key, args.heads * dim + d, args.gain * scale * dselected * Get(args.qkv, row, d));
+              AddTo(sums, row, d, args.gain * scale * dselected * Get(args.qkv, key, args.heads * dim + d));
+              AddTo(sums, key, args.heads * dim + d, args.gain * scale * dselected * Get(args.qkv, row, d));
             }
           }
         }
@@ -589,7 +589,7 @@ class ReferenceOps : public Ops {
   }
 
   void Lerp(const TensorView& x, float alpha, const TensorView& y) override {
-    for (int64_t i = 0; i < y.cols; ++i) Add(y, 0, i, static_cast<double>(alpha) * (Get(x, 0, i) - Get(y, 0, i)));
+    for (int64_t i = 0; i < y.cols; ++i) AddTo(y, 0, i, static_cast<double>(alpha) * (Get(x, 0, i) - Get(y, 0, i)));
   }
 
   void Cast(const TensorView& x, const TensorView& y) override {
