@@ -103,7 +103,8 @@ TEST(ModelDirectory, ShardsHoldTheSameTensorsAsOneFile) {
     const auto saved = Checkpoint::Open(dir);
     ASSERT_TRUE(saved.ok()) << saved.status().ToString();
     EXPECT_TRUE((*saved)->CheckMatches(config).ok());
-    for (const ParameterInfo& info : ParameterLayout(config).parameters()) {
+    const ParameterLayout layout(config);
+    for (const ParameterInfo& info : layout.parameters()) {
       const TensorView a = parameters.View(info.name), b = *(*saved)->Find(info.name);
       ASSERT_EQ(b.dtype, DType::kF32);
       EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(4 * a.rows * a.cols)), 0) << info.name;
