@@ -81,9 +81,9 @@ struct SaveOptions {
   // tensors in the order of ParameterLayout, each file up to this size where a tensor fits it.
   int64_t max_shard_bytes = 5'000'000'000;
 };
-// Writes config.json, model.safetensors (or its shards) and the files of `options` into `dir` (created), taking every weight of
-// ParameterLayout(config) from `tensors`, and its smooth scales where it has them (kFp8StateFile); their views must
-// stay valid until the return. Deterministic: equal inputs give equal bytes.
+// Writes config.json, model.safetensors (or its shards) and the files of `options` into `dir` (created), taking every
+// weight of ParameterLayout(config) from `tensors`, and its smooth scales where it has them (kFp8StateFile); their
+// views must stay valid until the return. Deterministic: equal inputs give equal bytes.
 Status SaveModelDirectory(const std::string& dir, const ModelConfig& config, const TensorSource& tensors,
                           const SaveOptions& options = {});
 

@@ -15,7 +15,8 @@ std::map<std::string, int64_t> Planned(const QuernProcess::Folder& folder) {
   const auto plan = QuernProcess::Run(folder, {"plan", folder.File("tiny.yaml"), "-o", "json"});
   EXPECT_EQ(plan.code, 0) << plan.err;
   std::map<std::string, int64_t> bytes;
-  for (const Json& role : Json::parse(plan.out).at("memory")) bytes[role.at("role")] = role.at("bytes");
+  const Json json = Json::parse(plan.out);
+  for (const Json& role : json.at("memory")) bytes[role.at("role")] = role.at("bytes");
   return bytes;
 }
 

@@ -50,7 +50,8 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
   }
   EXPECT_GT(steps, 0);
   // The policy was evaluated under the compression, which its records say, and what it changed.
-  for (const Json& row : Json::parse(*ReadFile(run + "/result.json")).at("table")) {
+  const Json result = Json::parse(*ReadFile(run + "/result.json"));
+  for (const Json& row : result.at("table")) {
     if (row["policy"] == "data") continue;
     EXPECT_GT(row.at("log_prob_difference"), 0.0) << row;
   }
