@@ -89,10 +89,10 @@ TEST(Prometheus, ScrapesEveryProcessOfARunningJob) {
   }
   EXPECT_EQ(roles, (std::set<std::string>{"actor0", "actor1", "coordinator0", "learner0", "replay-server0"}));
   // Metrics whose labels come with events that a sound run does not have, or with FP8.
-  const std::set<std::string> rare = {"replay_rejected_messages_total",  "coordinator_restarts_total",
-                                      "http_refused_requests_total",     "learner_rollout_logprob_diff",
-                                      "learner_fp8_saturated_share",     "learner_fp8_flushed_share",
-                                      "learner_gate_linear_correlation", "learner_linear_amax"};
+  const std::set<std::string> rare = {
+      "replay_rejected_messages_total", "replay_corruption_total",         "coordinator_restarts_total",
+      "http_refused_requests_total",    "learner_rollout_logprob_diff",    "learner_fp8_saturated_share",
+      "learner_fp8_flushed_share",      "learner_gate_linear_correlation", "learner_linear_amax"};
   std::set<std::string> missing;
   EXPECT_TRUE(Eventually(
       [&] {
