@@ -12,6 +12,7 @@
 
 #include "actors/rollout.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "base/strings.h"
 #include "compute/cpu/cpu_ops.h"
 #include "compute/planning_ops.h"
@@ -32,11 +33,13 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 // (docs/benchmarks.md).
 constexpr int64_t kProcess = 23 * kMiB;
 constexpr int64_t kActorProcess = 25 * kMiB;
-constexpr int64_t kLearnerProcess = 28 * kMiB;  // with batches, their statistics and the buffers of its threads
+constexpr int64_t kLearnerProcess = 30 * kMiB;  // with batches, their statistics and the buffers of its threads
 constexpr int64_t kStoreProcess = 34 * kMiB;
-constexpr int64_t kSampleEpisodes = 48;
-constexpr size_t kRecentModels = 4;  // that an actor keeps ready
-constexpr int64_t kLayers = 2;       // that are run: the others cost what the last of them does
+constexpr int64_t kSampleTasks = 64;  // spread over a player's episodes ...
+constexpr int64_t kTaskEpisodes = 4;  // ... each so many in a row
+constexpr int kDrawnBatches = 200;    // of which the largest is run
+constexpr size_t kRecentModels = 4;   // that an actor keeps ready
+constexpr int64_t kLayers = 2;        // that are run: the others cost what the last of them does
 
 // A folder for the tokenizer of a self-made model.
 class ScratchFolder {
@@ -92,24 +95,42 @@ Result<Sample> SampleRecords(const Job& job, const PlannedModel& model, int64_t 
     v1::RolloutTask task;
     task.mutable_policy()->set_player(collect.player);
     task.mutable_policy()->mutable_player_options()->insert(collect.options.begin(), collect.options.end());
-    task.set_episodes(static_cast<uint32_t>(std::min(kSampleEpisodes, std::max<int64_t>(1, collect.episodes))));
     task.set_seed(job.seed);
     const auto keep = [&](v1::Trajectory trajectory) -> Status {
       sample.trajectories.push_back(std::move(trajectory));
       return {};
     };
-    QUERN_RETURN_IF_ERROR(PlayTask(task, *environment, *model.tokenizer, rollout, nullptr, keep, stop).status());
+    // Files are often sorted: the first questions are not like the others.
+    const int64_t tasks = std::clamp<int64_t>(collect.episodes / kTaskEpisodes, 1, kSampleTasks);
+    for (int64_t i = 0; i < tasks; ++i) {
+      task.set_first_episode(static_cast<uint64_t>(collect.episodes * i / tasks));
+      task.set_episodes(static_cast<uint32_t>(std::clamp<int64_t>(collect.episodes, 1, kTaskEpisodes)));
+      QUERN_RETURN_IF_ERROR(PlayTask(task, *environment, *model.tokenizer, rollout, nullptr, keep, stop).status());
+    }
   }
   sample.played = !sample.trajectories.empty();
   if (!sample.played) sample.trajectories.push_back(LongestTrajectory(job, *environment, model, positions));
   return sample;
 }
 
-// `count` of the sample, in turn.
+// The longest of many batches of `count` that are drawn from the sample: a training sees thousands.
 Result<TrainingBatch> MakeBatch(const Sample& sample, int64_t count, int64_t positions) {
+  Random random(0, static_cast<uint64_t>(count));
+  std::vector<const v1::Trajectory*> longest;
+  size_t most = 0;
+  for (int draw = 0; draw < kDrawnBatches; ++draw) {
+    std::vector<const v1::Trajectory*> drawn;
+    size_t tokens = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      drawn.push_back(&sample.trajectories[random.Below(sample.trajectories.size())]);
+      tokens += std::min(drawn.back()->loss_mask().size(), static_cast<size_t>(positions));
+    }
+    if (tokens <= most) continue;
+    most = tokens;
+    longest = std::move(drawn);
+  }
   std::vector<v1::Trajectory> chosen;
-  for (int64_t i = 0; i < count; ++i)
-    chosen.push_back(sample.trajectories[static_cast<size_t>(i) % sample.trajectories.size()]);
+  for (const v1::Trajectory* trajectory : longest) chosen.push_back(*trajectory);
   BatchOptions options;
   options.max_positions = positions;
   return BuildBatch(chosen, options);
@@ -198,12 +219,25 @@ int64_t HeapInUse() {
   return static_cast<int64_t>(now.uordblks + now.hblkhd);
 }
 
-// Of the job's environment with its files. Each set of evaluation that an actor comes to is another one.
-Result<int64_t> EnvironmentBytes(const Job& job) {
+// Of an environment with its files.
+Result<int64_t> EnvironmentBytes(const Job& job, const QuestionsSection& from) {
   const int64_t before = HeapInUse();
-  QUERN_ASSIGN_OR_RETURN(const auto factory, EnvironmentOf(job));
+  QUERN_ASSIGN_OR_RETURN(const auto factory, EnvironmentOf(job, from));
   const auto environment = factory->NewEnvironment();
   return std::max<int64_t>(0, HeapInUse() - before);
+}
+
+// Those that an actor comes to have beside the job's.
+Result<int64_t> OtherEnvironmentBytes(const Job& job) {
+  int64_t sum = 0;
+  std::vector<const QuestionsSection*> others;
+  for (const EvaluationSet& set : job.evaluate.sets) others.push_back(&set.from);
+  if (job.method == "regenesis") others.push_back(&job.regenesis.environment);
+  for (const QuestionsSection* from : others) {
+    QUERN_ASSIGN_OR_RETURN(const int64_t bytes, EnvironmentBytes(job, *from));
+    sum += bytes;
+  }
+  return sum;
 }
 
 // The actor's largest forward pass, all of whose rows are sampled.
@@ -302,7 +336,8 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
   QUERN_ASSIGN_OR_RETURN(const Sample sample, SampleRecords(job, model, config.max_positions));
   QUERN_ASSIGN_OR_RETURN(const Stages stages, TrainStagesOf(job));
   const int64_t models = ModelsOfPolicies(job);
-  QUERN_ASSIGN_OR_RETURN(const int64_t environment, EnvironmentBytes(job));
+  QUERN_ASSIGN_OR_RETURN(const int64_t environment, EnvironmentBytes(job, QuestionsSection()));
+  QUERN_ASSIGN_OR_RETURN(const int64_t other_environments, OtherEnvironmentBytes(job));
   MemoryPlan plan;
   plan.parameters = ParameterLayout(config).size();
 
@@ -329,7 +364,7 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
   const Episodes episodes = CountEpisodes(job);
   RolePlan actor{.role = "actor",
                  .processes = job.actors,
-                 .items = {{"process", kActorProcess}, {"environment", environment}},
+                 .items = {{"process", kActorProcess}, {"environment", environment + other_environments}},
                  .note = {}};
   if (episodes.most > 0) {
     const auto versions = static_cast<int64_t>(std::min(kRecentModels, stages.trained.size() + 1));
