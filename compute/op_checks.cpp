@@ -61,6 +61,16 @@ void CheckLayout(const KvLayout& layout, int64_t layer) {
 
 }  // namespace
 
+void CheckCast(const TensorView& x, const QuantizeArgs& args) {
+  if (args.codes.empty()) return;
+  QUERN_CHECK(IsFp8(args.format.dtype) && args.codes.dtype == args.format.dtype && args.codes.rows == x.rows &&
+                  args.codes.cols == x.cols,
+              StrCat("codes are ", Shape(args.codes), " for ", Shape(x)));
+  CheckAcc(args.scale, 1, args.rule == QuantizeArgs::Scale::kRow ? x.rows : 1, "scale");
+  CheckAccOrEmpty(args.column_scale, 1, x.cols, "column_scale");
+  CheckAccOrEmpty(args.amax, 1, 1, "amax");
+}
+
 void CheckArgs(const BiasBackwardArgs& args) {
   CheckAct(args.dy, args.dy.rows, args.dy.cols, "dy");
   CheckAcc(args.dbias, 1, args.dy.cols, "dbias");

@@ -21,6 +21,9 @@ void CheckArgs(const LogSoftmaxArgs& args);
 void CheckArgs(const LogSoftmaxBackwardArgs& args);
 void CheckArgs(const MaxRatioArgs& args);
 
+// Of a cast of x: every argument but x.
+void CheckCast(const TensorView& x, const QuantizeArgs& args);
+
 // fp32 or bf16.
 bool IsAct(const TensorView& view);
 void CheckAct(const TensorView& view, int64_t rows, int64_t cols, const char* what);

@@ -12,6 +12,23 @@ void Ops::Upload(const TensorView& host, const TensorView& x) {
 
 void Ops::Download(const TensorView& x, const TensorView& host) { Ops::Upload(x, host); }
 
+void CastOutput(Ops& ops, const TensorView& output, const OutputCast& cast) {
+  if (cast.codes.empty()) return;
+  QuantizeArgs args = cast;
+  args.x = output;
+  ops.Quantize(args);
+}
+
+void WritePages(Ops& ops, const RotaryArgs& args) {
+  if (args.pages != nullptr) ops.KvWrite(PagesOf(args));
+}
+
+KvWriteArgs PagesOf(const RotaryArgs& args) {
+  KvWriteArgs write = *args.pages;
+  write.qkv = args.out;
+  return write;
+}
+
 Tensor OnHost(Ops& ops, const TensorView& x) {
   Tensor out(x.dtype, x.rows, x.cols);
   ops.Download(x, out);

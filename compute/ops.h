@@ -53,6 +53,10 @@ struct QuantizeArgs {
   TensorView counts = {};  // [1, 2] i32, or empty: added to: values that saturated, values that became zero
 };
 
+// The cast to FP8 of what an operation writes, for the product that reads it next: Quantize of the output with these,
+// to the bit; `x` is not looked at. Backends may do both in one pass. Without `codes` there is none.
+using OutputCast = QuantizeArgs;
+
 struct DequantizeArgs {
   TensorView codes;              // [T, D] FP8
   TensorView scale;              // [1, T] or [1, 1] acc
@@ -117,8 +121,9 @@ struct RmsNormArgs {
   TensorView x;       // [T, D] acc
   TensorView weight;  // [1, D] acc
   float eps = 1e-5f;
-  TensorView y;        // [T, D] act
-  TensorView inv_rms;  // [1, T] acc, or empty when no backward follows
+  TensorView y;          // [T, D] act
+  TensorView inv_rms;    // [1, T] acc, or empty when no backward follows
+  OutputCast cast = {};  // of y
 };
 
 struct RmsNormBackwardArgs {
@@ -128,6 +133,15 @@ struct RmsNormBackwardArgs {
   TensorView inv_rms;
   TensorView dx;       // [T, D] acc; accumulated into (the residual gradient)
   TensorView dweight;  // [1, D] acc; accumulated into
+};
+
+// Copies the keys and values of new rows into their sequences' pages.
+struct KvWriteArgs {
+  TensorView qkv;  // [T, ...] after Rotary
+  std::span<const SequenceRows> sequences;
+  KvLayout layout;
+  int64_t layer = 0;
+  int64_t heads = 0;
 };
 
 // Per-head RMS norm of queries and keys (Qwen3; off when q_norm is empty) and rotary embedding (Su et al. 2021),
@@ -142,21 +156,13 @@ struct RotaryArgs {
   int64_t heads = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
+  const KvWriteArgs* pages = nullptr;  // KvWrite of `out` as well; its qkv is not looked at. Or null
 };
 
 struct RotaryBackwardArgs {
-  RotaryArgs forward;           // qkv = the saved input (needed only with q_norm); out is not read
+  RotaryArgs forward;           // qkv = the saved input (needed only with q_norm); out and pages are not looked at
   TensorView dqkv;              // [T, ...] act or acc: gradient of out on entry, gradient of qkv on return
   TensorView dq_norm, dk_norm;  // [1, head_dim] acc, or empty; accumulated into
-};
-
-// Copies the keys and values of new rows into their sequences' pages.
-struct KvWriteArgs {
-  TensorView qkv;  // [T, ...] after Rotary
-  std::span<const SequenceRows> sequences;
-  KvLayout layout;
-  int64_t layer = 0;
-  int64_t heads = 0;
 };
 
 // Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends
@@ -205,8 +211,9 @@ struct AttentionBackwardArgs {
 
 // h = silu(gate) * up (Shazeer 2020).
 struct SwiGluArgs {
-  TensorView gate_up;  // [T, 2F] act: gate, then up
-  TensorView h;        // [T, F] act
+  TensorView gate_up;    // [T, 2F] act: gate, then up
+  TensorView h;          // [T, F] act
+  OutputCast cast = {};  // of h
 };
 
 struct SwiGluBackwardArgs {
@@ -344,6 +351,13 @@ class Ops {
     for (int64_t i = 0; i < count; ++i) body(i);
   }
 };
+
+// The second part of operations that have one, as an operation of its own: what defines them, and what backends do that
+// have no single pass.
+void CastOutput(Ops& ops, const TensorView& output, const OutputCast& cast);
+void WritePages(Ops& ops, const RotaryArgs& args);
+// args.pages, of args.out.
+KvWriteArgs PagesOf(const RotaryArgs& args);
 
 // Copies in the host's memory and in the backend's.
 Tensor OnHost(Ops& ops, const TensorView& x);

@@ -7,10 +7,6 @@ namespace quern {
 
 namespace {
 
-struct Codes {
-  TensorView values, scale;
-};
-
 // kFp8Delayed: one scale, of `amax` where it is known.
 void UseTensorScale(Ops& ops, float amax, QuantizeArgs& args) {
   args.rule = QuantizeArgs::Scale::kTensor;
@@ -24,24 +20,30 @@ float Amax(const LinearWeight& weight, int64_t which) {
 }
 enum Which : int64_t { kInputs, kWeight, kGradients };
 
-// A product's inputs or its gradients to codes, as the weight's recipe says.
-Codes Quantize(Ops& ops, const LinearWeight& weight, Which which, const TensorView& x, Arena& arena,
-               const CastRecord& record) {
+// How a product's inputs or its gradients become codes, as the weight's recipe says.
+QuantizeArgs CastFor(Ops& ops, const LinearWeight& weight, Which which, int64_t rows, Arena& arena,
+                     const CastRecord& record) {
   const bool delayed = weight.recipe.delayed(), inputs = which == kInputs;
   const Fp8Format& format = inputs ? weight.recipe.forward : weight.recipe.gradient;
-  const Codes out{arena.New(format.dtype, x.rows, x.cols), arena.New(DType::kF32, 1, delayed ? 1 : x.rows)};
-  QuantizeArgs args{.x = x,
+  const int64_t cols = inputs ? weight.forward->k() : weight.forward->n();
+  QuantizeArgs args{.x = {},
                     .column_scale = inputs ? weight.input_scale.view() : TensorView(),
                     .format = format,
                     .stochastic = delayed && !inputs,
                     .seed = record.seed,
-                    .codes = out.values,
-                    .scale = out.scale,
+                    .codes = arena.New(format.dtype, rows, cols),
+                    .scale = arena.New(DType::kF32, 1, delayed ? 1 : rows),
                     .amax = record.amax,
                     .counts = record.counts};
   if (delayed) UseTensorScale(ops, Amax(weight, which), args);
-  ops.Quantize(args);
-  return out;
+  return args;
+}
+
+QuantizeArgs Quantize(Ops& ops, const LinearWeight& weight, Which which, const TensorView& x, Arena& arena,
+                      const CastRecord& record) {
+  const QuantizeArgs args = CastFor(ops, weight, which, x.rows, arena, record);
+  CastOutput(ops, x, args);
+  return args;
 }
 
 // The largest magnitude of a weight after its inputs' scale.
@@ -101,13 +103,17 @@ bool PackLinear(Ops& ops, const TensorView& weight, bool trainable, LinearWeight
   return true;
 }
 
+OutputCast InputCast(Ops& ops, const LinearWeight& weight, int64_t rows, Arena& arena, const CastRecord& record) {
+  return weight.fp8() ? CastFor(ops, weight, kInputs, rows, arena, record) : OutputCast();
+}
+
 void LinearForward(Ops& ops, const LinearWeight& weight, const TensorView& x, const TensorView& y, bool accumulate,
-                   Arena& arena, const CastRecord& record) {
+                   Arena& arena, const CastRecord& record, const OutputCast* cast) {
   MatMulArgs args{.a = x, .b = weight.forward.get(), .c = y, .bias = weight.bias, .accumulate = accumulate};
   const Arena::Scope scope(arena);
   if (weight.fp8()) {
-    const Codes codes = Quantize(ops, weight, kInputs, x, arena, record);
-    args.a = codes.values;
+    const QuantizeArgs codes = cast != nullptr ? *cast : Quantize(ops, weight, kInputs, x, arena, record);
+    args.a = codes.codes;
     args.a_scale = codes.scale;
   }
   ops.MatMul(args);
@@ -119,15 +125,15 @@ void LinearBackward(Ops& ops, const LinearWeight& weight, const LinearGradients&
   MatMulArgs input{.a = args.dy, .b = weight.transposed.get(), .c = args.dx, .bias = {}};
   TensorView dy = args.dy, x = args.x;
   if (weight.fp8()) {
-    const Codes codes = Quantize(ops, weight, kGradients, dy, arena, record);
-    input.a = codes.values;
+    const QuantizeArgs codes = Quantize(ops, weight, kGradients, dy, arena, record);
+    input.a = codes.codes;
     input.a_scale = codes.scale;
     if (weight.recipe.delayed()) {
-      const Codes inputs = Quantize(ops, weight, kInputs, x, arena, {});  // as the forward product had them
+      const QuantizeArgs inputs = Quantize(ops, weight, kInputs, x, arena, {});  // as the forward product had them
       dy = arena.New(args.dy.dtype, dy.rows, dy.cols);
       x = arena.New(args.x.dtype, x.rows, x.cols);
-      ops.Dequantize({.codes = codes.values, .scale = codes.scale, .y = dy});
-      ops.Dequantize({.codes = inputs.values, .scale = inputs.scale, .column_scale = weight.input_scale, .y = x});
+      ops.Dequantize({.codes = codes.codes, .scale = codes.scale, .y = dy});
+      ops.Dequantize({.codes = inputs.codes, .scale = inputs.scale, .column_scale = weight.input_scale, .y = x});
     }
   }
   ops.MatMul(input);

@@ -46,9 +46,14 @@ struct LinearGradients {
   TensorView dw;  // [n, k] acc; accumulated into
 };
 
-// y = x W^T + bias, or y += where `accumulate`. x [T, k] act, y [T, n] act or acc.
+// How the inputs of a product are cast, for the operation that makes them, with codes and scales from `arena`; nothing
+// under recipes without FP8. `rows` of them.
+OutputCast InputCast(Ops& ops, const LinearWeight& weight, int64_t rows, Arena& arena, const CastRecord& record = {});
+
+// y = x W^T + bias, or y += where `accumulate`. x [T, k] act, y [T, n] act or acc. `cast`: what InputCast gave to the
+// operation that made x; without it x is cast here.
 void LinearForward(Ops& ops, const LinearWeight& weight, const TensorView& x, const TensorView& y, bool accumulate,
-                   Arena& arena, const CastRecord& record = {});
+                   Arena& arena, const CastRecord& record = {}, const OutputCast* cast = nullptr);
 // dx = dy W, dw += dy^T x. The record is of dy.
 void LinearBackward(Ops& ops, const LinearWeight& weight, const LinearGradients& args, Arena& arena,
                     const CastRecord& record = {});

@@ -205,15 +205,26 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
       return CastRecord{.counts = s.fp8_counts.Cols(0, 2), .amax = s.fp8_amax.Cols(which, 1)};
     };
 
-    ops_.RmsNorm(
-        {.x = s.input, .weight = w.input_norm, .eps = c.rms_norm_eps, .y = s.normed, .inv_rms = s.input_inv_rms});
     const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
-    LinearForward(ops_, w.qkv, s.normed, raw, false, arena, record(0));
-    ops_.Rotary(Rotary(w, batch, raw, s.qkv));
+    {
+      const Arena::Scope cast_scope(arena);
+      const OutputCast cast = InputCast(ops_, w.qkv, t, arena, record(0));
+      ops_.RmsNorm({.x = s.input,
+                    .weight = w.input_norm,
+                    .eps = c.rms_norm_eps,
+                    .y = s.normed,
+                    .inv_rms = s.input_inv_rms,
+                    .cast = cast});
+      LinearForward(ops_, w.qkv, s.normed, raw, false, arena, record(0), &cast);
+    }
     const std::vector<SequenceRows>& sequences =
         kv.layers.empty() ? batch.sequences : kv.layers[static_cast<size_t>(layer)];
+    const KvWriteArgs write{
+        .qkv = {}, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads};
+    RotaryArgs rotary = Rotary(w, batch, raw, s.qkv);
+    rotary.pages = &write;
+    ops_.Rotary(rotary);
     if (kv.observe) kv.observe(layer, s.qkv.Cols(0, c.q_size()));
-    ops_.KvWrite({.qkv = s.qkv, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads});
     TensorView q = s.qkv.Cols(0, c.q_size());
     std::vector<SequenceRows> wanted;
     // Rows have to do with each other through keys and values alone; and through what selective attention masks.
@@ -246,15 +257,19 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
     LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, record(1));
 
-    ops_.RmsNorm({.x = s.middle,
-                  .weight = w.post_attention_norm,
-                  .eps = c.rms_norm_eps,
-                  .y = s.middle_normed,
-                  .inv_rms = s.middle_inv_rms});
-    LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, record(2));
+    {
+      const Arena::Scope cast_scope(arena);
+      const OutputCast cast = InputCast(ops_, w.gate_up, s.middle_normed.rows, arena, record(2));
+      ops_.RmsNorm({.x = s.middle,
+                    .weight = w.post_attention_norm,
+                    .eps = c.rms_norm_eps,
+                    .y = s.middle_normed,
+                    .inv_rms = s.middle_inv_rms,
+                    .cast = cast});
+      LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, record(2), &cast);
+    }
     if (!s.linear_amax.empty())
       ops_.ColumnAmax({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .amax = s.linear_amax});
-    ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
     if (saved != nullptr) {
       residual = arena.New(acc, t, c.hidden_size);
       ops_.Cast(s.middle, residual);
@@ -263,6 +278,7 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
     if (SmoothsTokens(weights.recipe())) {
       QUERN_CHECK(w.down.bias.view().empty(), "smooth_swiglu: row has no down projection with a bias");
       const Arena::Scope rows_scope(arena);
+      ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
       const TensorView scales = TokenScales(ops_, s.gate_up.Cols(c.intermediate_size, c.intermediate_size), arena);
       const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
       const TensorView product = arena.New(acc, t, c.hidden_size);
@@ -270,7 +286,11 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
       LinearForward(ops_, w.down, scaled, product, false, arena, record(3));
       ScaleRows(ops_, product, scales, true, residual, true);
     } else {
-      LinearForward(ops_, s.down ? *s.down : w.down, s.hidden, residual, true, arena, record(3));
+      const LinearWeight& down = s.down ? *s.down : w.down;
+      const Arena::Scope cast_scope(arena);
+      const OutputCast cast = InputCast(ops_, down, s.hidden.rows, arena, record(3));
+      ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden, .cast = cast});
+      LinearForward(ops_, down, s.hidden, residual, true, arena, record(3), &cast);
     }
     if (saved != nullptr) saved->blocks.push_back(s);
   }

@@ -229,6 +229,7 @@ class ReferenceOps : public Ops {
       for (int64_t d = 0; d < args.x.cols; ++d) Set(args.y, t, d, Get(args.x, t, d) / rms * Get(args.weight, 0, d));
       if (!args.inv_rms.empty()) Set(args.inv_rms, 0, t, 1 / rms);
     }
+    CastOutput(*this, args.y, args.cast);
   }
 
   // y_i = x_i w_i / r with r = sqrt(mean x^2 + eps): dy_i/dx_j = w_i (delta_ij / r - x_i x_j / (D r^3)).
@@ -263,6 +264,7 @@ class ReferenceOps : public Ops {
       for (int64_t i = (args.heads + args.kv_heads) * args.head_dim; i < args.qkv.cols; ++i)
         Set(args.out, t, i, Get(args.qkv, t, i));
     }
+    WritePages(*this, args);
   }
 
   void RotaryBackward(const RotaryBackwardArgs& args) override {
@@ -448,6 +450,7 @@ class ReferenceOps : public Ops {
         Set(args.h, t, f, gate * Sigmoid(gate) * up);
       }
     }
+    CastOutput(*this, args.h, args.cast);
   }
 
   void SwiGluBackward(const SwiGluBackwardArgs& args) override {

@@ -114,6 +114,7 @@ void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& args) {
 void CpuOps::RmsNorm(const RmsNormArgs& args) {
   CheckArgs(args);
   ForChunks(args.x.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rms_norm(args, begin, end); });
+  CastOutput(*this, args.y, args.cast);
 }
 
 void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
@@ -132,6 +133,7 @@ void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
 void CpuOps::Rotary(const RotaryArgs& args) {
   CheckArgs(args);
   ForChunks(args.qkv.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rotary(args, begin, end); });
+  WritePages(*this, args);
 }
 
 void CpuOps::RotaryBackward(const RotaryBackwardArgs& args) {
@@ -275,6 +277,7 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
 void CpuOps::SwiGlu(const SwiGluArgs& args) {
   CheckArgs(args);
   ForChunks(args.h.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu(args, begin, end); });
+  CastOutput(*this, args.h, args.cast);
 }
 
 void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& args) {

@@ -12,10 +12,6 @@ constexpr int kQueries = 4;                        // of a block, one a warp
 constexpr int kDims = 8;                           // channels of a lane: heads of up to 256
 constexpr int64_t kMostParts = int64_t{64} << 20;  // bytes of scratch for segments
 
-struct WriteTask {
-  int32_t sequence, begin, end;  // rows of the sequence, in one block of kBlock positions
-};
-
 // A block a task and KV head. Neighbouring threads write neighbouring positions' keys.
 template <typename In, typename Kv>
 __global__ void __launch_bounds__(kRowThreads)
@@ -219,16 +215,21 @@ const Sequence* PutSequences(Context& context, std::span<const SequenceRows> seq
   return context.staging.Put(out);
 }
 
-void KvWrite(Context& context, const KvWriteArgs& args) {
+std::vector<WriteTask> WriteTasks(std::span<const SequenceRows> sequences) {
   std::vector<WriteTask> tasks;
-  for (size_t i = 0; i < args.sequences.size(); ++i) {
-    const SequenceRows& s = args.sequences[i];
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceRows& s = sequences[i];
     for (int64_t begin = 0; begin < s.count;) {
       const int64_t end = std::min(s.count, begin + kBlock - (s.context + begin) % kBlock);
       tasks.push_back({static_cast<int32_t>(i), static_cast<int32_t>(begin), static_cast<int32_t>(end)});
       begin = end;
     }
   }
+  return tasks;
+}
+
+void KvWrite(Context& context, const KvWriteArgs& args) {
+  const std::vector<WriteTask> tasks = WriteTasks(args.sequences);
   const Sequence* sequences = PutSequences(context, args.sequences, args.layout, {});
   const WriteTask* put = context.staging.Put(tasks);
   WithTypes(args.qkv, TensorView{.dtype = args.layout.dtype}, [&](auto in, auto kv) {

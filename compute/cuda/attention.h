@@ -29,6 +29,12 @@ struct Tile {
   int32_t sequence, kv_head, begin;
 };
 
+// Rows of a sequence that lie in one block of kBlock positions.
+struct WriteTask {
+  int32_t sequence, begin, end;
+};
+std::vector<WriteTask> WriteTasks(std::span<const SequenceRows> sequences);
+
 struct AttentionParams {
   const Sequence* sequences;
   const Tile* tiles;

@@ -129,11 +129,8 @@ void CudaOps::PackFp8(const PackArgs& args) {
 void CudaOps::Quantize(const QuantizeArgs& args) {
   const int64_t rows = args.x.rows, cols = args.x.cols;
   CheckAct(args.x, rows, cols, "x");
-  QUERN_CHECK(IsFp8(args.format.dtype) && args.codes.dtype == args.format.dtype && args.codes.rows == rows &&
-              args.codes.cols == cols);
-  CheckAcc(args.scale, 1, args.rule == QuantizeArgs::Scale::kRow ? rows : 1, "scale");
-  if (!args.column_scale.empty()) CheckAcc(args.column_scale, 1, cols, "column_scale");
-  if (!args.amax.empty()) CheckAcc(args.amax, 1, 1, "amax");
+  QUERN_CHECK(rows == 0 || !args.codes.empty());
+  CheckCast(args.x, args);
   cuda::Quantize(context_, args);
 }
 
@@ -257,7 +254,8 @@ void CudaOps::EmbeddingBackward(const EmbeddingBackwardArgs& args) {
 }
 void CudaOps::RmsNorm(const RmsNormArgs& args) {
   CheckArgs(args);
-  cuda::RmsNorm(context_, args);
+  CheckCast(args.y, args.cast);
+  if (!cuda::RmsNorm(context_, args)) CastOutput(*this, args.y, args.cast);
 }
 void CudaOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
   CheckArgs(args);
@@ -265,7 +263,8 @@ void CudaOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
 }
 void CudaOps::Rotary(const RotaryArgs& args) {
   CheckArgs(args);
-  cuda::Rotary(context_, args);
+  if (args.pages != nullptr) CheckArgs(PagesOf(args));
+  if (!cuda::Rotary(context_, args)) WritePages(*this, args);
 }
 void CudaOps::RotaryBackward(const RotaryBackwardArgs& args) {
   CheckArgs(args);
@@ -285,7 +284,8 @@ void CudaOps::AttentionBackward(const AttentionBackwardArgs& args) {
 }
 void CudaOps::SwiGlu(const SwiGluArgs& args) {
   CheckArgs(args);
-  cuda::SwiGlu(context_, args);
+  CheckCast(args.h, args.cast);
+  if (!cuda::SwiGlu(context_, args)) CastOutput(*this, args.h, args.cast);
 }
 void CudaOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
   CheckArgs(args);

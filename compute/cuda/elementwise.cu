@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "compute/cuda/rows.h"
+#include "compute/cuda/cast_row.h"
 
 namespace quern::cuda {
 
@@ -38,15 +38,44 @@ struct SwiGluOp {
   Rows<const In> gate_up;
   int64_t width;
   Rows<Out> h;
-  __device__ void operator()(int64_t row, int64_t i) const {
-    float gate[kN], up[kN];
+  __device__ __forceinline__ void Compute(int64_t row, int64_t i, float (&up)[kN]) const {
+    float gate[kN];
     Load(gate_up.At(row) + i, gate);
     Load(gate_up.At(row) + width + i, up);
 #pragma unroll
     for (int j = 0; j < kN; ++j) up[j] *= gate[j] * Sigmoid(gate[j]);
+  }
+  __device__ void operator()(int64_t row, int64_t i) const {
+    float up[kN];
+    Compute(row, i, up);
     Store(h.At(row) + i, up);
   }
 };
+
+// A block a row, with the cast of h, which waits for its scale in shared memory (`held`) or is read again.
+__global__ void __launch_bounds__(kRowThreads)
+    SwiGluCastKernel(Rows<const Bf16> gate_up, Rows<Bf16> h, bool held, CastParams cast) {
+  QUERN_DYNAMIC_SHARED(memory);
+  constexpr int kN = kWide;
+  const SwiGluOp<Bf16, Bf16, kN> op = {gate_up, cast.cols, h};
+  const int64_t row = blockIdx.x;
+  Bf16* again = held ? reinterpret_cast<Bf16*>(memory) : h.At(row);
+  uint32_t most = 0;
+  for (int64_t i = int64_t{threadIdx.x} * kN; i < cast.cols; i += kRowThreads * kN) {
+    float v[kN];
+    op.Compute(row, i, v);
+    Store(h.At(row) + i, v);
+    if (held) Store(again + i, v);
+    Load(again + i, v);
+    ScaleColumns(cast, i, v);
+    most = Max::Of(most, Largest(v));
+  }
+  most = BlockReduce<Max>(most);
+  CastRow<E4M3Codec, kN>(cast, row, most, true, [&](int64_t i, float(&v)[kN]) {
+    Load(again + i, v);
+    ScaleColumns(cast, i, v);
+  });
+}
 
 template <typename In, typename Grad, typename Out, int kN>
 struct SwiGluBackwardOp {
@@ -236,7 +265,14 @@ void EmbeddingBackward(Context& context, const EmbeddingBackwardArgs& args) {
       context.staging.Put(rows), RowsOf<const float>(args.dout), RowsOf<float>(args.dtable), args.dout.cols);
 }
 
-void SwiGlu(Context& context, const SwiGluArgs& args) {
+bool SwiGlu(Context& context, const SwiGluArgs& args) {
+  if (args.h.rows == 0) return true;
+  if (args.gate_up.dtype == DType::kBf16 && CastsInPass(args.h, args.cast, args.gate_up)) {
+    const int64_t held = HeldBytes(args.h.cols);
+    Launch(SwiGluCastKernel, dim3(static_cast<unsigned>(args.h.rows)), dim3(kRowThreads), held, context.stream(),
+           RowsOf<const Bf16>(args.gate_up), RowsOf<Bf16>(args.h), held > 0, CastParamsOf(args.cast, args.h.cols));
+    return true;
+  }
   WithTypes(args.gate_up, args.h, [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
@@ -248,6 +284,7 @@ void SwiGlu(Context& context, const SwiGluArgs& args) {
         },
         args.gate_up, args.h);
   });
+  return args.cast.codes.empty();
 }
 
 void SwiGluBackward(Context& context, const SwiGluBackwardArgs& args) {

@@ -19,7 +19,7 @@ struct Context {
 // elementwise.cu
 void Embedding(Context& context, const EmbeddingArgs& args);
 void EmbeddingBackward(Context& context, const EmbeddingBackwardArgs& args);
-void SwiGlu(Context& context, const SwiGluArgs& args);
+bool SwiGlu(Context& context, const SwiGluArgs& args);  // false: but for the cast
 void SwiGluBackward(Context& context, const SwiGluBackwardArgs& args);
 void GatherRows(Context& context, const GatherRowsArgs& args);
 void ScatterRows(Context& context, const ScatterRowsArgs& args);
@@ -36,11 +36,11 @@ double SquaredNorm(Context& context, const TensorView& x);
 void AddPartials(Context& context, const TensorView& partials, const TensorView& out);
 
 // norm.cu
-void RmsNorm(Context& context, const RmsNormArgs& args);
+bool RmsNorm(Context& context, const RmsNormArgs& args);  // false: but for the cast
 void RmsNormBackward(Context& context, const RmsNormBackwardArgs& args);
 
 // rotary.cu
-void Rotary(Context& context, const RotaryArgs& args);
+bool Rotary(Context& context, const RotaryArgs& args);  // false: but for the pages
 void RotaryBackward(Context& context, const RotaryBackwardArgs& args);
 
 // softmax.cu

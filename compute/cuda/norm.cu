@@ -1,4 +1,4 @@
-#include "compute/cuda/rows.h"
+#include "compute/cuda/cast_row.h"
 
 namespace quern::cuda {
 
@@ -6,11 +6,8 @@ namespace {
 
 constexpr int64_t kPartialRows = 64;
 
-// A block a row.
-template <typename Out, int kN>
-__global__ void __launch_bounds__(kRowThreads)
-    RmsNormKernel(Rows<const float> x, const float* weight, float eps, int64_t cols, Rows<Out> y, float* inv_rms) {
-  const float* row = x.At(blockIdx.x);
+template <int kN>
+__device__ __forceinline__ float InverseRms(const float* row, float eps, int64_t cols) {
   float sum = 0;
   for (int64_t i = int64_t{threadIdx.x} * kN; i < cols; i += kRowThreads * kN) {
     float v[kN];
@@ -19,7 +16,15 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int j = 0; j < kN; ++j) sum += v[j] * v[j];
   }
   sum = BlockReduce<Sum>(sum);
-  const float inv = 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+  return 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+}
+
+// A block a row.
+template <typename Out, int kN>
+__global__ void __launch_bounds__(kRowThreads)
+    RmsNormKernel(Rows<const float> x, const float* weight, float eps, int64_t cols, Rows<Out> y, float* inv_rms) {
+  const float* row = x.At(blockIdx.x);
+  const float inv = InverseRms<kN>(row, eps, cols);
   Out* out = y.At(blockIdx.x);
   for (int64_t i = int64_t{threadIdx.x} * kN; i < cols; i += kRowThreads * kN) {
     float v[kN], w[kN];
@@ -30,6 +35,37 @@ __global__ void __launch_bounds__(kRowThreads)
     Store(out + i, v);
   }
   if (inv_rms != nullptr && threadIdx.x == 0) inv_rms[blockIdx.x] = inv;
+}
+
+// The same with the cast of y, which waits for its scale in shared memory (`held`) or is read again.
+__global__ void __launch_bounds__(kRowThreads)
+    RmsNormCastKernel(Rows<const float> x, const float* weight, float eps, Rows<Bf16> y, float* inv_rms, bool held,
+                      CastParams cast) {
+  QUERN_DYNAMIC_SHARED(memory);
+  constexpr int kN = kWide;
+  const float* row = x.At(blockIdx.x);
+  const float inv = InverseRms<kN>(row, eps, cast.cols);
+  Bf16* out = y.At(blockIdx.x);
+  Bf16* again = held ? reinterpret_cast<Bf16*>(memory) : out;
+  uint32_t most = 0;
+  for (int64_t i = int64_t{threadIdx.x} * kN; i < cast.cols; i += kRowThreads * kN) {
+    float v[kN], w[kN];
+    Load(row + i, v);
+    Load(weight + i, w);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) v[j] *= inv * w[j];
+    Store(out + i, v);
+    if (held) Store(again + i, v);
+    Load(again + i, v);
+    ScaleColumns(cast, i, v);
+    most = Max::Of(most, Largest(v));
+  }
+  most = BlockReduce<Max>(most);
+  if (inv_rms != nullptr && threadIdx.x == 0) inv_rms[blockIdx.x] = inv;
+  CastRow<E4M3Codec, kN>(cast, blockIdx.x, most, true, [&](int64_t i, float(&v)[kN]) {
+    Load(again + i, v);
+    ScaleColumns(cast, i, v);
+  });
 }
 
 // dx_j += dy_j w_j inv - x_j inv^3 / D * sum over i of dy_i w_i x_i.
@@ -78,7 +114,15 @@ __global__ void __launch_bounds__(kRowThreads)
 
 }  // namespace
 
-void RmsNorm(Context& context, const RmsNormArgs& args) {
+bool RmsNorm(Context& context, const RmsNormArgs& args) {
+  if (args.x.rows == 0) return true;
+  if (CastsInPass(args.y, args.cast, args.x, args.weight)) {
+    const int64_t held = HeldBytes(args.x.cols);
+    Launch(RmsNormCastKernel, dim3(static_cast<unsigned>(args.x.rows)), dim3(kRowThreads), held, context.stream(),
+           RowsOf<const float>(args.x), Vector(args.weight), args.eps, RowsOf<Bf16>(args.y), Vector(args.inv_rms),
+           held > 0, CastParamsOf(args.cast, args.x.cols));
+    return true;
+  }
   WithType(args.y, [&](auto type) {
     using T = decltype(type);
     WithWidth(
@@ -89,6 +133,7 @@ void RmsNorm(Context& context, const RmsNormArgs& args) {
         },
         args.x, args.weight, args.y);
   });
+  return args.cast.codes.empty();
 }
 
 void RmsNormBackward(Context& context, const RmsNormBackwardArgs& args) {

@@ -1,19 +1,8 @@
-#include "compute/cuda/rows.h"
+#include "compute/cuda/cast_row.h"
 
 namespace quern::cuda {
 
 namespace {
-
-// 2^-floor(log2(max / amax)) by the bits of both (PowerOfTwoExponent of compute/fp8.h); NaN where amax is not finite.
-__device__ __forceinline__ float ScaleFor(uint32_t amax, float max) {
-  if (amax >= 0x7f800000u) return NAN;
-  if (amax == 0) return 1.0f;
-  const auto max_bits = std::bit_cast<uint32_t>(max);
-  int exponent = static_cast<int>(max_bits >> 23) - static_cast<int>(amax >> 23);
-  if ((amax & 0x7fffffu) > (max_bits & 0x7fffffu)) --exponent;
-  if (exponent > 100) exponent = 100;
-  return std::bit_cast<float>(static_cast<uint32_t>(127 - exponent) << 23);
-}
 
 template <int kMantissa, int kBias>
 __device__ __forceinline__ float Decode(uint8_t code) {
@@ -29,37 +18,23 @@ __device__ __forceinline__ float Decode(uint8_t code) {
 template <typename In>
 struct QuantizeParams {
   Rows<const In> x;
-  const float* column_scale;
-  int64_t cols;
-  Fp8Format format;
-  bool own_scale;  // of each row; else one that is given
-  bool stochastic;
-  uint64_t seed;
-  Rows<uint8_t> codes;
-  float* scale;
-  uint32_t* amax;
-  int* counts;
+  CastParams cast;
 };
 
 template <typename In, int kN>
 __device__ __forceinline__ void LoadScaled(const QuantizeParams<In>& args, int64_t row, int64_t i, float (&v)[kN]) {
   Load(args.x.At(row) + i, v);
-  if (args.column_scale == nullptr) return;
-  float scale[kN];
-  Load(args.column_scale + i, scale);
-#pragma unroll
-  for (int j = 0; j < kN; ++j) v[j] *= scale[j];
+  ScaleColumns(args.cast, i, v);
 }
 
 // Bits of the block's row's largest magnitude.
 template <int kN, typename In>
 __device__ __forceinline__ uint32_t RowAmax(const QuantizeParams<In>& args) {
   uint32_t most = 0;
-  for (int64_t i = int64_t{threadIdx.x} * kN; i < args.cols; i += kRowThreads * kN) {
+  for (int64_t i = int64_t{threadIdx.x} * kN; i < args.cast.cols; i += kRowThreads * kN) {
     float v[kN];
     LoadScaled(args, blockIdx.x, i, v);
-#pragma unroll
-    for (int j = 0; j < kN; ++j) most = Max::Of(most, MagnitudeBits(v[j]));
+    most = Max::Of(most, Largest(v));
   }
   return BlockReduce<Max>(most);
 }
@@ -69,7 +44,7 @@ __global__ void __launch_bounds__(kRowThreads) AmaxKernel(QuantizeParams<In> arg
   const uint32_t own = RowAmax<kN>(args);
   if (threadIdx.x != 0) return;
   if (most != nullptr) atomicMax(most, own);
-  if (args.amax != nullptr) atomicMax(args.amax, own);
+  if (args.cast.amax != nullptr) atomicMax(args.cast.amax, own);
 }
 
 // scale[i] = the power of two for amax[i].
@@ -88,58 +63,9 @@ __global__ void DivideKernel(const float* one, const float* columns, int64_t cou
 // A block a row. The second reading of the row comes from the cache.
 template <typename Codec, typename In, int kN>
 __global__ void __launch_bounds__(kRowThreads) QuantizeKernel(QuantizeParams<In> args) {
-  const int64_t row = blockIdx.x;
-  float own;
-  if (args.own_scale) {
-    const uint32_t most = RowAmax<kN>(args);
-    own = ScaleFor(most, args.format.max);
-    if (threadIdx.x == 0) {
-      args.scale[row] = own;
-      if (args.amax != nullptr) atomicMax(args.amax, most);
-    }
-  } else {
-    own = args.scale[0];
-  }
-  const float factor = 1.0f / own;
-  const auto max_bits = std::bit_cast<uint32_t>(args.format.max);
-  int saturated = 0, flushed = 0;
-  for (int64_t i = int64_t{threadIdx.x} * kN; i < args.cols; i += kRowThreads * kN) {
-    float v[kN];
-    LoadScaled(args, row, i, v);
-    Group<uint8_t, kN> codes;
-    uint32_t words[4] = {};
-#pragma unroll
-    for (int j = 0; j < kN; ++j) {
-      const float x = v[j] * factor;
-      uint32_t code;
-      if (args.stochastic) {
-        // Word k of the counter {column / 4, row} is for column 4 j + k.
-        if (j % 4 == 0) {
-          words[0] = static_cast<uint32_t>((i + j) / 4);
-          words[1] = static_cast<uint32_t>(row);
-          words[2] = 1;
-          words[3] = 0;
-          Philox(words, args.seed);
-        }
-        const int which = static_cast<int>((i + j) % 4);
-        const uint32_t bits = which == 0 ? words[0] : which == 1 ? words[1] : which == 2 ? words[2] : words[3];
-        code = Codec::Stochastic(x, max_bits, bits);
-      } else {
-        code = Codec::Nearest(x, max_bits);
-      }
-      codes.values[j] = static_cast<uint8_t>(code);
-      const float magnitude = std::bit_cast<float>(MagnitudeBits(x));
-      saturated += magnitude > args.format.max ? 1 : 0;
-      flushed += magnitude > 0 && (code & 0x7f) == 0 ? 1 : 0;
-    }
-    *reinterpret_cast<Group<uint8_t, kN>*>(args.codes.At(row) + i) = codes;
-  }
-  if (args.counts == nullptr) return;
-  saturated = BlockReduce<Sum>(saturated);
-  flushed = BlockReduce<Sum>(flushed);
-  if (threadIdx.x != 0) return;
-  atomicAdd(args.counts, saturated);
-  atomicAdd(args.counts + 1, flushed);
+  const uint32_t most = args.cast.own_scale ? RowAmax<kN>(args) : 0;
+  CastRow<Codec, kN>(args.cast, blockIdx.x, most, args.cast.own_scale,
+                     [&](int64_t i, float(&v)[kN]) { LoadScaled(args, blockIdx.x, i, v); });
 }
 
 template <typename Out, int kMantissa, int kBias, int kN>
@@ -181,17 +107,7 @@ void Quantize(Context& context, const QuantizeArgs& args) {
   const Arena::Scope scope(context.scratch);
   WithType(args.x, [&](auto type) {
     using In = decltype(type);
-    const QuantizeParams<In> params = {.x = RowsOf<const In>(args.x),
-                                       .column_scale = Vector(args.column_scale),
-                                       .cols = args.x.cols,
-                                       .format = args.format,
-                                       .own_scale = args.rule == Scale::kRow,
-                                       .stochastic = args.stochastic,
-                                       .seed = args.seed,
-                                       .codes = RowsOf<uint8_t>(args.codes),
-                                       .scale = Vector(args.scale),
-                                       .amax = static_cast<uint32_t*>(args.amax.data),
-                                       .counts = static_cast<int*>(args.counts.data)};
+    const QuantizeParams<In> params = {RowsOf<const In>(args.x), CastParamsOf(args, args.x.cols)};
     const dim3 grid(static_cast<unsigned>(args.x.rows)), block(kRowThreads);
     WithWidth(
         [&](auto width) {
@@ -202,8 +118,8 @@ void Quantize(Context& context, const QuantizeArgs& args) {
             auto* bits = static_cast<uint32_t*>(most.data);
             Launch(AmaxKernel<In, kN>, grid, block, 0, context.stream(), params, bits);
             Launch(ScalesKernel, dim3(1), block, 0, context.stream(), bits, int64_t{1}, args.format.max, false,
-                   params.scale);
-          } else if (args.rule == Scale::kGiven && params.amax != nullptr) {
+                   params.cast.scale);
+          } else if (args.rule == Scale::kGiven && params.cast.amax != nullptr) {
             Launch(AmaxKernel<In, kN>, grid, block, 0, context.stream(), params, static_cast<uint32_t*>(nullptr));
           }
           WithCodec(args.format.dtype, [&](auto codec) {

@@ -1,4 +1,6 @@
-#include "compute/cuda/rows.h"
+#include <algorithm>
+
+#include "compute/cuda/attention.h"
 
 namespace quern::cuda {
 
@@ -63,6 +65,89 @@ __global__ void __launch_bounds__(kHeads* kWarp) RotaryKernel(RotaryParams<In, O
     y[i] = Out(a[j] * cos - b[j] * sin);
     y[half + i] = Out(b[j] * cos + a[j] * sin);
   }
+}
+
+// Heads of 64 and 128 channels: up to kBlock rows of one head by a block, kLanes threads a row, each with kWide
+// channels of either half. Keys and values go to the pages on the way, where there are any: keys through shared memory,
+// so that neighbouring threads write neighbouring positions. Without sequences a task's rows are those of the call.
+template <typename T, int kLanes>
+__global__ void __launch_bounds__(kBlock* kLanes)
+    RotaryPagesKernel(RotaryParams<T, T> args, const WriteTask* tasks, const Sequence* sequences, KvLayout layout,
+                      int64_t layer) {
+  constexpr int kHalf = kLanes * kWide, kDim = 2 * kHalf, kPad = 4 / sizeof(T);  // rows in other banks
+  __shared__ T keys[kBlock * (kDim + kPad)];
+  const WriteTask task = tasks[blockIdx.x];
+  const Sequence s = sequences != nullptr ? sequences[task.sequence] : Sequence{};
+  const int own = static_cast<int>(threadIdx.x) / kLanes, i = static_cast<int>(threadIdx.x) % kLanes * kWide;
+  const int head = static_cast<int>(blockIdx.y), kv_head = head - args.heads, count = task.end - task.begin;
+  const bool rotated = head < args.heads + args.kv_heads;
+  const int64_t row = s.row + task.begin + (own < count ? own : 0);  // no lane leaves: they sum together
+  const T* x = args.x.At(row) + kDim * head;
+  float a[kWide], b[kWide];
+  Load(x + i, a);
+  Load(x + kHalf + i, b);
+  const float* weight = !rotated ? nullptr : head < args.heads ? args.q_norm : args.k_norm;
+  if (weight != nullptr) {
+    float sum = 0, low[kWide], high[kWide];
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) sum += a[j] * a[j] + b[j] * b[j];
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) sum += ShuffleXor(sum, lanes);
+    const float inv = 1.0f / sqrtf(sum / static_cast<float>(kDim) + args.eps);
+    Load(weight + i, low);
+    Load(weight + kHalf + i, high);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) {
+      a[j] = a[j] * inv * low[j];
+      b[j] = b[j] * inv * high[j];
+    }
+  }
+  if (rotated) {
+    const int64_t position = args.positions[row];
+    float cos[kWide], sin[kWide];
+    Load(args.cos.At(position) + i, cos);
+    Load(args.sin.At(position) + i, sin);
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) {
+      const float low = a[j];
+      a[j] = low * cos[j] - b[j] * sin[j];
+      b[j] = b[j] * cos[j] + low * sin[j];
+    }
+  }
+  if (own < count) {
+    T* y = args.y.At(row) + kDim * head;
+    Store(y + i, a);
+    Store(y + kHalf + i, b);
+  }
+  if (sequences == nullptr || kv_head < 0) return;
+  const int64_t first = s.context + task.begin, slot = first % kPage;
+  auto* page = static_cast<T*>(const_cast<void*>(s.pages[first / kPage]));
+  if (!rotated) {
+    T* values = page + layout.ValueOffset(layer, kv_head - args.kv_heads) + (slot + own) * kDim;
+    if (own >= count) return;
+    Store(values + i, a);
+    Store(values + kHalf + i, b);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) {
+    keys[own * (kDim + kPad) + i + j] = T(a[j]);
+    keys[own * (kDim + kPad) + kHalf + i + j] = T(b[j]);
+  }
+  __syncthreads();
+  T* to = page + layout.KeyOffset(layer, kv_head) + layout.KeyElement(slot, 0);
+  if (count == kBlock) {
+    for (int at = static_cast<int>(threadIdx.x); at < kDim * kBlock / kWide; at += kBlock * kLanes) {
+      const int d = at / (kBlock / kWide), part = at % (kBlock / kWide) * kWide;
+      Group<T, kWide> group;
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) group.values[j] = keys[(part + j) * (kDim + kPad) + d];
+      *reinterpret_cast<Group<T, kWide>*>(to + d * kBlock + part) = group;
+    }
+    return;
+  }
+  for (int at = static_cast<int>(threadIdx.x); at < kDim * count; at += kBlock * kLanes)
+    to[at / count * kBlock + at % count] = keys[at % count * (kDim + kPad) + at / count];
 }
 
 // In place on y, which holds the gradient of the rotated heads; values' gradients pass. With norms a block's warps sum
@@ -153,9 +238,54 @@ RotaryParams<In, Out> Params(Context& context, const RotaryArgs& args, const Ten
           static_cast<int>(args.head_dim / 2)};
 }
 
+// Whether RotaryPagesKernel can: every access in groups of kWide.
+bool IsWide(const RotaryArgs& args) {
+  if ((args.head_dim != 64 && args.head_dim != 128) || args.qkv.dtype != args.out.dtype) return false;
+  bool wide = false;
+  WithWidth([&](auto width) { wide = width == kWide; }, args.qkv, args.out, args.cos, args.sin, args.q_norm,
+            args.k_norm);
+  return wide;
+}
+
+template <typename T, int kLanes>
+void LaunchRotaryPages(Context& context, const RotaryArgs& args, const std::vector<WriteTask>& tasks,
+                       const KvWriteArgs* pages) {
+  Launch(RotaryPagesKernel<T, kLanes>,
+         dim3(static_cast<unsigned>(tasks.size()), static_cast<unsigned>(args.heads + 2 * args.kv_heads)),
+         dim3(kBlock * kLanes), 0, context.stream(), Params<T, T>(context, args, args.out), context.staging.Put(tasks),
+         pages == nullptr ? nullptr : PutSequences(context, pages->sequences, pages->layout, {}),
+         pages == nullptr ? KvLayout{} : pages->layout, pages == nullptr ? int64_t{0} : pages->layer);
+}
+
+// With the pages where their rows are those of the call and of its type.
+bool RotaryWide(Context& context, const RotaryArgs& args) {
+  const KvWriteArgs* pages = args.pages;
+  if (pages != nullptr) {
+    int64_t rows = 0;
+    for (const SequenceRows& s : pages->sequences) rows += s.count;
+    if (rows != args.qkv.rows || pages->layout.dtype != args.out.dtype) pages = nullptr;
+  }
+  std::vector<WriteTask> tasks;
+  if (pages != nullptr) {
+    tasks = WriteTasks(pages->sequences);
+  } else {
+    for (int64_t row = 0; row < args.qkv.rows; row += kBlock)
+      tasks.push_back(
+          {0, static_cast<int32_t>(row), static_cast<int32_t>(std::min<int64_t>(row + kBlock, args.qkv.rows))});
+  }
+  WithType(args.out, [&](auto type) {
+    using T = decltype(type);
+    args.head_dim == 64 ? LaunchRotaryPages<T, 4>(context, args, tasks, pages)
+                        : LaunchRotaryPages<T, 8>(context, args, tasks, pages);
+  });
+  return args.pages == pages;
+}
+
 }  // namespace
 
-void Rotary(Context& context, const RotaryArgs& args) {
+bool Rotary(Context& context, const RotaryArgs& args) {
+  if (args.qkv.rows == 0) return true;
+  if (IsWide(args)) return RotaryWide(context, args);
   const int64_t heads = args.heads + 2 * args.kv_heads;
   WithTypes(args.qkv, args.out, [&](auto in, auto out) {
     using In = decltype(in);
@@ -164,6 +294,7 @@ void Rotary(Context& context, const RotaryArgs& args) {
            dim3(static_cast<unsigned>(args.qkv.rows), static_cast<unsigned>((heads + kHeads - 1) / kHeads)),
            dim3(kHeads * kWarp), 0, context.stream(), Params<In, Out>(context, args, args.out));
   });
+  return args.pages == nullptr;
 }
 
 void RotaryBackward(Context& context, const RotaryBackwardArgs& args) {

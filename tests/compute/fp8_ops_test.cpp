@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "compute/cpu/cpu_ops.h"
-#include "tests/compute/test_tensors.h"
+#include "tests/compute/fused_cases.h"
 
 namespace quern {
 namespace {
@@ -86,6 +86,11 @@ TEST_P(Fp8OpsTest, QuantizesAsTheReferenceBitForBit) {
       }
     }
   }
+}
+
+TEST_P(Fp8OpsTest, SecondPartsOfOperationsAreThoseOfTheirOwn) {
+  ExpectNormAndSwiGluCast(cpu_);
+  ExpectRotaryWritesPages(cpu_);
 }
 
 TEST_P(Fp8OpsTest, ARowsCodesDependOnThatRowAlone) {

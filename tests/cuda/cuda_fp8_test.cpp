@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "tests/compute/test_tensors.h"
+#include "tests/compute/fused_cases.h"
 #include "tests/cuda/backend.h"
 
 namespace quern {
@@ -77,6 +77,20 @@ TEST_F(CudaFp8Test, QuantizesAsTheReferenceBitForBit) {
         }
       }
     }
+  }
+}
+
+TEST_F(CudaFp8Test, NormAndSwiGluCastAsQuantizeDoes) {
+  for (const uint64_t order : {0, 1, 5}) {
+    SetThreadOrder(order);
+    ExpectNormAndSwiGluCast(*ops_);
+  }
+}
+
+TEST_F(CudaFp8Test, RotaryWritesPagesAsKvWriteDoes) {
+  for (const uint64_t order : {0, 1, 5}) {
+    SetThreadOrder(order);
+    ExpectRotaryWritesPages(*ops_);
   }
 }
 

@@ -112,7 +112,7 @@ TEST_P(CudaOpsTest, Rotary) {
   struct Shape {
     int64_t heads, kv_heads, dim;
   };
-  for (const Shape shape : {Shape{6, 6, 48}, {4, 2, 8}, {3, 1, 70}, {2, 2, 256}}) {
+  for (const Shape shape : {Shape{6, 6, 48}, {4, 2, 8}, {3, 1, 70}, {2, 2, 256}, {3, 1, 64}, {4, 2, 128}}) {
     for (const bool norm : {false, true}) {
       constexpr int64_t kRows = 35, kPositions = 33;
       const int64_t width = (shape.heads + 2 * shape.kv_heads) * shape.dim;
@@ -124,7 +124,9 @@ TEST_P(CudaOpsTest, Rotary) {
         }
       }
       const auto positions = RandomIds(kRows, kPositions, 1);
-      const PaddedTensor qkv(RandomTensor(act(), kRows, width, 2), 6), out(Tensor(act(), kRows, width), 4);
+      const int64_t padding = shape.dim % 64 == 0 ? 8 : 6;
+      const PaddedTensor qkv(RandomTensor(act(), kRows, width, 2), padding);
+      const PaddedTensor out(Tensor(act(), kRows, width), shape.dim % 64 == 0 ? 16 : 4);
       const Tensor q_norm = RandomTensor(kF32, 1, shape.dim, 3), k_norm = RandomTensor(kF32, 1, shape.dim, 4);
       RotaryArgs args = {.qkv = qkv,
                          .out = out,
@@ -144,7 +146,7 @@ TEST_P(CudaOpsTest, Rotary) {
       EXPECT_LE(WorstError(out, expected, 3e-6, relative()), 1) << "head dim " << shape.dim << " norm " << norm;
       EXPECT_TRUE(out.Intact());
       if (!norm) {
-        const PaddedTensor in_place(qkv, 6);
+        const PaddedTensor in_place(qkv, padding);
         args.qkv = args.out = in_place;
         ops_->Rotary(args);
         EXPECT_TRUE(BitEqual(in_place.view(), out.view()));

@@ -26,6 +26,7 @@ class HostedOps::Mirror {
   void operator()(Views&... views) {
     (Replace(views), ...);
   }
+  void Cast(OutputCast& cast) { (*this)(cast.column_scale, cast.codes, cast.scale, cast.amax, cast.counts); }
   // `tables` and `out` must live as long as the call.
   std::vector<SequenceRows> Sequences(std::span<const SequenceRows> sequences, const KvLayout& layout) {
     std::vector<SequenceRows> out;
@@ -116,6 +117,7 @@ void HostedOps::RmsNorm(const RmsNormArgs& given) {
   RmsNormArgs args = given;
   Mirror mirror(*device_);
   mirror(args.x, args.weight, args.y, args.inv_rms);
+  mirror.Cast(args.cast);
   device_->RmsNorm(args);
 }
 void HostedOps::RmsNormBackward(const RmsNormBackwardArgs& given) {
@@ -128,6 +130,14 @@ void HostedOps::Rotary(const RotaryArgs& given) {
   RotaryArgs args = given;
   Mirror mirror(*device_);
   mirror(args.qkv, args.out, args.cos, args.sin, args.q_norm, args.k_norm);
+  KvWriteArgs write;
+  std::vector<SequenceRows> sequences;
+  if (args.pages != nullptr) {
+    write = *args.pages;
+    sequences = mirror.Sequences(write.sequences, write.layout);
+    write.sequences = sequences;
+    args.pages = &write;
+  }
   device_->Rotary(args);
 }
 void HostedOps::RotaryBackward(const RotaryBackwardArgs& given) {
@@ -169,6 +179,7 @@ void HostedOps::SwiGlu(const SwiGluArgs& given) {
   SwiGluArgs args = given;
   Mirror mirror(*device_);
   mirror(args.gate_up, args.h);
+  mirror.Cast(args.cast);
   device_->SwiGlu(args);
 }
 void HostedOps::SwiGluBackward(const SwiGluBackwardArgs& given) {
