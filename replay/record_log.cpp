@@ -133,7 +133,7 @@ Status RecordLog::Open() {
     iovec part{&header, sizeof(header)};
     QUERN_ASSIGN_OR_RETURN(const bool whole, ReadAt(file->fd, PathOf(number), 0, &part, 1));
     // Begun and not synced: nothing in it was acknowledged. If records are expected in it, Holds says no.
-    if (!whole || header.magic != kSegmentMagic || header.segment != number ||
+    if (!whole || header.magic != kSegmentMagic || header.segment != number || header.previous >= number ||
         header.checksum != HeaderChecksum(header, 0)) {
       LogWarning(PathOf(number) + ": has no whole header, it is left alone");
       continue;
@@ -350,7 +350,14 @@ Status RecordLog::Replay(RecordPlace from, const Visitor& visit) {
 }
 
 Status RecordLog::Scan(uint32_t segment, const Visitor& visit) const {
-  return ScanRange(segment, sizeof(SegmentHeader), SegmentBytes(segment), false, visit, nullptr);
+  bool moved = false;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = segments_.find(segment);
+    moved = found != segments_.end() && found->second.moved;
+  }
+  // Nothing says where a segment of moved frames ended when a write failed; their records are found by their places.
+  return ScanRange(segment, sizeof(SegmentHeader), SegmentBytes(segment), moved, visit, nullptr);
 }
 
 Status RecordLog::Read(uint64_t number, RecordPlace place, uint32_t size, std::string* bytes) const {
@@ -389,7 +396,30 @@ uint64_t RecordLog::SegmentBytes(uint32_t segment) const {
   return found == segments_.end() ? 0 : found->second.size;
 }
 
+// Where a segment ends after a failed write stands in its successor's header: before that goes, what follows the end
+// goes.
+Status RecordLog::TrimBefore(uint32_t segment) {
+  uint32_t previous = 0;
+  uint64_t size = 0;
+  {
+    std::lock_guard lock(mutex_);
+    const auto removed = segments_.find(segment);
+    const auto before = removed == segments_.end() ? removed : segments_.find(removed->second.previous);
+    if (before == segments_.end() || removed->second.moved) return {};
+    previous = before->first;
+    size = before->second.size;
+  }
+  QUERN_ASSIGN_OR_RETURN(const auto file, DescriptorOf(previous));
+  struct stat status {};
+  if (fstat(file->fd, &status) != 0) return FromErrno(errno, PathOf(previous));
+  if (static_cast<uint64_t>(status.st_size) <= size) return {};
+  if (truncate(PathOf(previous).c_str(), static_cast<off_t>(size)) != 0 || fsync(file->fd) != 0)
+    return FromErrno(errno, PathOf(previous));
+  return {};
+}
+
 Status RecordLog::Remove(uint32_t segment) {
+  QUERN_RETURN_IF_ERROR(TrimBefore(segment));
   QUERN_RETURN_IF_ERROR(Check(files_->DeleteFile(PathOf(segment), rocksdb::IOOptions(), nullptr)));
   std::lock_guard lock(mutex_);
   segments_.erase(segment);

@@ -59,7 +59,7 @@ class RecordLog {
   // Whole frames after `from` (segment 0: all), in order. Damage is an error except at the very end, where a write was
   // broken off.
   Status Replay(RecordPlace from, const Visitor& visit);
-  // Every frame of one segment.
+  // Every frame of one segment; of moved ones up to a write that was broken off.
   Status Scan(uint32_t segment, const Visitor& visit) const;
   // Where the last frame ended.
   RecordPlace end() const { return end_; }
@@ -90,6 +90,7 @@ class RecordLog {
   Status OpenSegment(bool moved, Writer* writer);
   Status Write(bool moved, const std::vector<Entry>& entries, std::string_view trailer, Writer* writer,
                std::vector<RecordPlace>* places);
+  Status TrimBefore(uint32_t segment);
   Status Check(const rocksdb::IOStatus& status) const;
   // The log's segments from `first` on (0: from the oldest), in order.
   Result<std::vector<uint32_t>> ChainFrom(uint32_t first) const;

@@ -284,9 +284,13 @@ bool RecordTable::LoadFrom(const std::string& path) {
     tag_set_ids_[tags] = static_cast<uint32_t>(tag_sets_.size());
     tag_sets_.push_back(std::move(tags));
   }
-  if (in.Finished()) return true;
-  Clear();
-  return false;
+  bool whole = in.Finished();
+  for (uint64_t number = 1; whole && number <= newest_; ++number)
+    whole = row(number).run < names_.size() && row(number).tag_set < tag_sets_.size();
+  for (const std::vector<uint32_t>& tags : tag_sets_)
+    for (const uint32_t tag : tags) whole = whole && tag < names_.size();
+  if (!whole) Clear();
+  return whole;
 }
 
 }  // namespace quern

@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 #include <rocksdb/db.h>
 
+#include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "base/file.h"
+#include "base/strings.h"
 #include "proto/replay.pb.h"
 #include "replay/record_table.h"
 #include "replay/store.h"
@@ -55,6 +58,7 @@ class RecordLogTest : public ::testing::Test {
     const Status status = log.Append(entries, "t", &places);
     ASSERT_TRUE(status.ok()) << status.message();
   }
+  std::string PathOf(uint32_t segment) { return JoinPath(folder_.path(), StrFormat("records-%08u.data", segment)); }
   static std::string Bytes(uint64_t number) { return std::string(number * 37 % 500, static_cast<char>(number)); }
   TemporaryFolder folder_;
 };
@@ -108,6 +112,49 @@ TEST_F(RecordLogTest, AFrameThatWasBrokenOffEndsTheLogAndOneInTheMiddleIsAnError
   fs::remove(path);
   log = Open();
   EXPECT_EQ(log->Replay({}, [](const RecordLog::Frame&) { return Status(); }).code(), StatusCode::kDataLoss);
+}
+
+// A write that failed leaves a part of a frame behind. Where the segment ended before it stands in the next one's
+// header, which goes when nothing is in it.
+TEST_F(RecordLogTest, WhatAFailedWriteLeftIsNoDamageWhenTheNextSegmentGoes) {
+  uint32_t first = 0, moved = 0;
+  const auto break_off = [&](const std::string& path) {
+    const std::string bytes = *ReadFile(path);
+    std::FILE* file = std::fopen(path.c_str(), "a");
+    ASSERT_EQ(std::fwrite(bytes.data() + 32, 1, 50, file), 50u);
+    ASSERT_EQ(std::fclose(file), 0);
+  };
+  {
+    auto log = Open();
+    Append(*log, 1, 3);
+    first = log->end().segment;
+    std::vector<RecordPlace> places;
+    ASSERT_TRUE(log->Move({{.number = 1, .bytes = Bytes(1)}}, &places).ok());
+    moved = places[0].segment;
+  }
+  break_off(PathOf(first));
+  break_off(PathOf(moved));
+  {
+    auto log = Open();
+    EXPECT_EQ(Replay(*log).size(), 3u);
+    ASSERT_TRUE(log->Begin().ok());
+    const uint32_t empty = log->end().segment;
+    ASSERT_TRUE(log->Begin().ok());
+    Append(*log, 4, 4);
+    ASSERT_TRUE(log->Remove(empty).ok());
+  }
+  auto log = Open();
+  std::map<uint32_t, size_t> frames;
+  for (const uint32_t segment : log->Segments()) {
+    const Status scanned = log->Scan(segment, [&](const RecordLog::Frame&) -> Status {
+      ++frames[segment];
+      return {};
+    });
+    EXPECT_TRUE(scanned.ok()) << scanned.message();
+  }
+  EXPECT_EQ(frames.size(), 3u);
+  EXPECT_EQ(frames[first], 1u);
+  EXPECT_EQ(frames[moved], 1u);
 }
 
 TEST(StoreLog, WhatTheIndexLostIsMadeAgainFromTheLog) {
