@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -23,6 +24,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr char kNow[] = "now\n", kTold[] = "told\n";  // in the file `cancel`
 constexpr size_t kIdBytes = 64;
 constexpr int kMostSlots = 1024;
 
@@ -53,7 +55,8 @@ pid_t RunHolder(const std::string& run_directory) {
   const int fd = open(JoinPath(run_directory, "run.lock").c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return 0;
   pid_t holder = 0;
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  // Shared: another process that looks is no holder.
+  if (flock(fd, LOCK_SH | LOCK_NB) != 0) {
     char text[32] = {};
     holder = pread(fd, text, sizeof(text) - 1, 0) > 0 ? atoi(text) : -1;
   }
@@ -146,7 +149,9 @@ Result<std::optional<QueuedJob>> JobQueue::Read(const std::string& id) const {
   job.submitted_unix_ms = queue.value("submitted_unix_ms", int64_t{0});
   job.run_directory = queue.value("run_directory", std::string());
   while (PathExists(job.AttemptLog(job.attempts + 1))) ++job.attempts;
-  job.cancel_asked = PathExists(job.Path("cancel"));
+  const Result<std::string> cancel = ReadFile(job.Path("cancel"));
+  job.cancel_asked = cancel.ok();
+  job.cancel_told = cancel.ok() && *cancel == kTold;
   job.held = RunHolder(job.run_directory) != 0;
   if (job.held) {
     job.state = "running";
@@ -186,14 +191,33 @@ Result<QueuedJob> JobQueue::Find(const std::string& id) const {
 }
 
 Status JobQueue::Cancel(const QueuedJob& job, bool now) const {
-  QUERN_RETURN_IF_ERROR(WriteFileAtomic(job.Path("cancel"), now ? "now\n" : ""));
+  QUERN_RETURN_IF_ERROR(WriteFileAtomic(job.Path("cancel"), now ? kNow : ""));
+  return TellToEnd(job);
+}
+
+Status JobQueue::TellToEnd(const QueuedJob& job) const {
+  const std::string path = job.Path("cancel");
+  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT ? Status() : FromErrno(errno, path);
+  // The command and the launcher may be here at once.
+  const bool locked = flock(fd, LOCK_EX) == 0;
+  const Status told = locked ? TellToEnd(job, fd) : FromErrno(errno, path);
+  close(fd);
+  return told;
+}
+
+Status JobQueue::TellToEnd(const QueuedJob& job, int wish_fd) const {
+  char text[16] = {};
+  if (pread(wish_fd, text, sizeof(text) - 1, 0) < 0) return FromErrno(errno, job.Path("cancel"));
+  const std::string wish = text;
   const pid_t holder = RunHolder(job.run_directory);
-  if (holder <= 0) return {};  // the launcher looks before it starts one, and while one starts
-  for (int signals = now ? 2 : 1; signals > 0; --signals) {
+  if (holder <= 0 || wish == kTold) return {};
+  for (int signals = wish == kNow ? 2 : 1; signals > 0; --signals) {
     if (kill(holder, SIGINT) != 0 && errno != ESRCH) return FromErrno(errno, job.id);
     if (signals > 1) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // or the two would be one
   }
-  return {};
+  const auto size = static_cast<ssize_t>(std::strlen(kTold));
+  return pwrite(wish_fd, kTold, static_cast<size_t>(size), 0) == size ? Status() : FromErrno(errno, job.Path("cancel"));
 }
 
 Status JobQueue::Requeue(const QueuedJob& job) const {

@@ -14,7 +14,7 @@ namespace quern {
 //   job.json      the resolved job
 //   queue.json    written last at submission: from then on the job exists
 //   attempt-N.log what `quern run` or `quern resume` printed, one file an attempt
-//   cancel        somebody wants it to end
+//   cancel        somebody wants it to end: empty, or "now"; "told" once its supervisor was told so
 //   ended.json    how it ended
 // and its run directory (run/, unless the job names another). Whether it runs is not written down: it does from its
 // first attempt until its end is known, and a launcher takes up what no process holds the run's lock of. So the table
@@ -30,7 +30,8 @@ struct QueuedJob {
   int64_t ended_unix_ms = 0;  // 0: not yet
   int attempts = 0;
   bool cancel_asked = false;
-  bool held = false;  // a process holds the run's lock
+  bool cancel_told = false;  // the one that runs, so that nobody tells it twice
+  bool held = false;         // a process holds the run's lock
 
   bool ended() const { return state == "succeeded" || state == "failed" || state == "cancelled"; }
   std::string Path(const std::string& name) const;
@@ -52,8 +53,11 @@ class JobQueue {
   // NotFound names the id.
   Result<QueuedJob> Find(const std::string& id) const;
 
-  // Asks; a running job's supervisor gets one signal (it stops in order) or, with `now`, two.
+  // Asks; a running job's supervisor gets one signal (it stops in order) or, with `now`, two. Where none can be found
+  // yet, the launcher tells it with TellToEnd.
   Status Cancel(const QueuedJob& job, bool now) const;
+  // Nothing where the run has no supervisor at the moment.
+  Status TellToEnd(const QueuedJob& job) const;
   // An ended job goes back to the queue and on from where it was.
   Status Requeue(const QueuedJob& job) const;
   // Removes an ended job, and its run directory when that lies in the queue.
@@ -66,6 +70,7 @@ class JobQueue {
   Status SetSlots(int slots) const;
 
  private:
+  Status TellToEnd(const QueuedJob& job, int wish_fd) const;
   explicit JobQueue(std::string home) : home_(std::move(home)) {}
   Result<std::optional<QueuedJob>> Read(const std::string& id) const;  // nothing while it is being submitted
 

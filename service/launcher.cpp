@@ -76,10 +76,12 @@ class Launcher {
     for (const QueuedJob& job : jobs) running += job.held || children_.contains(job.id) ? 1 : 0;
     for (const QueuedJob& job : jobs) {
       if (const auto child = children_.find(job.id); child != children_.end()) {
-        // A wish to cancel that came before the run had its lock.
+        // A wish that came before the run had its lock; until then a signal just ends it.
         if (job.cancel_asked && !job.held) kill(child->second, SIGINT);
+        if (job.cancel_asked && job.held && !job.cancel_told) QUERN_RETURN_IF_ERROR(queue_.TellToEnd(job));
         continue;
       }
+      if (job.held && job.cancel_asked && !job.cancel_told) QUERN_RETURN_IF_ERROR(queue_.TellToEnd(job));
       if (job.held || PathExists(job.Path("ended.json"))) continue;
       if (job.cancel_asked) {
         QUERN_RETURN_IF_ERROR(queue_.RecordEnd(job, "cancelled", ""));

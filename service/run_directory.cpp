@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -24,6 +25,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr auto kAMoment = std::chrono::milliseconds(200);
 constexpr const char* kKeyRoles[] = {"coordinator", "replay-server", "learner", "actor", "supervisor"};
 
 bool IsTcp(const Run& run) { return run.coordinator_address.starts_with("tcp://"); }
@@ -124,7 +126,8 @@ Result<RunLock> RunLock::Take(const Run& run, Duration patience) {
   RunLock lock(fcntl(low, F_DUPFD, 64));
   close(low);
   if (lock.fd_ < 0) return FromErrno(errno, path);
-  const Deadline deadline = Deadline::After(patience);
+  // Whoever only looks whether it is held (quern status) holds it for a moment.
+  const Deadline deadline = Deadline::After(std::max<Duration>(patience, kAMoment));
   while (flock(lock.fd_, LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return FromErrno(errno, path);
     char holder[32] = {};
@@ -134,7 +137,7 @@ Result<RunLock> RunLock::Take(const Run& run, Duration patience) {
       return FailedPrecondition(
           run.directory + ": the run is going on: one of its processes holds run.lock; wait for its end, or stop it");
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   const std::string pid = StrCat(getpid(), "\n");
   if (ftruncate(lock.fd_, 0) != 0 || pwrite(lock.fd_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))

@@ -92,6 +92,59 @@ TEST_F(Queue, ThreeJobsOnTwoSlots) {
   EXPECT_FALSE(PathExists(folder_.File("home/jobs/" + third)));
 }
 
+// Three jobs at once: one is followed while its coordinator is killed, one is cancelled, the third waits for its slot.
+TEST_F(Queue, AFollowedJobWhoseCoordinatorIsKilledAndTheOthersEnd) {
+  ASSERT_EQ(Quern({"slots", "2"}).code, 0);
+  const std::vector<std::string> arguments = {
+      "submit", job_, "data.collect.0.episodes=1000", "qsft.max_steps=300", "--submission-id", "mine"};
+  const auto submitted = Quern(arguments);
+  ASSERT_EQ(submitted.code, 0) << submitted.err;
+  const std::string first = submitted.out.substr(0, submitted.out.find('\n'));
+  const std::string second = Submit(kEndless), third = Submit();
+  EXPECT_EQ(Quern(arguments).out, submitted.out) << "the same submission is one job";
+  std::vector<std::string> other = arguments;
+  other[3] = "qsft.max_steps=301";
+  EXPECT_EQ(Quern(other).code, 1) << "another job under the same id";
+  EXPECT_EQ(CountLines(Quern({"list", "-o", "json"}).out), 3u);
+
+  QuernProcess follow(folder_, {"logs", first, "--follow"});
+  const std::string run = folder_.File("home/jobs/" + first + "/run");
+  ASSERT_TRUE(Eventually([&] {
+    const Result<std::string> journal = ReadFile(JoinPath(run, "journal.jsonl"));
+    return journal.ok() && journal->find("\"task_given\"") != std::string::npos;
+  }));
+  const std::vector<pid_t> coordinators = ProcessesWith({std::string("coordinator") + '\0' + "--job", run});
+  ASSERT_EQ(coordinators.size(), 1u);
+  kill(coordinators[0], SIGKILL);
+  ASSERT_EQ(Quern({"cancel", second}).code, 0);
+  EXPECT_EQ(Quern({"wait", second}).code, 103);
+  const auto waited = Quern({"wait", third});
+  EXPECT_EQ(waited.code, 0) << waited.err << Quern({"logs", third}).out;
+  const auto first_waited = Quern({"wait", first});
+  EXPECT_EQ(first_waited.code, 0) << first_waited.err << Quern({"logs", first}).out;
+  EXPECT_EQ(Json::parse(Quern({"status", first, "-o", "json"}).out)["attempts"], 1) << "the supervisor mended it";
+  const auto followed = follow.Wait();
+  EXPECT_EQ(followed.code, 0) << followed.err;
+  EXPECT_NE(followed.out.find("coordinator died: killed by signal 9"), std::string::npos) << followed.out;
+  EXPECT_NE(followed.out.find("Q-SFT after the online phase"), std::string::npos) << followed.out;
+  EXPECT_EQ(followed.out, Quern({"logs", first}).out);
+}
+
+// At every moment of a job's start: before it has its run's lock, and while nobody knows yet who holds it.
+TEST_F(Queue, ACancelIsHeardWhileAJobStarts) {
+  ASSERT_EQ(Quern({"slots", "4"}).code, 0);
+  std::vector<std::string> ids;
+  for (int i = 0; i < 24; ++i) {
+    ids.push_back(Submit(kEndless));
+    std::this_thread::sleep_for(std::chrono::milliseconds(15 * i));
+    ASSERT_EQ(Quern({"cancel", ids.back()}).code, 0);
+  }
+  for (const std::string& id : ids) {
+    const auto waited = Quern({"wait", id, "--timeout", "30"});
+    EXPECT_EQ(waited.code, 103) << id << " " << waited.err << Quern({"logs", id, "--tail", "3"}).out;
+  }
+}
+
 TEST_F(Queue, AKilledLauncherAndAKilledJobGoOn) {
   const std::string first = Submit({"qsft.max_steps=400", "data.collect.0.episodes=1000"});
   const std::string second = Submit();
