@@ -10,7 +10,7 @@
 #include "replay/replay.h"
 
 namespace rocksdb {
-class FileSystem;
+class Env;
 }
 
 namespace quern {
@@ -19,7 +19,7 @@ struct StoreOptions {
   bool create_if_missing = true;
   bool read_only = false;  // what is there at the moment of opening; beside a process that writes, or after it
   RecordLimits limits;
-  std::shared_ptr<rocksdb::FileSystem> file_system;  // tests: faults
+  std::shared_ptr<rocksdb::Env> env;  // tests: a disk with faults
 };
 
 // For gauges and alerts.

@@ -64,7 +64,6 @@ struct Store::Impl {
   std::mutex write_mutex;
   // Readers share it for as long as they use db and table; taken alone to append rows and to open the database again.
   mutable std::shared_mutex state_mutex;
-  std::unique_ptr<rocksdb::Env> env;  // only around a given file system
   std::unique_ptr<RecordLog> log;
   std::unique_ptr<rocksdb::DB> db;
   std::vector<rocksdb::ColumnFamilyHandle*> families;

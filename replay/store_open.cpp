@@ -148,10 +148,7 @@ Status Store::Impl::OpenDatabase(bool create) {
   rocksdb::DBOptions database = DatabaseOptions();
   database.create_if_missing = create;
   database.create_missing_column_families = !options.read_only;
-  if (options.file_system != nullptr) {
-    if (env == nullptr) env = rocksdb::NewCompositeEnv(options.file_system);
-    database.env = env.get();
-  }
+  if (options.env != nullptr) database.env = options.env.get();
   rocksdb::DB* opened = nullptr;
   std::vector<std::string> names;
   if (PathExists(JoinPath(directory, "CURRENT")) && rocksdb::DB::ListColumnFamilies(database, directory, &names).ok() &&
@@ -189,8 +186,8 @@ Status Store::Impl::LoadState() {
   if (!table.LoadFrom(TablePath())) table.Clear();
   saved_rows = table.newest();
   sampler.Clear();
-  rocksdb::FileSystem* files = options.file_system.get();
-  log = std::make_unique<RecordLog>(directory, files != nullptr ? files : rocksdb::FileSystem::Default().get());
+  rocksdb::Env* const disk = options.env != nullptr ? options.env.get() : rocksdb::Env::Default();
+  log = std::make_unique<RecordLog>(directory, disk->GetFileSystem().get());
   QUERN_RETURN_IF_ERROR(log->Open());
   QUERN_RETURN_IF_ERROR(LoadRows());
   QUERN_RETURN_IF_ERROR(ReplayLog());
@@ -203,7 +200,7 @@ std::string Store::Impl::TablePath() const { return JoinPath(directory, "table.s
 
 // So that a store of millions opens in a moment, also one that is killed again and again.
 void Store::Impl::SaveTable() {
-  if (options.read_only || options.file_system != nullptr || table.newest() < saved_rows + kRowsWorthSaving) return;
+  if (options.read_only || options.env != nullptr || table.newest() < saved_rows + kRowsWorthSaving) return;
   if (const Status saved = table.SaveTo(TablePath()); !saved.ok())
     LogWarning("the next opening reads every index row: " + saved.message());
   else
@@ -298,7 +295,7 @@ Store::~Store() {
 
 // Whether the disk takes some bytes.
 bool Store::Impl::HasRoom() const {
-  rocksdb::Env* const disk = env != nullptr ? env.get() : rocksdb::Env::Default();
+  rocksdb::Env* const disk = options.env != nullptr ? options.env.get() : rocksdb::Env::Default();
   const std::string probe = JoinPath(directory, "room.probe");
   const bool written = rocksdb::WriteStringToFile(disk, std::string(size_t{64} << 10, '\0'), probe, true).ok();
   (void)disk->DeleteFile(probe);

@@ -1,6 +1,9 @@
 #include "tests/crash/disk.h"
 
+#include <rocksdb/system_clock.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 namespace quern {
 
@@ -156,6 +159,27 @@ rocksdb::IOStatus Disk::NewDirectory(const std::string& name, const rocksdb::IOO
   if (status.ok()) *directory = std::make_unique<Folder>(std::move(*directory), this, name);
   return status;
 }
+
+namespace {
+
+class ImpatientClock : public rocksdb::SystemClockWrapper {
+ public:
+  ImpatientClock() : SystemClockWrapper(rocksdb::SystemClock::Default()) {}
+  const char* Name() const override { return "quern.crash-test.ImpatientClock"; }
+  void SleepForMicroseconds(int micros) override { target_->SleepForMicroseconds(std::min(micros, 1000)); }
+};
+
+class DiskEnv : public rocksdb::EnvWrapper {
+ public:
+  explicit DiskEnv(std::shared_ptr<Disk> disk) : EnvWrapper(rocksdb::NewCompositeEnv(std::move(disk))) {
+    system_clock_ = std::make_shared<ImpatientClock>();
+  }
+  const char* Name() const override { return "quern.crash-test.DiskEnv"; }
+};
+
+}  // namespace
+
+std::shared_ptr<rocksdb::Env> EnvOf(std::shared_ptr<Disk> disk) { return std::make_shared<DiskEnv>(std::move(disk)); }
 
 void Disk::ForgetUnsynced() {
   std::lock_guard lock(mutex_);

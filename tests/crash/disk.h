@@ -1,9 +1,11 @@
 #pragma once
 
+#include <rocksdb/env.h>
 #include <rocksdb/file_system.h>
 
 #include <atomic>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -64,5 +66,9 @@ class Disk : public rocksdb::FileSystemWrapper {
   Random random_;
   std::map<std::string, Extent> files_;
 };
+
+// What RocksDB is given: the disk, and a clock with which nobody waits long. After a failure RocksDB's threads sleep a
+// second before they try again, and whoever closes the database waits for them.
+std::shared_ptr<rocksdb::Env> EnvOf(std::shared_ptr<Disk> disk);
 
 }  // namespace quern

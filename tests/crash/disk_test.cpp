@@ -2,7 +2,6 @@
 #include "tests/crash/disk.h"
 
 #include <gtest/gtest.h>
-#include <rocksdb/env.h>
 
 #include <cstdio>
 #include <thread>
@@ -39,7 +38,7 @@ class DiskRun {
  private:
   Result<std::unique_ptr<Store>> Open(std::shared_ptr<Disk> disk) {
     StoreOptions options;
-    options.file_system = std::move(disk);
+    if (disk != nullptr) options.env = EnvOf(std::move(disk));
     return Store::Open(directory_, options);
   }
   // 1 to 8 records, some large enough for RocksDB's blob files.
@@ -191,11 +190,7 @@ TEST_F(DiskTest, ADiskThatOnlySaysThatItSyncsLosesRecords) {
 }
 
 TEST_F(DiskTest, ADiskThatFailsNowAndThenLosesNothing) {
-  // Many stores side by side: RocksDB sleeps a second before it tries again, and does so in a thread of a pool that all
-  // stores of a process share.
-  const uint64_t stores = CrashCount(40, 2), errors = CrashCount(250, 20);
-  for (const auto pool : {rocksdb::Env::Priority::LOW, rocksdb::Env::Priority::HIGH})
-    rocksdb::Env::Default()->SetBackgroundThreads(static_cast<int>(4 * stores), pool);
+  const uint64_t stores = CrashCount(8, 2), errors = CrashCount(1250, 100);
   std::vector<Outcome> outcomes(stores);
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < stores; ++i)

@@ -1,6 +1,7 @@
 #include "replay/store.h"
 
 #include <gtest/gtest.h>
+#include <rocksdb/env.h>
 #include <rocksdb/file_system.h>
 
 #include <algorithm>
@@ -388,7 +389,7 @@ TEST_F(StoreTest, AFullOrFailingDiskLosesNothingAndIsRecoveredFrom) {
   using Fault = FaultyFileSystem::Fault;
   auto disk = std::make_shared<FaultyFileSystem>();
   StoreOptions options;
-  options.file_system = disk;
+  options.env = rocksdb::NewCompositeEnv(disk);
   Open(options);
   std::vector<std::string> acknowledged;
   int next = 0;
