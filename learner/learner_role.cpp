@@ -48,6 +48,8 @@ class Learner {
         *ops_, config_, options_.precision, batch_options_.max_positions,
         TrainerOptions{
             .optimizer = {}, .memory = options_.optimizer, .ranks = options_.ranks, .shards = options_.shards});
+    // Nothing was compared yet.
+    for (const char* stat : {"max", "mean"}) metrics_->Set(kLearnerRolloutDiff, std::nan(""), {{"stat", stat}});
     while (!options_.stop->load()) {
       QUERN_ASSIGN_OR_RETURN(const v1::NextStageReply next, NextStage());
       if (next.stop()) {

@@ -22,7 +22,9 @@ RpcServerOptions WithThreads(RpcServerOptions options) {
 Result<std::string> Insert(Store& store, Metrics& metrics, std::string_view request) {
   const Result<v1::InsertReply> reply = store.InsertBytes(request);
   if (!reply.ok()) {
-    metrics.Add(kReplayRejected, 1, {{"reason", StatusCodeName(reply.status().code())}});
+    // What is invalid the RPC server counts, of every method.
+    if (reply.status().code() != StatusCode::kInvalidArgument)
+      metrics.Add(kReplayRejected, 1, {{"reason", StatusCodeName(reply.status().code())}});
     return reply.status();
   }
   if (reply->gap()) metrics.Add(kReplayGaps);

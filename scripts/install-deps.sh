@@ -24,15 +24,15 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 
-# Checks the alert rules. The package itself would start a server on this machine.
-fetch_promtool() {
-  command -v promtool >/dev/null || [ -x build/tools/promtool ] && return
+# Checks the alert rules and scrapes a running job. The package itself would start a server on this machine.
+fetch_prometheus() {
+  [ -x /usr/bin/prometheus ] || [ -x build/tools/prometheus ] && return
   local folder
   folder=$(mktemp -d)
   if (cd "$folder" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1; then
-    mkdir -p build/tools && cp "$folder/usr/bin/promtool" build/tools/
+    mkdir -p build/tools && cp "$folder"/usr/bin/{promtool,prometheus} build/tools/
   else
-    echo "install-deps.sh: promtool could not be fetched: the alert rules' test is skipped" >&2
+    echo "install-deps.sh: Prometheus could not be fetched: the tests of the alert rules and of scraping are skipped" >&2
   fi
   rm -rf "$folder"
 }
@@ -42,7 +42,7 @@ for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -eq 0 ]; then
-  [ "${1:-build}" != test ] || fetch_promtool
+  [ "${1:-build}" != test ] || fetch_prometheus
   exit 0
 fi
 
@@ -61,4 +61,4 @@ if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; }; 
   echo "install-deps.sh: apt-get failed (its last lines are above)" >&2
   exit 1
 fi
-[ "${1:-build}" != test ] || fetch_promtool
+[ "${1:-build}" != test ] || fetch_prometheus

@@ -127,6 +127,7 @@ class EngineServer : public ApiServer {
   EngineServer(Ops& ops, ServedPolicy served, const ApiServerOptions& options)
       : options_(options), engine_(ops, options.engine), started_(std::time(nullptr)) {
     metrics_.Set(kUpSince, UnixSeconds());
+    metrics_.Set(kBuildInfo, 1, {{"version", QUERN_VERSION}, {"role", kRoleServer}, {"index", "0"}, {"run", ""}});
     engine_.SetPolicy(served.policy);
     version_ = served.version;
     const int64_t vocabulary = served.vocab_size();
@@ -181,7 +182,7 @@ class EngineServer : public ApiServer {
       std::lock_guard lock(counters_mutex_);
       reply->Send(200, kJson, ModelsJson(model_, version_, started_));
     } else if (request.path == "/metrics" && get) {
-      reply->Send(200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Text());
+      reply->Send(200, kPrometheusText, metrics_.Text());
     } else if (!chat && request.path != "/v1/completions") {
       Refuse(*reply, 404,
              "no such page: POST /v1/completions and /v1/chat/completions, GET /v1/models, /healthz and /metrics");

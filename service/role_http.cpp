@@ -13,8 +13,6 @@ namespace quern {
 
 namespace {
 
-constexpr char kPrometheusText[] = "text/plain; version=0.0.4; charset=utf-8";
-
 std::string FileOf(const Run& run, const std::string& role, uint32_t index) {
   return JoinPath(run.Path("http"), StrCat(role, "-", index, ".json"));
 }

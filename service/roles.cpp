@@ -101,6 +101,8 @@ class StoreGauges {
     metrics_.Add(kReplayRejected, static_cast<double>(now.malformed - counted_.malformed), {{"reason", "malformed"}});
     metrics_.Add(kReplayConnections, static_cast<double>(now.connections - counted_.connections));
     metrics_.Add(kReplayHandshakes, static_cast<double>(now.handshakes - counted_.handshakes));
+    metrics_.Add(kReplayRejected, static_cast<double>(now.rejected - counted_.rejected),
+                 {{"reason", StatusCodeName(StatusCode::kInvalidArgument)}});
     counted_ = now;
   }
 
@@ -195,7 +197,8 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
 namespace {
 
 // This rank's place among the learner's processes; null when it is the only one.
-Result<std::unique_ptr<HostCommunicator>> JoinRanks(uint32_t rank, const Run& run, const std::atomic<bool>& stop) {
+Result<std::unique_ptr<HostCommunicator>> JoinRanks(uint32_t rank, const Run& run, Metrics& metrics,
+                                                    const std::atomic<bool>& stop) {
   if (run.job.learner.ranks == 1) return std::unique_ptr<HostCommunicator>();
   PeerGroupOptions options;
   options.rank = static_cast<int>(rank);
@@ -209,6 +212,7 @@ Result<std::unique_ptr<HostCommunicator>> JoinRanks(uint32_t rank, const Run& ru
   }
   options.timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(run.job.progress_timeout_s));
   options.stop = &stop;
+  options.strangers = [&metrics](uint64_t count) { metrics.Add(kLearnerStrangers, static_cast<double>(count)); };
   QUERN_ASSIGN_OR_RETURN(std::unique_ptr<PeerGroup> group, PeerGroup::Join(options));
   return std::unique_ptr<HostCommunicator>(std::make_unique<PeerCommunicator>(std::move(group)));
 }
@@ -224,7 +228,7 @@ Status RunLearnerRole(uint32_t rank, const Run& run, const std::atomic<bool>& st
     QUERN_ASSIGN_OR_RETURN(coordinator, ConnectCoordinator(run, kLearnerRole));
     QUERN_RETURN_IF_ERROR(SayHello(*coordinator, kLearnerRole, 0, stop));
   }
-  QUERN_ASSIGN_OR_RETURN(const auto ranks, JoinRanks(rank, run, stop));
+  QUERN_ASSIGN_OR_RETURN(const auto ranks, JoinRanks(rank, run, http->metrics(), stop));
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job));
   const std::unique_ptr<Environment> sample = environment->NewEnvironment();
   LearnerRoleOptions options;

@@ -156,8 +156,9 @@ class Session : public std::enable_shared_from_this<Session> {
     const bool hangup = error == http::error::end_of_stream || error == beast::error::timeout ||
                         error == http::error::partial_message || error.category() == boost::system::system_category();
     if (hangup) {
-      const bool half = error == http::error::partial_message || error == beast::error::timeout;
-      if (half && shared_->options.refused) shared_->options.refused(408);
+      // The end between two requests is in order.
+      const bool broken_off = exchange_ == 1 || request_->got_some();
+      if (broken_off && shared_->options.refused) shared_->options.refused(408);
       return Close();
     }
     Refuse(400, "not an HTTP/1.1 request");

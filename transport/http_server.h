@@ -45,8 +45,8 @@ struct HttpServerOptions {
   std::vector<std::string> open_paths = {"/healthz"};
   int64_t max_body_bytes = int64_t{4} << 20;
   int max_connections = 1024;
-  // Told of what the server refuses itself, on its thread: 400, 401, 403, 413, 431; 408: a request that did not come to
-  // its end; 503: one connection too many.
+  // Told of what the server refuses itself, on its thread: 400, 401, 403, 413, 431; 408: a connection that brought no
+  // request, or one that did not come to its end; 503: one connection too many.
   std::function<void(int code)> refused = nullptr;
   int idle_timeout_s = 60;  // for a request to arrive, and for a client to take a piece of the answer
 };

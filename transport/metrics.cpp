@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <mutex>
+#include <sstream>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -71,6 +72,7 @@ constexpr const Metric* kAll[] = {&kBuildInfo,
                                   &kLearnerCheckpoint,
                                   &kLearnerCheckpointTime,
                                   &kLearnerTraining,
+                                  &kLearnerStrangers,
                                   &kLearnerSaturated,
                                   &kLearnerFlushed,
                                   &kLearnerCorrelation,
@@ -124,6 +126,15 @@ std::vector<double> Buckets(Metric::Kind kind) {
   return buckets;
 }
 
+// What is there before anything has happened; empty: nothing.
+std::vector<MetricLabels> FirstLabels(const Metric& metric) {
+  if (*metric.labels == '\0') return {{}};
+  std::vector<MetricLabels> first;
+  std::istringstream values(metric.values);
+  for (std::string value; std::getline(values, value, ',');) first.push_back({{metric.labels, value}});
+  return first;
+}
+
 // Of this process, from /proc; 0 where that is not there.
 struct ProcessNumbers {
   double resident_bytes = 0, cpu_seconds = 0, open_fds = 0;
@@ -170,19 +181,19 @@ Metrics::Metrics(const std::string& role) : impl_(std::make_unique<Impl>()) {
   Impl& impl = *impl_;
   for (const Metric* metric : kAll) {
     if (*metric->role != '\0' && role != metric->role) continue;
-    const bool at_once = *metric->labels == '\0';
+    const std::vector<MetricLabels> first = FirstLabels(*metric);
     switch (metric->kind) {
       case Metric::kCounter:
         impl.counters[metric] = impl.Register(prometheus::BuildCounter(), *metric);
-        if (at_once) impl.counters[metric]->Add({});
+        for (const MetricLabels& labels : first) impl.counters[metric]->Add(labels);
         break;
       case Metric::kGauge:
         impl.gauges[metric] = impl.Register(prometheus::BuildGauge(), *metric);
-        if (at_once) impl.gauges[metric]->Add({});
+        for (const MetricLabels& labels : first) impl.gauges[metric]->Add(labels);
         break;
       default:
         impl.histograms[metric] = impl.Register(prometheus::BuildHistogram(), *metric);
-        if (at_once) impl.histograms[metric]->Add({}, Buckets(metric->kind));
+        for (const MetricLabels& labels : first) impl.histograms[metric]->Add(labels, Buckets(metric->kind));
     }
   }
   impl.cpu = &prometheus::BuildCounter()

@@ -22,6 +22,9 @@ struct Metric {
   const char* name;    // without the prefix "quern_"
   const char* labels;  // names with commas between; "": none, and then it is there from the start, at 0
   const char* help;
+  // Of one label: values that are there from the start, at 0, with commas between. An increase from nothing to 1 is
+  // none to Prometheus.
+  const char* values = "";
 };
 
 using MetricLabels = std::map<std::string, std::string>;
@@ -44,6 +47,9 @@ class Metrics {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// The content type of Metrics::Text.
+inline constexpr char kPrometheusText[] = "text/plain; version=0.0.4; charset=utf-8";
 
 // Every metric there is.
 std::span<const Metric* const> AllMetrics();

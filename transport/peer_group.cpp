@@ -8,6 +8,7 @@
 
 #include "base/strings.h"
 #include "transport/address.h"
+#include "transport/connection_monitor.h"
 #include "transport/context.h"
 #include "transport/frames.h"
 
@@ -21,7 +22,9 @@ constexpr int64_t kMostMessageBytes = int64_t{64} << 20;
 struct PeerGroup::Sockets {
   void* in = nullptr;
   std::vector<void*> out;
+  ConnectionMonitor monitor;
   ~Sockets() {
+    monitor.Close();
     for (void* socket : out)
       if (socket != nullptr) zmq_close(socket);
     if (in != nullptr) zmq_close(in);
@@ -54,10 +57,16 @@ Result<std::unique_ptr<PeerGroup>> PeerGroup::Join(const PeerGroupOptions& optio
     void*& socket = own ? sockets.in : sockets.out[peer];
     socket = open(own ? ZMQ_PULL : ZMQ_PUSH);
     if (socket == nullptr) return Internal(StrCat(address, ": ", zmq_strerror(zmq_errno())));
+    if (own && kind == AddressKind::kIpc) QUERN_RETURN_IF_ERROR(sockets.monitor.Watch(socket, address));
     const int failed = own ? zmq_bind(socket, address.c_str()) : zmq_connect(socket, address.c_str());
     if (failed != 0) return Unavailable(StrCat(address, ": ", zmq_strerror(zmq_errno())));
   }
   return group;
+}
+
+void PeerGroup::CountStrangers(uint64_t messages) {
+  const uint64_t strangers = messages + sockets_->monitor.Take().failed;
+  if (strangers > 0 && options_.strangers) options_.strangers(strangers);
 }
 
 Status PeerGroup::Send(int to, std::string_view call, std::string_view bytes) {
@@ -80,14 +89,17 @@ Result<std::string> PeerGroup::Receive(int from, std::string_view call) {
                                         std::string(call).c_str(), from, ToSeconds(options_.timeout)));
     zmq_pollitem_t item{sockets_->in, 0, ZMQ_POLLIN, 0};
     const auto wait = std::min<long>(kPollMs, static_cast<long>(deadline.Left().count()) + 1);
+    CountStrangers(0);
     if (zmq_poll(&item, 1, wait) <= 0) continue;  // interrupted, or nothing yet
     std::vector<std::string> frames;
     if (!ReceiveFrames(sockets_->in, ZMQ_DONTWAIT, &frames)) continue;
     int sender = -1;
     if (frames.size() != 3 ||
         std::from_chars(frames[0].data(), frames[0].data() + frames[0].size(), sender).ec != std::errc() ||
-        sender < 0 || sender >= ranks() || sender == options_.rank)
-      return DataLoss(StrCat("rank ", options_.rank, ": a message that is none of this group's"));
+        sender < 0 || sender >= ranks() || sender == options_.rank) {
+      CountStrangers(1);
+      continue;
+    }
     waiting_[static_cast<size_t>(sender)].push_back({std::move(frames[1]), std::move(frames[2])});
   }
   Message message = std::move(queue.front());

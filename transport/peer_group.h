@@ -1,6 +1,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,6 +21,8 @@ struct PeerGroupOptions {
   // Once it is true, waiting ends after `patience`; may be null.
   const std::atomic<bool>* stop = nullptr;
   Duration patience = std::chrono::seconds(10);
+  // Hears how many connections and messages were none of this group's; on the thread that receives.
+  std::function<void(uint64_t count)> strangers = nullptr;
 };
 
 // Ordered messages between any two of a fixed number of processes. One thread.
@@ -41,6 +45,7 @@ class PeerGroup {
     std::string call, bytes;
   };
   explicit PeerGroup(const PeerGroupOptions& options);
+  void CountStrangers(uint64_t messages);
   PeerGroupOptions options_;
   std::unique_ptr<Sockets> sockets_;
   std::vector<std::vector<Message>> waiting_;  // of each peer, the oldest first

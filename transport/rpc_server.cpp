@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "transport/address.h"
+#include "transport/connection_monitor.h"
 #include "transport/context.h"
 #include "transport/frames.h"
 #include "transport/rpc.h"
@@ -71,27 +72,21 @@ struct RpcServer::Request {
 
 struct RpcServer::Socket {
   void* zmq = nullptr;
-  void* monitor = nullptr;  // null on inproc
-  int wake = -1;            // eventfd: stop, or replies are ready
-  int lock = -1;            // flock of an ipc address: libzmq would silently take over a live server's path
+  ConnectionMonitor monitor;  // of nothing on inproc
+  int wake = -1;              // eventfd: stop, or replies are ready
+  int lock = -1;              // flock of an ipc address: libzmq would silently take over a live server's path
   std::atomic<bool> stop{false};
 
   void Wake() const {
     const uint64_t one = 1;
     QUERN_CHECK(write(wake, &one, sizeof(one)) == sizeof(one));
   }
-  void CloseMonitor() {
-    if (monitor == nullptr) return;
-    zmq_socket_monitor(zmq, nullptr, 0);
-    zmq_close(monitor);
-    monitor = nullptr;
-  }
   void ClearWake() const {
     uint64_t count;
     if (read(wake, &count, sizeof(count)) < 0) QUERN_CHECK(errno == EAGAIN);
   }
   ~Socket() {
-    CloseMonitor();
+    monitor.Close();
     if (zmq != nullptr) zmq_close(zmq);
     if (wake >= 0) close(wake);
     if (lock >= 0) close(lock);
@@ -160,15 +155,7 @@ Status RpcServer::Bind(const std::string& address) {
     if (flock(socket->lock, LOCK_EX | LOCK_NB) != 0)
       return AlreadyExists(address + ": in use by another server: stop it, or take another address");
   }
-  if (kind != AddressKind::kInproc) {
-    static std::atomic<uint64_t> next{0};
-    const std::string endpoint = StrCat("inproc://quern.connections.", next++);
-    if (zmq_socket_monitor(socket->zmq, endpoint.c_str(), ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
-      return Internal(StrCat(address, ": ", zmq_strerror(zmq_errno())));
-    socket->monitor = zmq_socket(ZmqContext(), ZMQ_PAIR);
-    if (socket->monitor == nullptr || zmq_connect(socket->monitor, endpoint.c_str()) != 0)
-      return Internal(StrCat(address, ": ", zmq_strerror(zmq_errno())));
-  }
+  if (kind != AddressKind::kInproc) QUERN_RETURN_IF_ERROR(socket->monitor.Watch(socket->zmq, address));
   std::string where = address;
   if (kind == AddressKind::kTcp && where.ends_with(":0")) where.replace(where.size() - 1, 1, "*");
   // A server of this process that was just stopped may still be closing its port.
@@ -211,7 +198,7 @@ void RpcServer::Stop() {
   socket_->stop = true;
   socket_->Wake();
   thread_.join();
-  socket_->CloseMonitor();
+  socket_->monitor.Close();
   if (!address_.starts_with("inproc:")) CloseListener(socket_->zmq, address_);
   socket_.reset();
   if (!domain_.empty()) ForgetCurveDomain(domain_);
@@ -228,14 +215,9 @@ RpcServerCounters RpcServer::counters() const {
 }
 
 void RpcServer::CountConnections() {
-  std::vector<Frame> frames;
-  while (socket_->monitor != nullptr && ReceiveFrames(socket_->monitor, ZMQ_DONTWAIT, &frames)) {
-    uint16_t event = 0;
-    if (frames.empty() || frames[0].view().size() < sizeof(event)) continue;
-    std::memcpy(&event, frames[0].view().data(), sizeof(event));
-    if (event == ZMQ_EVENT_ACCEPTED) ++connections_;
-    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) ++handshakes_;
-  }
+  const ConnectionMonitor::Counts counts = socket_->monitor.Take();
+  connections_ += counts.accepted;
+  handshakes_ += counts.handshakes;
 }
 
 void RpcServer::Receive(size_t most, std::vector<Request>* requests) {
@@ -258,11 +240,12 @@ void RpcServer::Receive(size_t most, std::vector<Request>* requests) {
 }
 
 void RpcServer::Serve() {
-  zmq_pollitem_t items[] = {
-      {socket_->zmq, 0, ZMQ_POLLIN, 0}, {nullptr, socket_->wake, ZMQ_POLLIN, 0}, {socket_->monitor, 0, ZMQ_POLLIN, 0}};
+  zmq_pollitem_t items[] = {{socket_->zmq, 0, ZMQ_POLLIN, 0},
+                            {nullptr, socket_->wake, ZMQ_POLLIN, 0},
+                            {socket_->monitor.events(), 0, ZMQ_POLLIN, 0}};
   std::vector<Request> requests;
   while (!socket_->stop) {
-    if (zmq_poll(items, socket_->monitor == nullptr ? 2 : 3, -1) < 0)
+    if (zmq_poll(items, socket_->monitor.events() == nullptr ? 2 : 3, -1) < 0)
       QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));
     if (socket_->stop) return;
     CountConnections();
@@ -299,7 +282,7 @@ void RpcServer::ServeWithWorkers(Workers& workers) {
       room = most_waiting - std::min(most_waiting, workers.waiting.size());
     }
     std::vector<zmq_pollitem_t> items = {{nullptr, socket_->wake, ZMQ_POLLIN, 0}};
-    if (socket_->monitor != nullptr) items.push_back({socket_->monitor, 0, ZMQ_POLLIN, 0});
+    if (socket_->monitor.events() != nullptr) items.push_back({socket_->monitor.events(), 0, ZMQ_POLLIN, 0});
     if (room > 0) items.push_back({socket_->zmq, 0, ZMQ_POLLIN, 0});
     if (zmq_poll(items.data(), static_cast<int>(items.size()), -1) < 0)
       QUERN_CHECK(zmq_errno() == EINTR, zmq_strerror(zmq_errno()));

@@ -10,6 +10,7 @@
 #include "service/role_http.h"
 #include "service/roles.h"
 #include "service/supervised.h"
+#include "transport/metric_list.h"
 
 namespace quern {
 
@@ -47,7 +48,11 @@ Result<int> ShowRun(const UiOptions& options) {
   else
     std::fprintf(stderr, "quern: the samples cannot be shown: %s\n", store.status().message().c_str());
   RunPage page(*run, std::move(replay));
+  Metrics metrics("ui");
+  metrics.Set(kBuildInfo, 1, {{"version", QUERN_VERSION}, {"role", "ui"}, {"index", "0"}, {"run", run->name()}});
+  metrics.Set(kUpSince, UnixSeconds());
   HttpServerOptions server_options;
+  server_options.refused = [&metrics](int code) { metrics.Add(kHttpRefused, 1, {{"code", std::to_string(code)}}); };
   server_options.host = options.host;
   server_options.port = options.port;
   server_options.max_body_bytes = 1 << 16;
@@ -55,10 +60,11 @@ Result<int> ShowRun(const UiOptions& options) {
   if (!options.token_file.empty()) {
     QUERN_ASSIGN_OR_RETURN(server_options.token, ReadTokenFile(options.token_file));
   }
-  QUERN_ASSIGN_OR_RETURN(const auto server, HttpServer::Start(server_options, [&page](HttpRequest request, auto reply) {
+  QUERN_ASSIGN_OR_RETURN(const auto server, HttpServer::Start(server_options, [&](HttpRequest request, auto reply) {
                            if (request.method != "GET" && request.method != "HEAD")
                              return reply->Send(405, "application/json", HttpErrorJson(405, "GET and HEAD only"));
                            if (request.path == "/healthz") return reply->Send(200, "text/plain", "ok\n");
+                           if (request.path == "/metrics") return reply->Send(200, kPrometheusText, metrics.Text());
                            page.Handle(std::move(request), std::move(reply));
                          }));
   const std::atomic<int>& interrupts = InstallSupervisorSignals();

@@ -31,11 +31,14 @@ class PrintTotals : public testing::Environment {
     const CrashTotals& t = Totals();
     const auto u = [](uint64_t value) { return static_cast<unsigned long long>(value); };
     std::printf(
-        "crash-test: kills: %llu store, %llu actor, %llu learner, %llu coordinator; %llu power losses; %llu damaged "
+        "crash-test: kills: %llu store, %llu actor, %llu learner, %llu coordinator, %llu whole jobs; %llu power "
+        "losses; %llu damaged "
         "files; "
-        "%llu injected I/O errors; %llu records acknowledged: %llu lost, %llu duplicated, %llu corrupt served\n",
-        u(t.store_kills), u(t.actor_kills), u(t.learner_kills), u(t.coordinator_kills), u(t.power_losses),
-        u(t.damaged_files), u(t.injected_errors), u(t.acknowledged), u(t.lost), u(t.duplicated), u(t.corrupt_served));
+        "%llu injected I/O errors; %llu strangers at the ports; %llu records acknowledged: %llu lost, %llu duplicated, "
+        "%llu corrupt served\n",
+        u(t.store_kills), u(t.actor_kills), u(t.learner_kills), u(t.coordinator_kills), u(t.job_kills),
+        u(t.power_losses), u(t.damaged_files), u(t.injected_errors), u(t.strangers), u(t.acknowledged), u(t.lost),
+        u(t.duplicated), u(t.corrupt_served));
   }
 };
 

@@ -11,8 +11,10 @@ struct CrashTotals {
   uint64_t actor_kills = 0;
   uint64_t learner_kills = 0;
   uint64_t coordinator_kills = 0;
+  uint64_t job_kills = 0;  // of all processes at once
   uint64_t damaged_files = 0;
   uint64_t injected_errors = 0;
+  uint64_t strangers = 0;  // connections and messages that are no peer's
   uint64_t acknowledged = 0;
   uint64_t lost = 0;
   uint64_t duplicated = 0;
