@@ -2,7 +2,10 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 
+#include <nlohmann/json.hpp>
+
 #include "tests/e2e/tiny_job.h"
+#include "tests/transport/http_client.h"
 
 namespace quern {
 namespace {
@@ -25,7 +28,7 @@ void ExpectFailedJob(const QuernProcess::Ended& ended, const std::string& text) 
   EXPECT_NE(ended.err.find(text, last), std::string::npos) << ended.err;
 }
 
-class BadInput : public testing::Test {
+class BadInput : public ::testing::Test {
  protected:
   QuernProcess::Ended RunJob(const std::vector<std::string>& overrides) {
     return QuernProcess::Run(folder_, RunArguments(folder_, overrides));
@@ -181,6 +184,46 @@ TEST_F(BadInput, APortInUse) {
   close(fd);
   ExpectFailedJob(ended, StrCat("replay-server died: tcp://127.0.0.1:", port, ": in use by another server"));
   EXPECT_TRUE(ProcessesWith({folder_.path()}).empty());
+}
+
+// The disk is full for a moment: the store takes no records, says so, and goes on when there is room.
+TEST_F(BadInput, ADiskThatIsFullForAMoment) {
+  const std::string disk = folder_.File("disk"), filler = disk + "/filler";
+  ASSERT_TRUE(MakeDirectories(disk).ok());
+  if (mount("none", disk.c_str(), "tmpfs", 0, "size=64m") != 0) GTEST_SKIP() << "mounting a small disk needs root";
+  // The store alone is on it.
+  ASSERT_TRUE(MakeDirectories(folder_.File("run")).ok());
+  ASSERT_TRUE(MakeDirectories(disk + "/replay").ok());
+  ASSERT_EQ(symlink((disk + "/replay").c_str(), folder_.File("run/replay").c_str()), 0);
+  QuernProcess process(folder_, RunArguments(folder_, {"data.collect.0.episodes=4000"}));
+  const auto store = [&](const std::string& path) {
+    const Result<std::string> text = ReadFile(folder_.File("run/http/replay-server-0.json"));
+    if (!text.ok()) return std::string();
+    const std::string target = nlohmann::json::parse(*text)[0]["targets"][0];
+    return testing::HttpClient::Ask(std::atoi(target.c_str() + target.rfind(':') + 1), "GET", path);
+  };
+  const auto stalled = [&](const char* value) {
+    return store("/metrics").find(StrCat("\nquern_replay_write_stalled ", value)) != std::string::npos;
+  };
+  EXPECT_TRUE(
+      Eventually([&] { return stalled("0") && store("/metrics").find("_committed_total 0\n") == std::string::npos; }));
+  const int fd = open(filler.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  const std::string block(1 << 16, 'x');
+  while (write(fd, block.data(), block.size()) > 0) {
+  }
+  close(fd);
+  EXPECT_TRUE(Eventually([&] { return stalled("1"); }, 20));
+  const std::string ready = store("/readyz");
+  EXPECT_EQ(testing::HttpClient::StatusOf(ready), 503) << ready;
+  EXPECT_NE(ready.find("no space left on the disk"), std::string::npos) << ready;
+  unlink(filler.c_str());
+  EXPECT_TRUE(Eventually([&] { return stalled("0"); }, 20));
+  EXPECT_EQ(testing::HttpClient::StatusOf(store("/readyz")), 200);
+  const auto ended = process.Wait(std::chrono::seconds(120));
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  const auto verified = QuernProcess::Run(folder_, {"replay", "verify", "--store", "run/replay"});
+  EXPECT_EQ(verified.code, 0) << verified.err;
+  umount2(disk.c_str(), MNT_DETACH);
 }
 
 TEST_F(BadInput, AFullDisk) {

@@ -71,7 +71,7 @@ TEST(PageInABrowser, EveryViewOfARunThatHasEnded) {
     // Errors of the script, and requests that its policy forbids.
     EXPECT_EQ(seen.err.find("CONSOLE"), std::string::npos) << view << "\n" << seen.err;
   }
-  for (const auto& [name, width, height] : {std::tuple("desktop", 1280u, 900u), std::tuple("phone", 500u, 1000u)}) {
+  for (const auto& [name, width, height] : {std::tuple("desktop", 1280u, 900u), std::tuple("phone", 390u, 844u)}) {
     const std::string png = folder.File(StrCat(name, ".png"));
     const auto shot =
         Shell(folder, StrCat(browser, "--window-size=", width, ",", height, " --screenshot=", png, " '", url, "'"));
