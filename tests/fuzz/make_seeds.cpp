@@ -1,4 +1,6 @@
 // Writes what fuzzing begins with into FOLDER/TARGET/: inputs that the decoders accept.
+#include <rocksdb/file_system.h>
+
 #include <cstring>
 #include <map>
 
@@ -6,6 +8,8 @@
 #include "base/strings.h"
 #include "proto/coordinator.pb.h"
 #include "proto/replay.pb.h"
+#include "replay/record_log.h"
+#include "replay/record_table.h"
 
 namespace quern {
 namespace {
@@ -38,12 +42,49 @@ v1::Trajectory Record() {
   return t;
 }
 
+// A log of two segments and a table, as a store writes them.
+void StoreFiles(const std::string& folder, std::map<std::string, std::string>* seeds) {
+  QUERN_CHECK(MakeDirectories(folder).ok());
+  RecordTable table;
+  std::string sizes = std::string("\1\0\0", 3), files;
+  {
+    RecordLog log(folder, rocksdb::FileSystem::Default().get());
+    QUERN_CHECK(log.Open().ok());
+    const v1::Trajectory record = Record();
+    const std::string bytes = record.SerializeAsString();
+    std::vector<RecordPlace> places;
+    for (uint64_t frame = 0; frame < 2; ++frame) {
+      const uint64_t first = 2 * frame + 1;
+      QUERN_CHECK(log.Append({{first, bytes}, {first + 1, "ab"}}, "trailer", &places).ok());
+      table.Append(MakeRow(record, bytes.size()));
+      log.Seal();
+    }
+    for (const uint32_t segment : log.Segments()) {
+      if (segment == 2) {
+        sizes[1] = static_cast<char>(files.size() & 0xff);
+        sizes[2] = static_cast<char>(files.size() >> 8);
+      }
+      files += *ReadFile(log.PathOf(segment));
+    }
+  }
+  (*seeds)["record_log_fuzz/log"] = sizes + files;
+  QUERN_CHECK(table.SaveTo(JoinPath(folder, "table")).ok());
+  (*seeds)["record_log_fuzz/table"] = std::string("\5\0\0", 3) + *ReadFile(JoinPath(folder, "table"));
+  QUERN_CHECK(RemoveTree(folder).ok());
+}
+
 std::map<std::string, std::string> Seeds() {
   std::map<std::string, std::string> seeds;
   const v1::Trajectory record = Record();
   seeds["record_fuzz/record"] = record.SerializeAsString();
   v1::InsertRequest insert;
   insert.add_trajectories(record.SerializeAsString());
+  seeds["insert_fuzz/plain"] = insert.SerializeAsString();
+  v1::InsertRequest written = insert;
+  written.set_writer("w");
+  written.set_epoch(1);
+  written.set_first_sequence(1);
+  seeds["insert_fuzz/written"] = written.SerializeAsString();
   seeds["rpc_fuzz/insert"] = '\x0a' + insert.SerializeAsString();
   v1::HeartbeatRequest heartbeat;
   heartbeat.set_role("actor");
@@ -135,7 +176,9 @@ std::map<std::string, std::string> Seeds() {
 int main(int argc, char** argv) {
   using namespace quern;
   if (argc != 2) return 2;
-  for (const auto& [name, bytes] : Seeds()) {
+  std::map<std::string, std::string> seeds = Seeds();
+  StoreFiles(JoinPath(argv[1], "store"), &seeds);
+  for (const auto& [name, bytes] : seeds) {
     const std::string path = JoinPath(argv[1], name);
     if (!MakeDirectories(path.substr(0, path.rfind('/'))).ok() || !WriteFileAtomic(path, bytes).ok()) return 1;
   }
