@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 
 #include "actors/records.h"
 #include "base/log.h"
 #include "base/strings.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "methods/q_sft.h"
 #include "model/hf/content_hash.h"
 #include "replay/writer.h"
@@ -31,13 +32,11 @@ bool FaultAt(const std::string& stage, uint64_t episode) {
 class Actor {
  public:
   explicit Actor(const ActorRoleOptions& options)
-      : options_(options),
-        metrics_(options.metrics, kRoleActor),
-        pool_(options.threads),
-        ops_(NewCpuOps(&pool_)),
-        engine_(*ops_, options.engine) {}
+      : options_(options), metrics_(options.metrics, kRoleActor), pool_(options.threads) {}
 
   Status Run() {
+    QUERN_ASSIGN_OR_RETURN(ops_, NewOps(options_.device, &pool_, options_.device_share));
+    engine_.emplace(*ops_, options_.engine);
     QUERN_ASSIGN_OR_RETURN(writer_, ReplayWriter::Open(options_.replay, StrCat("actor-", options_.index),
                                                        Deadline::After(options_.insert_timeout)));
     Clock::time_point last_heartbeat{};
@@ -74,10 +73,10 @@ class Actor {
     request.set_activity(activity);
     auto& gauges = *request.mutable_gauges();
     gauges["episodes"] = static_cast<double>(episodes_);
-    gauges["generated_tokens"] = static_cast<double>(engine_.generated_tokens());
+    gauges["generated_tokens"] = static_cast<double>(engine_->generated_tokens());
     gauges["duplicates"] = static_cast<double>(writer_->duplicates());
-    metrics_->Add(kActorGenerated, static_cast<double>(engine_.generated_tokens()) - counted_tokens_);
-    counted_tokens_ = static_cast<double>(engine_.generated_tokens());
+    metrics_->Add(kActorGenerated, static_cast<double>(engine_->generated_tokens()) - counted_tokens_);
+    counted_tokens_ = static_cast<double>(engine_->generated_tokens());
     QUERN_ASSIGN_OR_RETURN(const v1::HeartbeatReply reply, Call<v1::HeartbeatReply>("Heartbeat", request));
     return !reply.stop();
   }
@@ -144,11 +143,11 @@ class Actor {
       if (FaultAt(task.stage(), episode)) raise(SIGKILL);
       return {};
     };
-    uint64_t tokens_at_step = static_cast<uint64_t>(engine_.generated_tokens());
+    uint64_t tokens_at_step = static_cast<uint64_t>(engine_->generated_tokens());
     Clock::time_point step_begin = begin;
     rollout.tick = [&]() -> Status {
       // Only steps that wrote something: the others read prompts or wait for the environment.
-      if (const auto tokens = static_cast<uint64_t>(engine_.generated_tokens()); tokens != tokens_at_step) {
+      if (const auto tokens = static_cast<uint64_t>(engine_->generated_tokens()); tokens != tokens_at_step) {
         metrics_->Observe(kActorStep, SecondsSince(step_begin));
         tokens_at_step = tokens;
       }
@@ -165,7 +164,7 @@ class Actor {
     Status status;
     if (task.policy().player().empty()) {
       status = UsePolicy(task.policy());
-      engine = &engine_;
+      engine = &*engine_;
     }
     uint64_t generated = 0;
     if (status.ok() && task.has_environment()) {
@@ -288,7 +287,8 @@ class Actor {
       return InvalidArgument(
           StrCat("policy ", spec.name(), " has ", policy->models.size(), " weight versions; 1 or 2 are needed"));
     }
-    engine_.SetPolicy(policy);
+    QUERN_RETURN_IF_ERROR(CheckPolicy(*ops_, *policy));
+    engine_->SetPolicy(policy);
     policy_key_ = key;
     return {};
   }
@@ -297,7 +297,7 @@ class Actor {
   MetricsOrOwn metrics_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
-  Engine engine_;
+  std::optional<Engine> engine_;
   std::vector<std::pair<std::string, std::shared_ptr<const ServedModel>>> models_;
   std::string policy_key_;
   uint64_t episodes_ = 0;

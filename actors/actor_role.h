@@ -27,6 +27,8 @@ struct ActorRoleOptions {
   RolloutOptions rollout;
   EngineOptions engine;
   Recipe precision;
+  std::string device = "cpu";  // NewOps, with this share
+  int64_t device_share = 0;
   int threads = 1;
   int64_t insert_batch = 64;                            // trajectories an insert
   Duration call_timeout = std::chrono::seconds(30);     // for the coordinator's answers

@@ -1,6 +1,7 @@
 #include "actors/engine.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/strings.h"
 
@@ -33,8 +34,8 @@ struct Engine::Sequence {
   std::vector<int32_t> tokens;
   int64_t cached = 0;  // leading tokens whose keys and values are in the pages
   std::vector<KvPage*> pages;
-  std::vector<std::vector<void*>> tables;      // the pages' memory, one table per model
-  std::vector<std::vector<float>> selections;  // of models with selective attention (SequenceRows::selection)
+  std::vector<std::vector<void*>> tables;  // the pages' memory, one table per model
+  std::vector<Tensor> selections;  // of models with selective attention (SequenceRows::selection), and room for more
   // Under a compression, instead of pages: one a model. `prompt`: the tokens of the first generation's prompt.
   std::vector<std::unique_ptr<CompressedCache>> own;
   int64_t prompt = 0;
@@ -57,11 +58,6 @@ struct Engine::Sequence {
     pages.push_back(page);
     tables.resize(page->data.size());
     for (size_t m = 0; m < tables.size(); ++m) tables[m].push_back(page->data[m]);
-  }
-  float* Selection(size_t model, const KvLayout& layout) {
-    if (selections.size() <= model) selections.resize(model + 1);
-    selections[model].resize(pages.size() * static_cast<size_t>(layout.selection_elements()));
-    return selections[model].data();
   }
 };
 
@@ -106,7 +102,8 @@ std::vector<TokenLogProb> Likeliest(std::span<const float> logits, float lse, in
 
 }  // namespace
 
-Engine::Engine(Ops& ops, const EngineOptions& options) : ops_(ops), options_(options) {}
+Engine::Engine(Ops& ops, const EngineOptions& options)
+    : ops_(ops), options_(options), arena_(ops.memory()), host_(ops.staging()) {}
 Engine::~Engine() = default;
 
 void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
@@ -131,7 +128,8 @@ void Engine::SetPolicy(std::shared_ptr<const Policy> policy) {
   } else {
     cache_.reset();  // its memory goes before the new one's comes
     const int64_t selections = selective_ && options_.share_prefixes ? options_.kv_bytes / kSelectionsPart : 0;
-    cache_ = std::make_unique<KvCache>(std::move(layouts), options_.kv_bytes - selections, options_.share_prefixes);
+    cache_ =
+        std::make_unique<KvCache>(ops_, std::move(layouts), options_.kv_bytes - selections, options_.share_prefixes);
   }
 }
 
@@ -314,16 +312,29 @@ void Engine::KeepToSelections(KvCache::Prefix& prefix) {
   }
 }
 
+// Room for the selection of as many pages as the sequence has.
+TensorView Engine::GrowSelection(Sequence& s, size_t model) {
+  if (s.selections.size() <= model) s.selections.resize(model + 1);
+  Tensor& selection = s.selections[model];
+  const int64_t elements = static_cast<int64_t>(s.pages.size()) * cache_->layouts()[model].selection_elements();
+  if (selection.cols() < elements) {
+    Tensor more(DType::kF32, 1, std::max(elements, 2 * selection.cols()), ops_.memory());
+    if (selection.cols() > 0) ops_.Copy(selection, more.view().Cols(0, selection.cols()));
+    selection = std::move(more);
+  }
+  return selection;
+}
+
 // Of a sequence whose last page has become full.
 void Engine::KeepSelections(const Sequence& s) {
-  std::vector<std::vector<float>> selections(s.selections.size());
+  std::vector<Tensor> selections(s.selections.size());
   int64_t bytes = 0;
   for (size_t m = 0; m < selections.size(); ++m) {
     const KvLayout& layout = cache_->layouts()[m];
     if (!layout.selective) continue;
-    const auto begin = s.selections[m].begin();
-    selections[m].assign(begin, begin + s.cached / kPage * layout.selection_elements());
-    bytes += static_cast<int64_t>(selections[m].size() * sizeof(float));
+    selections[m] = Tensor(DType::kF32, 1, s.cached / kPage * layout.selection_elements(), ops_.memory());
+    ops_.Copy(s.selections[m].view().Cols(0, selections[m].cols()), selections[m]);
+    bytes += selections[m].bytes();
   }
   kept_selections_.Keep(s.pages[static_cast<size_t>(s.cached / kPage) - 1]->serial, std::move(selections), bytes);
   kept_selections_.Shrink(options_.kv_bytes / kSelectionsPart);
@@ -336,8 +347,12 @@ Engine::Admission Engine::Admit(Sequence& s) {
   // The last token is always computed: its logits are what is asked for.
   if (options_.share_prefixes) prefix = cache_->Find({s.tokens.data(), s.tokens.size() - 1});
   if (selective_) KeepToSelections(prefix);
-  if (selective_ && !prefix.pages.empty()) s.selections = *kept_selections_.Find(prefix.pages.back()->serial);
   for (KvPage* page : prefix.pages) s.Add(page);
+  if (selective_ && !prefix.pages.empty()) {
+    const std::vector<Tensor>& kept = *kept_selections_.Find(prefix.pages.back()->serial);
+    for (size_t m = 0; m < kept.size(); ++m)
+      if (kept[m].cols() > 0) ops_.Copy(kept[m], GrowSelection(s, m).Cols(0, kept[m].cols()));
+  }
   s.cached = static_cast<int64_t>(s.pages.size()) * kPage;
   const auto undo = [&](Admission why) {
     if (prefix.tail != nullptr) cache_->Release(*prefix.tail);
@@ -424,7 +439,7 @@ TensorView Engine::PolicyLogits() {
       for (size_t i = 0; i < planned_.size(); ++i) {
         Sequence& s = *planned_[i].sequence;
         batch_.sequences[i].pages = s.tables[m].data();
-        batch_.sequences[i].selection = layout.selective ? s.Selection(m, layout) : nullptr;
+        batch_.sequences[i].selection = layout.selective ? GrowSelection(s, m).data : nullptr;
       }
     } else {
       std::vector<CompressedCache*> caches;
@@ -464,17 +479,32 @@ TensorView Engine::PolicyLogits() {
   return Combined(model_logits);
 }
 
+// x, or a copy until the step ends.
+TensorView Engine::OnHost(const TensorView& x) {
+  if (ops_.memory() == nullptr) return x;
+  const TensorView copy = host_.New(x.dtype, x.rows, x.cols);
+  ops_.Download(x, copy);
+  return copy;
+}
+
 // The policy's logits, given those of its models.
 TensorView Engine::Combined(const std::vector<TensorView>& model_logits) {
-  if (policy_->head->copies()) return model_logits[0];
-  const TensorView out = arena_.New(DType::kF32, model_logits[0].rows, model_logits[0].cols);
+  const PolicyHead& head = *policy_->head;
+  if (head.copies()) {
+    if (head.never() >= 0) ops_.Fill(model_logits[0].Cols(head.never(), 1), -std::numeric_limits<float>::infinity());
+    return model_logits[0];
+  }
+  std::vector<TensorView> rows;
+  for (const TensorView& logits : model_logits) rows.push_back(OnHost(logits));
+  const TensorView out = arena_.New(DType::kF32, rows[0].rows, rows[0].cols);
+  const bool here = ops_.memory() == nullptr;
+  const TensorView combined = here ? out : host_.New(out.dtype, out.rows, out.cols);
   ops_.ForEach(out.rows, [&](int64_t i) {
     std::vector<std::span<const float>> inputs;
-    for (const TensorView& logits : model_logits) {
-      inputs.emplace_back(logits.Row<float>(i), static_cast<size_t>(logits.cols));
-    }
-    policy_->head->Combine(inputs, {out.Row<float>(i), static_cast<size_t>(out.cols)});
+    for (const TensorView& logits : rows) inputs.emplace_back(logits.Row<float>(i), static_cast<size_t>(logits.cols));
+    head.Combine(inputs, {combined.Row<float>(i), static_cast<size_t>(combined.cols)});
   });
+  if (!here) ops_.Upload(combined, out);
   return out;
 }
 
@@ -484,26 +514,32 @@ void Engine::Sample(const TensorView& logits) {
   drawn_.resize(sampled_.size());
   for (Sequence* s : sampled_)
     if (s->options.sampling_masks) s->completion.masks.emplace_back();
+  const TensorView rows = OnHost(logits);
   ops_.ForEach(n, [&](int64_t i) {
     thread_local std::vector<float> scratch;
     Sequence& s = *sampled_[static_cast<size_t>(i)];
-    const std::span<const float> row(logits.Row<float>(i), static_cast<size_t>(logits.cols));
+    const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
     const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
     std::vector<int32_t>* kept = s.options.sampling_masks ? &s.completion.masks.back() : nullptr;
     drawn_[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch, kept);
   });
-  const TensorView lse = arena_.New(DType::kF32, 1, n);
-  const TensorView log_prob = arena_.New(DType::kF32, 1, n);
-  ops_.LogSoftmax(
-      {.logits = logits, .targets = drawn_, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
+  const TensorView numbers = arena_.New(DType::kF32, 2, n);
+  ops_.LogSoftmax({.logits = logits,
+                   .targets = drawn_,
+                   .lse = numbers.Rows(0, 1),
+                   .log_prob = numbers.Rows(1, 1),
+                   .mean_log_prob = {},
+                   .entropy = {}});
+  const TensorView of_rows = OnHost(numbers);
+  const float *lse = of_rows.Row<float>(0), *log_prob = of_rows.Row<float>(1);
   for (size_t i = 0; i < sampled_.size(); ++i) {
     Sequence& s = *sampled_[i];
     s.tokens.push_back(drawn_[i]);
     s.completion.tokens.push_back(drawn_[i]);
-    s.completion.log_probs.push_back(log_prob.Row<float>(0)[i]);
+    s.completion.log_probs.push_back(log_prob[i]);
     if (s.options.top_log_probs > 0) {
-      const std::span<const float> row(logits.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols));
-      s.completion.top.push_back(Likeliest(row, lse.Row<float>(0)[i], s.options.top_log_probs));
+      const std::span<const float> row(rows.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(rows.cols));
+      s.completion.top.push_back(Likeliest(row, lse[i], s.options.top_log_probs));
     }
     ++generated_tokens_;
   }
@@ -514,7 +550,7 @@ std::vector<float> Engine::WholeLogProbs(std::span<const int32_t> tokens) {
   std::vector<float> out;
   const auto count = static_cast<int64_t>(tokens.size());
   if (count < 2) return out;
-  const Arena::Scope scope(arena_);
+  const Arena::Scope scope(arena_), host_scope(host_);
   std::vector<TensorView> hidden;
   TokenBatch batch;
   batch.Add(tokens.data(), count, 0, nullptr);
@@ -526,7 +562,7 @@ std::vector<float> Engine::WholeLogProbs(std::span<const int32_t> tokens) {
     transformer.Forward(model->weights, batch, kv, arena_, hidden.back());
   }
   for (int64_t begin = 0; begin + 1 < count; begin += kRows) {
-    const Arena::Scope chunk(arena_);
+    const Arena::Scope chunk(arena_), host_chunk(host_);
     const int64_t rows = std::min(kRows, count - 1 - begin);
     std::vector<TensorView> logits;
     for (size_t m = 0; m < hidden.size(); ++m) {
@@ -541,7 +577,8 @@ std::vector<float> Engine::WholeLogProbs(std::span<const int32_t> tokens) {
                      .log_prob = log_prob,
                      .mean_log_prob = {},
                      .entropy = {}});
-    out.insert(out.end(), log_prob.Row<float>(0), log_prob.Row<float>(0) + rows);
+    const float* values = OnHost(log_prob).Row<float>(0);
+    out.insert(out.end(), values, values + rows);
   }
   return out;
 }
@@ -593,7 +630,7 @@ Result<std::vector<Completion>> Engine::Step() {
   std::vector<Completion> finished;
   FinishEarly(finished);
   if (!HasWork()) return finished;
-  const Arena::Scope scope(arena_);
+  const Arena::Scope scope(arena_), host_scope(host_);
   QUERN_RETURN_IF_ERROR(Schedule());
   const TensorView logits = PolicyLogits();
   if (sampled_.empty()) return finished;

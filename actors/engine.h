@@ -57,7 +57,8 @@ struct Completion {
 // Batched generation with a paged KV cache. Sequences live across turns: Extend appends tokens (a prompt, an
 // observation), Generate asks for a continuation, Step advances every sequence that has work by one token or one prompt
 // chunk, in one forward pass per model. A sequence's tokens and log-probabilities do not depend on what else is in the
-// batch, on the order of steps, on the cache budget, or on whose pages it shares. Not thread-safe.
+// batch, on the order of steps, on the cache budget, or on whose pages it shares. Keys and values lie where the backend
+// computes; of a GPU's logits the sampled rows are copied to the host, which draws. Not thread-safe.
 class Engine {
  public:
   // `ops` must outlive the engine.
@@ -118,6 +119,8 @@ class Engine {
   void DropPages(Sequence& sequence);
   TensorView PolicyLogits();
   TensorView Combined(const std::vector<TensorView>& model_logits);
+  TensorView OnHost(const TensorView& x);
+  TensorView GrowSelection(Sequence& sequence, size_t model);
   void Sample(const TensorView& logits);
   bool Finish(Sequence& sequence, Completion& completion);
 
@@ -128,13 +131,14 @@ class Engine {
   // With selective attention a beginning can be shared where it is known how far its positions are masked: at the ends
   // of full pages, by the page's serial; one selection a model.
   bool selective_ = false;
-  LruStore<uint64_t, std::vector<std::vector<float>>> kept_selections_;
+  LruStore<uint64_t, std::vector<Tensor>> kept_selections_;
   // Under a compression: prompts but their last token, read and whole; one cache a model.
   LruStore<std::vector<int32_t>, std::vector<std::unique_ptr<CompressedCache>>> kept_prompts_;
   int64_t own_bytes_ = 0;  // that sequences under a compression may come to need
   std::map<int64_t, std::unique_ptr<Sequence>> sequences_;
   int64_t next_id_ = 1;
-  Arena arena_;
+  Arena arena_;  // where the backend computes
+  Arena host_;   // where the sampler looks, if that is elsewhere
   int64_t generated_tokens_ = 0, prompt_tokens_ = 0, shared_tokens_ = 0, preemptions_ = 0;
 
   // One step's, kept to save allocations.

@@ -1,7 +1,6 @@
 #include "actors/kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 
@@ -19,8 +18,11 @@ int64_t PageBytes(const std::vector<KvLayout>& layouts) {
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayout> layouts, int64_t bytes, bool shares)
-    : layouts_(std::move(layouts)), max_pages_(std::max<int64_t>(1, bytes / PageBytes(layouts_))), shares_(shares) {}
+KvCache::KvCache(Ops& ops, std::vector<KvLayout> layouts, int64_t bytes, bool shares)
+    : ops_(ops),
+      layouts_(std::move(layouts)),
+      max_pages_(std::max<int64_t>(1, bytes / PageBytes(layouts_))),
+      shares_(shares) {}
 
 KvPage* KvCache::Take(const KvPage* before) {
   if (free_.empty() && made_ < max_pages_) {
@@ -28,7 +30,7 @@ KvPage* KvCache::Take(const KvPage* before) {
     std::vector<KvPage*> fresh;
     for (int64_t i = 0; i < count; ++i) fresh.push_back(pages_.emplace_back(std::make_unique<KvPage>()).get());
     for (const KvLayout& layout : layouts_) {
-      slabs_.emplace_back(DType::kU8, count, layout.page_bytes());
+      slabs_.emplace_back(DType::kU8, count, layout.page_bytes(), ops_.memory());
       for (int64_t i = 0; i < count; ++i) fresh[static_cast<size_t>(i)]->data.push_back(slabs_.back().Row<uint8_t>(i));
     }
     free_.insert(free_.end(), fresh.rbegin(), fresh.rend());
@@ -116,8 +118,10 @@ KvCache::Prefix KvCache::Find(std::span<const int32_t> tokens) {
 }
 
 void KvCache::CopyTail(const KvPage& tail, int64_t tokens, KvPage& to) {
-  for (size_t m = 0; m < layouts_.size(); ++m)
-    std::memcpy(to.data[m], tail.data[m], static_cast<size_t>(layouts_[m].page_bytes()));
+  for (size_t m = 0; m < layouts_.size(); ++m) {
+    const int64_t bytes = layouts_[m].page_bytes();
+    ops_.Copy({tail.data[m], DType::kU8, 1, bytes, bytes}, {to.data[m], DType::kU8, 1, bytes, bytes});
+  }
   Fill(to, tail.tokens.data(), tokens);
 }
 

@@ -8,8 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "compute/kv_layout.h"
-#include "compute/tensor.h"
+#include "compute/ops.h"
 
 namespace quern {
 
@@ -26,13 +25,14 @@ struct KvPage {
   std::list<KvPage*>::iterator idle;
 };
 
-// Pages from a byte budget that is fixed at the start; memory is taken in slabs as it is first needed. A page that no
-// sequence uses stays findable until its memory is needed, the least recently used first. Not thread-safe.
+// Pages from a byte budget that is fixed at the start, in the backend's memory, which is taken in slabs as it is first
+// needed. A page that no sequence uses stays findable until its memory is needed, the least recently used first. Not
+// thread-safe.
 class KvCache {
  public:
   // One layout per model. Room for at least one page whatever the budget. Without `shares`, what a page held is
-  // forgotten with its last user, and its memory is the next to be used again.
-  KvCache(std::vector<KvLayout> layouts, int64_t bytes, bool shares = true);
+  // forgotten with its last user, and its memory is the next to be used again. `ops` must outlive the cache.
+  KvCache(Ops& ops, std::vector<KvLayout> layouts, int64_t bytes, bool shares = true);
 
   const std::vector<KvLayout>& layouts() const { return layouts_; }
   int64_t max_pages() const { return max_pages_; }
@@ -63,6 +63,7 @@ class KvCache {
  private:
   void Detach(KvPage& page);  // no longer to be found
 
+  Ops& ops_;
   std::vector<KvLayout> layouts_;
   int64_t max_pages_;
   bool shares_;

@@ -12,6 +12,8 @@ void Ops::Upload(const TensorView& host, const TensorView& x) {
 
 void Ops::Download(const TensorView& x, const TensorView& host) { Ops::Upload(x, host); }
 
+void Ops::Copy(const TensorView& x, const TensorView& y) { Ops::Upload(x, y); }
+
 void CastOutput(Ops& ops, const TensorView& output, const OutputCast& cast) {
   if (cast.codes.empty()) return;
   QuantizeArgs args = cast;

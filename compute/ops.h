@@ -305,9 +305,14 @@ class Ops {
   // given may lie in either, but for scales. Spans, page tables and PrunedKeys are always the host's.
   virtual DeviceMemory* memory() { return nullptr; }
   // Copies between the host's memory and this backend's; same shapes and dtypes. The host's side may be used again at
-  // once.
+  // once. x may lie in the host's as well.
   virtual void Upload(const TensorView& host, const TensorView& x);
   virtual void Download(const TensorView& x, const TensorView& host);
+  // y = x, both in this backend's memory; same shapes and dtypes.
+  virtual void Copy(const TensorView& x, const TensorView& y);
+  // The host's memory that is best to Download to again and again; null: any. One who Uploads from there may change it
+  // after Wait().
+  virtual DeviceMemory* staging() { return nullptr; }
   // Returns when all that was called is done.
   virtual void Wait() {}
 

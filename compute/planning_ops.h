@@ -1,16 +1,18 @@
 #pragma once
 
+#include "compute/cuda/packed_size.h"
 #include "compute/ops.h"
 
 namespace quern {
 
 // Ops that compute nothing and touch no memory: a step that runs on them shows what memory it would take (Arena's peak,
-// sizes of tensors). Packed matrices have the sizes of `backend`, which must outlive them.
+// sizes of tensors). Packed matrices have the sizes of `backend`, which must outlive them, or those of a GPU.
 class PlanningOps : public Ops {
  public:
-  explicit PlanningOps(Ops& backend) : backend_(backend) {}
+  explicit PlanningOps(Ops& backend, bool gpu = false) : backend_(backend), gpu_(gpu) {}
   const char* name() const override { return "planning"; }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override {
+    if (gpu_) return std::make_unique<OnGpu>(dtype, k, n);
     return backend_.NewPacked(dtype, k, n);
   }
   void Pack(const PackArgs&) override {}
@@ -44,7 +46,14 @@ class PlanningOps : public Ops {
   void ForEach(int64_t, const std::function<void(int64_t)>&) override {}
 
  private:
+  class OnGpu : public PackedMatrix {
+   public:
+    using PackedMatrix::PackedMatrix;
+    int64_t bytes() const override { return cuda::PackedBytes(dtype(), k(), n()); }
+  };
+
   Ops& backend_;
+  bool gpu_;
 };
 
 }  // namespace quern

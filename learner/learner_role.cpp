@@ -10,13 +10,14 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/strings.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "learner/batch_source.h"
 #include "learner/batch_statistics.h"
 #include "learner/event_file.h"
 #include "learner/heldout.h"
 #include "learner/probes.h"
 #include "learner/train_stage.h"
+#include "learner/trainer_state.h"
 #include "methods/sft.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
@@ -36,10 +37,15 @@ class Learner {
       : options_(options),
         metrics_(options.metrics, kRoleLearner),
         pool_(options.threads),
-        ops_(NewCpuOps(&pool_)),
         batch_options_(options.batch) {}
 
   Status Run() {
+    QUERN_ASSIGN_OR_RETURN(ops_,
+                           NewOps(options_.device, &pool_, options_.ranks == nullptr ? 0 : options_.ranks->rank()));
+    if (const std::string lacks = RecipeLacksOnGpu(options_.precision); ops_->memory() != nullptr && !lacks.empty())
+      return Unimplemented(StrCat(lacks, " is not there on a GPU; give device: cpu"));
+    if (options_.ranks != nullptr && ops_->memory() != nullptr)
+      return Unimplemented("learner.ranks: several are not there on a GPU yet; give device: cpu");
     QUERN_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_directory));
     if (batch_options_.max_positions <= 0 || batch_options_.max_positions > config_.max_positions) {
       batch_options_.max_positions = config_.max_positions;
@@ -428,6 +434,7 @@ class Learner {
     if (memory.fp8_moments) key += StrCat(" fp8-moments ", memory.block);
     if (memory.bf16_masters) key += " bf16-masters";
     if (options_.shards > 1) key += StrCat(" shards ", options_.shards);
+    if (ops_->memory() != nullptr) key += StrCat(" ", ops_->name());
     for (const v1::WeightVersion& initial : stage.initial()) key += " " + initial.content_hash();
     return StageCheckpoints(options_.checkpoints, stage.name(), key);
   }
@@ -452,15 +459,19 @@ class Learner {
                                  {"halvings", state.progress.halvings},
                                  {"checked", state.progress.checked},
                                  {"best_check", state.progress.best_check}};
-    const Status saved = checkpoints.Save({.step = state.step, .state = json.dump()}, TrainerArrays());
+    TrainerState arrays(*ops_, *trainer_);
+    arrays.Read();
+    const Status saved = checkpoints.Save({.step = state.step, .state = json.dump()}, arrays.arrays());
     trainer_->ReleaseState();
     return saved;
   }
 
   // Also makes the trainer what it was.
   Result<std::optional<StageState>> LoadState(StageCheckpoints& checkpoints) {
-    QUERN_ASSIGN_OR_RETURN(const std::optional<CheckpointMark> mark, checkpoints.Load(TrainerArrays()));
+    TrainerState arrays(*ops_, *trainer_);
+    QUERN_ASSIGN_OR_RETURN(const std::optional<CheckpointMark> mark, checkpoints.Load(arrays.arrays()));
     if (!mark) return std::optional<StageState>();
+    arrays.Write();
     const nlohmann::json json = nlohmann::json::parse(mark->state);
     StageState state;
     state.step = mark->step;
@@ -474,13 +485,6 @@ class Learner {
     state.progress = {json.at("halvings"), json.at("checked"), json.at("best_check")};
     QUERN_RETURN_IF_ERROR(trainer_->Resume(state.step));
     return std::optional<StageState>(state);
-  }
-
-  std::vector<CheckpointArray> TrainerArrays() {
-    std::vector<CheckpointArray> arrays;
-    for (const auto& [name, view] : trainer_->State())
-      arrays.push_back({name, {view.Row<uint8_t>(0), static_cast<size_t>(view.cols * DTypeSize(view.dtype))}});
-    return arrays;
   }
 
   // How far the policy has gone from those that wrote the batch.
@@ -640,7 +644,7 @@ class Learner {
     const std::string unfinished = dir + ".unfinished";
     QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
     QUERN_RETURN_IF_ERROR(
-        SaveModelDirectory(unfinished, config_, trainer_->Source(),
+        SaveModelDirectory(unfinished, config_, OnHost(*ops_, trainer_->Source()),
                            {.dtype = DType::kF32, .source_dir = options_.model_directory, .generation = std::nullopt}));
     QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(unfinished));
     // A learner that died after it had published comes here again, and has the same to say.

@@ -29,6 +29,7 @@ struct LearnerRoleOptions {
   BatchOptions batch;                 // max_positions 0: the model's
   int32_t reserved_token = -1;        // Q-SFT's dummy action
   Recipe precision;
+  std::string device = "cpu";  // NewOps; rank r counts r further
   OptimizerMemory optimizer;
   // Data-parallel: rank 0 speaks with the coordinator, publishes and writes checkpoints, the others do as it does and
   // are told so; coordinator is null for them. Null: alone.

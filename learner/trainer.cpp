@@ -555,8 +555,10 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
 }
 
 GateLinearCorrelation CorrelateGateAndLinear(const Parameters& parameters, int64_t layer) {
-  const TensorView gate = parameters.View(LayerPrefix(layer) + "mlp.gate_proj.weight");
-  const TensorView up = parameters.View(LayerPrefix(layer) + "mlp.up_proj.weight");
+  const TensorSource source = parameters.Source();
+  const TensorSource host = parameters.device() != nullptr ? OnHost(*parameters.device(), source) : source;
+  const TensorView gate = *host(LayerPrefix(layer) + "mlp.gate_proj.weight");
+  const TensorView up = *host(LayerPrefix(layer) + "mlp.up_proj.weight");
   const auto at = [](const TensorView& x, int64_t r, int64_t c) {
     if (x.dtype == DType::kF64) return x.Row<double>(r)[c];
     return static_cast<double>(x.dtype == DType::kBf16 ? static_cast<float>(x.Row<Bf16>(r)[c]) : x.Row<float>(r)[c]);

@@ -132,7 +132,11 @@ double ElementAsDouble(const TensorView& view, int64_t row, int64_t col) {
 void ClampSelectionGains(const ModelConfig& config, const Parameters& parameters) {
   for (int64_t layer = 0; config.selection_gain && layer < config.layers; ++layer) {
     const TensorView gain = parameters.View(SelectionGainName(layer));
-    if (ElementAsDouble(gain, 0, 0) < 0) std::memset(gain.data, 0, static_cast<size_t>(DTypeSize(gain.dtype)));
+    if (Ops* device = parameters.device(); device != nullptr) {
+      if (ElementAsDouble(OnHost(*device, gain), 0, 0) < 0) device->Fill(gain, 0);
+    } else if (ElementAsDouble(gain, 0, 0) < 0) {
+      std::memset(gain.data, 0, static_cast<size_t>(DTypeSize(gain.dtype)));
+    }
   }
 }
 
@@ -159,6 +163,17 @@ TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& sou
       }
     }
     return out.view();
+  };
+}
+
+TensorSource OnHost(Ops& ops, const TensorSource& source) {
+  if (ops.memory() == nullptr) return source;
+  const auto copies = std::make_shared<std::map<std::string, Tensor>>();
+  return [&ops, source, copies](const std::string& name) -> Result<TensorView> {
+    QUERN_ASSIGN_OR_RETURN(const TensorView view, source(name));
+    Tensor& copy = (*copies)[name];
+    copy = OnHost(ops, view);
+    return copy.view();
   };
 }
 

@@ -58,12 +58,17 @@ using TensorSource = std::function<Result<TensorView>(const std::string& name)>;
 // without any rounding that was not there. Without scales the source itself.
 TensorSource FoldSmoothScales(const ModelConfig& config, const TensorSource& source);
 
+// `source`, of a backend's memory, in the host's: itself where that is the same, else copies that live as long as what
+// is returned.
+TensorSource OnHost(Ops& ops, const TensorSource& source);
+
 // Flat storage for master weights or gradients: fp32, bf16 (fp64 for gradient checks).
 class Parameters {
  public:
   // In a backend's memory where `ops` is given.
   explicit Parameters(const ModelConfig& config, DType dtype = DType::kF32, Ops* ops = nullptr);
   const ParameterLayout& layout() const { return layout_; }
+  Ops* device() const { return device_; }                  // whose memory they are in; null: the host's
   const TensorView& flat() const { return data_.view(); }  // [1, size]
   TensorView View(const std::string& name) const;
   // `rows` rows starting at the weight `name`: q, k and v as one matrix.

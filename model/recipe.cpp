@@ -51,4 +51,9 @@ float SmoothScale(float amax) {
   return std::ldexp(1.0f, std::clamp(-ceiling, -30, 30));
 }
 
+std::string RecipeLacksOnGpu(const Recipe& recipe) {
+  if (recipe.delayed() && recipe.smooth == Recipe::Smooth::kRow) return "smooth_swiglu: row of fp8_delayed";
+  return {};
+}
+
 }  // namespace quern

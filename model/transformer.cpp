@@ -251,7 +251,7 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
                     .out = s.attention,
                     .lse = s.lse,
                     .budget = kv.budgets.empty() ? 0 : kv.budgets[static_cast<size_t>(layer)],
-                    .gain = w.gain(),
+                    .gain = w.gain,
                     .live = s.live,
                     .live_tau = kLiveTau});
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
@@ -407,7 +407,7 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
                             .selective = c.selective_attention,
                             .live_weight = live_weight,
                             .live_tau = kLiveTau,
-                            .gain = w.gain(),
+                            .gain = w.gain,
                             .dgain = c.selection_gain ? gradients.View(SelectionGainName(layer)) : TensorView{}});
     RotaryBackwardArgs rotary{
         .forward = Rotary(w, batch, c.qk_norm ? s.qkv_raw : s.qkv, {}), .dqkv = dqkv, .dq_norm = {}, .dk_norm = {}};

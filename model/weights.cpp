@@ -4,12 +4,6 @@
 
 namespace quern {
 
-double BlockWeights::gain() const {
-  if (selection_gain.cols() == 0) return 1;
-  if (selection_gain.dtype() == DType::kF64) return *selection_gain.Row<double>(0);
-  return static_cast<double>(*selection_gain.Row<float>(0));
-}
-
 Weights::Weights(Ops& ops, const ModelConfig& config, const Recipe& recipe, bool trainable)
     : ops_(ops), config_(config), recipe_(recipe), trainable_(trainable) {
   blocks.resize(static_cast<size_t>(config.layers));
@@ -129,7 +123,12 @@ Status Weights::Load(const TensorSource& source) {
       QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "q_norm.weight"}, b.q_norm));
       QUERN_RETURN_IF_ERROR(LoadVector(source, {a + "k_norm.weight"}, b.k_norm));
     }
-    if (c.selection_gain) QUERN_RETURN_IF_ERROR(LoadVector(source, {SelectionGainName(layer)}, b.selection_gain));
+    if (c.selection_gain) {
+      QUERN_ASSIGN_OR_RETURN(const TensorView gain, source(SelectionGainName(layer)));
+      const Tensor wide(acc_dtype(), 1, 1);
+      ops_.Cast(gain, wide);
+      b.gain = wide.dtype() == DType::kF64 ? *wide.Row<double>(0) : static_cast<double>(*wide.Row<float>(0));
+    }
   }
   QUERN_RETURN_IF_ERROR(LoadVector(source, {"model.norm.weight"}, final_norm));
   return LoadLinear(source, {c.tie_word_embeddings ? "model.embed_tokens" : "lm_head"}, head);

@@ -13,9 +13,7 @@ namespace quern {
 struct BlockWeights {
   Tensor input_norm, post_attention_norm;
   Tensor q_norm, k_norm;  // empty unless config.qk_norm
-  Tensor selection_gain;  // empty unless config.selection_gain
-
-  double gain() const;  // of the selections
+  double gain = 1;        // of the selections
   LinearWeight qkv, attention_output, gate_up, down;
 };
 

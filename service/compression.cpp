@@ -46,4 +46,8 @@ Status CheckCompression(const Compression& compression, const ModelConfig& confi
   return {};
 }
 
+std::string DeviceFor(const std::string& device, const Compression& compression) {
+  return device == "auto" && !compression.off() ? "cpu" : device;
+}
+
 }  // namespace quern

@@ -6,7 +6,7 @@
 #include "actors/rollout.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "methods/q_sft.h"
 #include "model/hf/model_directory.h"
 #include "service/compression.h"
@@ -37,18 +37,21 @@ Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec&
     options.remainder = spec.uniform_remainder() ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
     policy->head = std::make_shared<QSftHead>(options);
   }
+  QUERN_RETURN_IF_ERROR(CheckPolicy(ops, *policy));
   return std::shared_ptr<const Policy>(std::move(policy));
 }
 
 Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, uint64_t episodes, uint64_t seed,
                                   const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop,
-                                  const std::string& set) {
+                                  const std::string& set, const std::string& device) {
   const Job& job = run.job;
   QUERN_ASSIGN_OR_RETURN(const auto environment, EnvironmentOf(job, set));
   const std::string model = spec.weights().empty() ? run.model.directory : spec.weights(0).path();
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));
-  const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
+  QUERN_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Ops> ops,
+      NewOps(DeviceFor(device.empty() ? job.device : device, CompressionOf(spec.sampling())), &pool));
   QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model));
   Engine engine(*ops, {.kv_bytes = ActorKvBytes(job, config)});
   if (!spec.weights().empty()) {

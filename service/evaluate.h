@@ -23,9 +23,9 @@ struct Evaluation {
 };
 
 // Plays the run's environment, or that of one of evaluate.sets, in this process with all cores; stores nothing. Equal
-// arguments give equal numbers.
+// arguments give equal numbers. `device`: empty: the job's.
 Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& policy, uint64_t episodes, uint64_t seed,
                                   const std::function<void(uint64_t done)>& progress, const std::atomic<bool>& stop,
-                                  const std::string& set = {});
+                                  const std::string& set = {}, const std::string& device = {});
 
 }  // namespace quern

@@ -270,7 +270,7 @@ struct Job {
   std::string smooth_swiglu = "channel";  // of FP8 precisions: channel | row | off
   OptimizerSection optimizer;
   LearnerSection learner;
-  std::string device = "auto";  // auto | cpu
+  std::string device = "auto";  // auto | cpu | cuda | cuda:N
   int64_t threads = 0;          // of the learner; 0: all cores
   int64_t actor_threads = 0;    // of one actor; 0: cores / actors, at least 1
   int64_t actors = 2;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "compute/device.h"
 #include "service/job_fields.h"
 
 namespace quern {
@@ -233,7 +234,7 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.OneOf("optimizer.moments", job.optimizer.moments, {"fp32", "fp8"});
   check.OneOf("optimizer.master_weights", job.optimizer.master_weights, {"fp32", "bf16"});
   check.AtLeast("optimizer.block", static_cast<double>(job.optimizer.block), 0);
-  check.OneOf("device", job.device, {"auto", "cpu"});
+  if (!IsDeviceWord(job.device)) check.Fail("device", "must be auto, cpu, cuda or cuda:N, not '" + job.device + "'");
   check.OneOf("chat_template", job.chat_template, {"auto", "none"});
   check.Between("threads", static_cast<double>(job.threads), 0, 1024);
   check.Between("actor_threads", static_cast<double>(job.actor_threads), 0, 1024);

@@ -15,6 +15,7 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "compute/planning_ops.h"
 #include "learner/batch_builder.h"
 #include "learner/train_stage.h"
@@ -168,10 +169,11 @@ struct LearnerBytes {
 };
 
 // One step of every train stage on a model of `config`'s shape.
-Result<LearnerBytes> RunSteps(const Job& job, const ModelConfig& config, const Stages& stages, const Sample& sample) {
+Result<LearnerBytes> RunSteps(const Job& job, bool gpu, const ModelConfig& config, const Stages& stages,
+                              const Sample& sample) {
   ThreadPool pool(1);
   const std::unique_ptr<Ops> backend = NewCpuOps(&pool);
-  PlanningOps ops(*backend);
+  PlanningOps ops(*backend, gpu);
   const Recipe recipe = RecipeOf(job.precision, job.smooth_swiglu);
   LearnerBytes out;
   // One rank's part of a batch.
@@ -212,6 +214,7 @@ Result<LearnerBytes> RunSteps(const Job& job, const ModelConfig& config, const S
 struct ActorBytes {
   int64_t weights = 0;  // of one model
   int64_t step = 0;     // temporaries of one forward pass
+  int64_t logits = 0;   // of them, what is sampled from
 };
 
 int64_t HeapInUse() {
@@ -241,10 +244,10 @@ Result<int64_t> OtherEnvironmentBytes(const Job& job) {
 }
 
 // The actor's largest forward pass, all of whose rows are sampled.
-Result<ActorBytes> RunActorStep(const Job& job, const ModelConfig& config, int64_t models) {
+Result<ActorBytes> RunActorStep(const Job& job, bool gpu, const ModelConfig& config, int64_t models) {
   ThreadPool pool(1);
   const std::unique_ptr<Ops> backend = NewCpuOps(&pool);
-  PlanningOps ops(*backend);
+  PlanningOps ops(*backend, gpu);
   const Recipe recipe = RecipeOf(job.precision, job.smooth_swiglu);
   const Transformer transformer(ops, config, recipe.act, config.max_positions);
   Weights weights(ops, config, recipe, false);
@@ -261,8 +264,8 @@ Result<ActorBytes> RunActorStep(const Job& job, const ModelConfig& config, int64
   const TensorView hidden = arena.New(transformer.dtype(), rows, config.hidden_size);
   transformer.Forward(weights, batch, kv, arena, hidden);
   // Logits of every model and how they are put together.
-  return ActorBytes{weights.bytes(),
-                    arena.peak_bytes() + (models > 1 ? models + 1 : 1) * sampled * config.vocab_size * 4};
+  const int64_t logits = (models > 1 ? models + 1 : 1) * sampled * config.vocab_size * 4;
+  return ActorBytes{weights.bytes(), arena.peak_bytes() + logits, logits};
 }
 
 ModelConfig WithLayers(ModelConfig config, int64_t layers) {
@@ -329,6 +332,34 @@ int64_t ActorKvBytes(const Job& job, const ModelConfig& config) {
   return static_cast<int64_t>(std::min(all, static_cast<double>(2048 * kMiB)));
 }
 
+namespace {
+
+// Whether the job would compute on a GPU: one that is named need not be here.
+bool PlansGpu(const Job& job) {
+  if (job.device != "auto") return job.device != "cpu";
+  Job settled = job;
+  if (!SettleDevice(settled).ok() || settled.device != "auto") return false;
+  const Result<Device> device = ChooseDevice("auto");
+  return device.ok() && device->gpu >= 0;
+}
+
+// What of a role's process lies on its GPU moves there; what its host keeps instead stays.
+RolePlan TakeGpuItems(RolePlan& role) {
+  RolePlan gpu{.role = role.role,
+               .processes = role.processes,
+               .items = {{"backend", cuda::kScratchBlock + cuda::kProductWorkspace}},
+               .note = "without what the driver takes for each process; processes share GPUs in turn"};
+  std::vector<std::pair<std::string, int64_t>> host;
+  for (auto& item : role.items) {
+    const bool stays = item.first == "process" || item.first == "environment";
+    (stays ? host : gpu.items).push_back(std::move(item));
+  }
+  role.items = std::move(host);
+  return gpu;
+}
+
+}  // namespace
+
 Result<MemoryPlan> PlanMemory(const Job& job) {
   QUERN_ASSIGN_OR_RETURN(const ScratchFolder scratch, ScratchFolder::Make());
   QUERN_ASSIGN_OR_RETURN(const PlannedModel model, PlanModel(job, scratch.path()));
@@ -340,11 +371,12 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
   QUERN_ASSIGN_OR_RETURN(const int64_t other_environments, OtherEnvironmentBytes(job));
   MemoryPlan plan;
   plan.parameters = ParameterLayout(config).size();
+  const bool gpu = PlansGpu(job);
 
   const auto less_config = WithLayers(config, std::min(config.layers, kLayers - 1));
   const auto more_config = WithLayers(config, std::min(config.layers, kLayers));
-  QUERN_ASSIGN_OR_RETURN(const LearnerBytes less, RunSteps(job, less_config, stages, sample));
-  QUERN_ASSIGN_OR_RETURN(const LearnerBytes more, RunSteps(job, more_config, stages, sample));
+  QUERN_ASSIGN_OR_RETURN(const LearnerBytes less, RunSteps(job, gpu, less_config, stages, sample));
+  QUERN_ASSIGN_OR_RETURN(const LearnerBytes more, RunSteps(job, gpu, more_config, stages, sample));
   const auto extend = [&](int64_t a, int64_t b) { return config.layers <= kLayers ? b : Extend(a, b, config.layers); };
   RolePlan learner{.role = "learner", .processes = job.learner.ranks, .items = {}, .note = {}};
   learner.items = {{"process", kLearnerProcess},
@@ -359,8 +391,8 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
                                extend(less.trainer.target + less.behaviour, more.trainer.target + more.behaviour));
   if (!sample.played) learner.note = "records as long as can be: no player of data.collect writes them";
 
-  QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_less, RunActorStep(job, less_config, models));
-  QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_more, RunActorStep(job, more_config, models));
+  QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_less, RunActorStep(job, gpu, less_config, models));
+  QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_more, RunActorStep(job, gpu, more_config, models));
   const Episodes episodes = CountEpisodes(job);
   RolePlan actor{.role = "actor",
                  .processes = job.actors,
@@ -377,14 +409,22 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
     if (used < budget)
       actor.note = StrCat("the budget of keys and values is ", HumanBytes(static_cast<double>(budget)));
   }
-  plan.memory = {learner, actor};
-  plan.memory.push_back({.role = "replay-server", .processes = 1, .items = {{"process", kStoreProcess}}, .note = {}});
-  plan.memory.push_back({.role = "coordinator", .processes = 1, .items = {{"process", kProcess}}, .note = {}});
-
   const int64_t version = 4 * plan.parameters;
   const TrainerMemory& t = more.trainer;
   const int64_t masters = extend(less.trainer.parameters, t.parameters);
   const int64_t checkpoint = masters + extend(less.trainer.moments, t.moments) + (stages.q_sft ? version : 0);
+  if (gpu) {
+    plan.device = {TakeGpuItems(learner)};
+    learner.items.emplace_back("copies for checkpoints", std::max(masters, checkpoint));
+    if (episodes.most > 0) {
+      plan.device.push_back(TakeGpuItems(actor));
+      actor.items.emplace_back("copies of logits", actor_more.logits);
+    }
+  }
+  plan.memory = {learner, actor};
+  plan.memory.push_back({.role = "replay-server", .processes = 1, .items = {{"process", kStoreProcess}}, .note = {}});
+  plan.memory.push_back({.role = "coordinator", .processes = 1, .items = {{"process", kProcess}}, .note = {}});
+
   plan.disk.push_back({.role = "learner",
                        .processes = 1,
                        .items = {{"weights published", static_cast<int64_t>(stages.trained.size()) * version},
@@ -410,6 +450,7 @@ std::string FormatMemoryPlan(const MemoryPlan& plan) {
     }
   };
   add("memory", plan.memory);
+  add("GPU", plan.device);
   add("disk", plan.disk);
   return out;
 }
@@ -429,7 +470,10 @@ std::string MemoryPlanToJson(const MemoryPlan& plan) {
     }
     return out;
   };
-  const Json json = {{"parameters", plan.parameters}, {"memory", list(plan.memory)}, {"disk", list(plan.disk)}};
+  const Json json = {{"parameters", plan.parameters},
+                     {"memory", list(plan.memory)},
+                     {"gpu_memory", list(plan.device)},
+                     {"disk", list(plan.disk)}};
   return json.dump(2) + "\n";
 }
 

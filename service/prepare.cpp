@@ -4,12 +4,15 @@
 
 #include "actors/environments/options.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/strings.h"
+#include "compute/device.h"
 #include "methods/regenesis/templates.h"
 #include "model/chat_template/dialogue.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
 #include "model/parameters.h"
+#include "model/recipe.h"
 #include "model/tokenizer/char_tokenizer.h"
 #include "replay/import.h"
 #include "service/chains.h"
@@ -195,6 +198,19 @@ Status CheckJob(Job& job) {
     QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_tokenizer).status());
   }
   return CheckCompression(job.compression, config).Annotate("compression");
+}
+
+Status SettleDevice(Job& job) {
+  std::string lacks = RecipeLacksOnGpu(RecipeOf(job.precision, job.smooth_swiglu));
+  if (!job.compression.off()) lacks = "compression";
+  if (job.learner.ranks > 1) lacks = "several learner.ranks";
+  if (!lacks.empty() && job.device == "auto") job.device = "cpu";
+  QUERN_ASSIGN_OR_RETURN(const Device device, ChooseDevice(job.device));
+  if (device.gpu < 0) return {};
+  if (!lacks.empty())
+    return Unimplemented(StrCat("device ", job.device, ": ", lacks, " cannot be had on a GPU yet; give device: cpu"));
+  LogInfo(StrCat("the job computes on ", device.name));
+  return {};
 }
 
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const std::string& model_directory) {

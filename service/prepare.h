@@ -21,6 +21,10 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, 
 // to evaluate; regenesis.questions becomes the number of questions where it is 0.
 Status CheckJob(Job& job);
 
+// Whether this host has what job.device names, and whether that can do what the job asks for; `auto` becomes `cpu`
+// where a GPU could not. Says in one line of the log when it is a GPU. Starts nothing on it.
+Status SettleDevice(Job& job);
+
 // What a run's texts go through on their way to the model: its chat template, or null.
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplateOf(const Job& job, const std::string& model_directory);
 

@@ -252,6 +252,7 @@ Status RunLearnerRole(uint32_t rank, const Run& run, const std::atomic<bool>& st
   QUERN_ASSIGN_OR_RETURN(options.batch.chat_template, ChatTemplateOf(job, run.model.directory));
   options.reserved_token = run.model.reserved_token;
   options.precision = RecipeOf(job.precision, job.smooth_swiglu);
+  options.device = job.device;
   options.optimizer = {.fp8_moments = job.optimizer.moments == "fp8",
                        .block = job.optimizer.block,
                        .bf16_masters = job.optimizer.master_weights == "bf16"};
@@ -288,6 +289,8 @@ Status RunActorRole(uint32_t index, const Run& run, const std::atomic<bool>& sto
   options.rollout.end_ids = EndIds(run.model.directory);
   QUERN_ASSIGN_OR_RETURN(options.rollout.chat_template, ChatTemplateOf(job, run.model.directory));
   options.precision = RecipeOf(job.precision, job.smooth_swiglu);
+  options.device = job.device;
+  options.device_share = run.joined ? index : job.learner.ranks + index;
   const int share = run.joined ? Cores() : std::max(1, Cores() / static_cast<int>(job.actors));
   options.threads = job.actor_threads > 0 ? static_cast<int>(job.actor_threads) : share;
   if (run.joined) {

@@ -1,4 +1,5 @@
 #include "compute/cuda/blas.h"
+#include "compute/cuda/emulator.h"
 #include "compute/fp8.h"
 
 namespace quern::cuda {
@@ -18,6 +19,7 @@ class EmulatedBlas : public Blas {
   bool has_fp8() const override { return true; }
   bool has_row_scales() const override { return true; }
   void Multiply(const Product& p, bool) override {
+    const emulator::DeviceAccess access;
     const bool fp8 = IsFp8(p.a_dtype);
     QUERN_CHECK(fp8 == IsFp8(p.b_dtype));
     QUERN_CHECK(p.a_scale_rows == p.b_scale_outputs);

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "compute/cuda/blas.h"
+#include "compute/cuda/packed_size.h"
 
 // Products by cuBLASLt, which is looked for when the program runs. It thinks in columns: d by rows is d^T by columns,
 // so its left operand is b and its right one a.
@@ -40,7 +41,7 @@ struct Library {
 };
 
 constexpr int kMajor = CUBLAS_VER_MAJOR;
-constexpr size_t kWorkspace = size_t{32} << 20;
+constexpr auto kWorkspace = static_cast<size_t>(kProductWorkspace);
 constexpr int64_t kStrictRows = 1024;  // what a strict product's algorithm is chosen for
 
 // Never closed: handles of it may outlive everything else.

@@ -9,18 +9,18 @@ namespace quern {
 
 #ifdef QUERN_HAS_CUDA
 
-CudaDevices FindCudaDevices() {
+CudaDevices FindCudaDevices(bool free_bytes) {
   CudaDevices out;
   const int count = cuda::Runtime::Count();
   if (count == 0) out.why_none = cuda::Runtime::WhyNone();
   for (int i = 0; i < count; ++i) {
-    const cuda::DeviceInfo info = cuda::Runtime::Describe(i);
+    const cuda::DeviceInfo info = cuda::Runtime::Describe(i, free_bytes);
     out.devices.push_back({info.name, info.capability, info.memory_bytes, info.free_bytes});
   }
   return out;
 }
 
-Result<std::unique_ptr<Ops>> NewCudaOps(int device, bool strict) {
+Result<std::unique_ptr<Ops>> NewCudaOps(int device, bool strict, ThreadPool* pool) {
   const int count = cuda::Runtime::Count();
   if (count == 0) return InvalidArgument(StrCat("no GPU: ", cuda::Runtime::WhyNone()));
   if (device < 0 || device >= count) return InvalidArgument(StrCat("GPU ", device, ": there are ", count));
@@ -30,7 +30,7 @@ Result<std::unique_ptr<Ops>> NewCudaOps(int device, bool strict) {
                                   "; 8.0 or newer is needed"));
   cuda::BlasResult blas = cuda::NewBlas(*runtime);
   if (blas.blas == nullptr) return InvalidArgument(blas.error);
-  return std::unique_ptr<Ops>(std::make_unique<CudaOps>(std::move(runtime), std::move(blas.blas), strict));
+  return std::unique_ptr<Ops>(std::make_unique<CudaOps>(std::move(runtime), std::move(blas.blas), strict, pool));
 }
 
 #else
@@ -39,8 +39,8 @@ namespace {
 constexpr const char* kNotBuilt = "this quern was built without CUDA (no nvcc)";
 }
 
-CudaDevices FindCudaDevices() { return {{}, kNotBuilt}; }
-Result<std::unique_ptr<Ops>> NewCudaOps(int, bool) { return InvalidArgument(kNotBuilt); }
+CudaDevices FindCudaDevices(bool) { return {{}, kNotBuilt}; }
+Result<std::unique_ptr<Ops>> NewCudaOps(int, bool, ThreadPool*) { return InvalidArgument(kNotBuilt); }
 
 #endif
 

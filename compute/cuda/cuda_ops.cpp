@@ -3,15 +3,15 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "compute/cuda/packed_size.h"
 #include "compute/op_checks.h"
 
 namespace quern {
 
 namespace {
 
-constexpr int64_t kFp8Multiple = 16;  // of strides, inner and output dimensions of FP8 products
-
-int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+using cuda::kFp8Multiple;
+using cuda::RoundUp;
 
 // bf16 and fp32 as they were stored, [n, k] or [k, n]; FP8 always [n, k], padded with zeros to whole multiples of 16,
 // with the scale of every output.
@@ -47,12 +47,14 @@ bool IsAligned(const TensorView& view) {
 
 }  // namespace
 
-CudaOps::CudaOps(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, bool strict)
+CudaOps::CudaOps(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, bool strict,
+                 ThreadPool* pool)
     : runtime_(std::move(runtime)),
       blas_(std::move(blas)),
       strict_(strict),
+      pool_(pool),
       staging_(*runtime_),
-      scratch_(runtime_.get(), int64_t{64} << 20),
+      scratch_(runtime_.get(), cuda::kScratchBlock),
       context_{*runtime_, staging_, scratch_} {}
 
 CudaOps::~CudaOps() { runtime_->Wait(); }
@@ -62,6 +64,16 @@ TensorView CudaOps::OnDevice(const TensorView& x) {
   const TensorView copy = scratch_.New(x.dtype, x.rows, x.cols);
   runtime_->Upload2D(x, copy);
   return copy;
+}
+
+void CudaOps::Upload(const TensorView& host, const TensorView& x) {
+  if (x.rows * x.cols == 0 || runtime_->IsDevice(x.data)) return runtime_->Upload2D(host, x);
+  Ops::Upload(host, x);
+}
+
+void CudaOps::Download(const TensorView& x, const TensorView& host) {
+  if (x.rows * x.cols == 0 || runtime_->IsDevice(x.data)) return runtime_->Download2D(x, host);
+  Ops::Download(x, host);
 }
 
 std::unique_ptr<PackedMatrix> CudaOps::NewPacked(DType dtype, int64_t k, int64_t n) {
@@ -365,6 +377,17 @@ void CudaOps::Fill(const TensorView& x, float value) {
   const TensorView filled = scratch_.New(x.dtype, x.rows, x.cols);
   cuda::Fill(context_, filled, value);
   runtime_->Download2D(filled, x);
+}
+
+void CudaOps::Add(const TensorView& x, const TensorView& y) {
+  CheckAcc(x, 1, x.cols, "x");
+  CheckAcc(y, 1, x.cols, "y");
+  if (x.cols > 0) cuda::AddPartials(context_, x, y);
+}
+
+void CudaOps::ForEach(int64_t count, const std::function<void(int64_t)>& body) {
+  if (pool_ == nullptr) return Ops::ForEach(count, body);
+  pool_->ParallelFor(count, body);
 }
 
 }  // namespace quern

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "compute/cuda/blas.h"
 #include "compute/cuda/kernels.h"
 
@@ -13,13 +14,17 @@ namespace quern {
 // are; attention, norms and softmax never do. One caller at a time.
 class CudaOps : public Ops {
  public:
-  CudaOps(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, bool strict);
+  // `pool`: for the host's work (ForEach); null: none. Must outlive the object.
+  CudaOps(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, bool strict,
+          ThreadPool* pool = nullptr);
   ~CudaOps() override;
 
   const char* name() const override { return "cuda"; }
   DeviceMemory* memory() override { return runtime_.get(); }
-  void Upload(const TensorView& host, const TensorView& x) override { runtime_->Upload2D(host, x); }
-  void Download(const TensorView& x, const TensorView& host) override { runtime_->Download2D(x, host); }
+  void Upload(const TensorView& host, const TensorView& x) override;
+  void Download(const TensorView& x, const TensorView& host) override;
+  void Copy(const TensorView& x, const TensorView& y) override { runtime_->Copy2D(x, y); }
+  DeviceMemory* staging() override { return &runtime_->pinned(); }
   void Wait() override { runtime_->Wait(); }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
   void Pack(const PackArgs& args) override;
@@ -50,6 +55,8 @@ class CudaOps : public Ops {
   void Lerp(const TensorView& x, float alpha, const TensorView& y) override;
   void Cast(const TensorView& x, const TensorView& y) override;
   void Fill(const TensorView& x, float value) override;
+  void Add(const TensorView& x, const TensorView& y) override;
+  void ForEach(int64_t count, const std::function<void(int64_t)>& body) override;
 
   cuda::Runtime& runtime() { return *runtime_; }
 
@@ -61,6 +68,7 @@ class CudaOps : public Ops {
   std::unique_ptr<cuda::Runtime> runtime_;
   std::unique_ptr<cuda::Blas> blas_;
   bool strict_;
+  ThreadPool* pool_;
   cuda::Staging staging_;
   Arena scratch_;
   cuda::Context context_;

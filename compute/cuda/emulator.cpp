@@ -145,6 +145,7 @@ void WarpOperation(void* args, void (*op)(void* const*)) {
 }
 
 void Run(dim3 grid, dim3 block, int64_t shared, const std::function<void()>& body) {
+  const DeviceAccess access;
   QUERN_CHECK(kernel == nullptr, "a kernel within a kernel");
   kernel = &body;
   gridDim = grid;

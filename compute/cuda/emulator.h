@@ -3,7 +3,8 @@
 // Runs kernels on the CPU, for tests. Every thread of a block has a stack of its own and they take turns at barriers
 // and warp operations, so a kernel is compiled as it stands. A barrier or warp operation that some threads do not reach
 // is a CHECK failure; the order in which threads run can be changed, which brings out missing barriers; dynamic shared
-// memory starts as NaN. x86-64 only. One thread of the process at a time.
+// memory starts as NaN; the device's memory is out of reach outside kernels and copies, so that a host that reads it
+// ends in a segmentation fault. x86-64 only. Several threads of the process take turns.
 
 #include <cmath>
 #include <cstdint>
@@ -30,6 +31,15 @@ struct dim3 {
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
+
+// While one lives its thread may read and write the device's memory, and no other has one.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+  ~DeviceAccess();
+};
 
 // In which order the threads of a block, and the blocks, run: 0 ascending, 1 descending, else shuffled. Even orders
 // give everyone a turn, odd ones let the first warp run as far ahead as barriers let it.

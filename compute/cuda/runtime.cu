@@ -1,5 +1,7 @@
 #include "compute/cuda/runtime.h"
 
+#include <cstring>
+
 #include "compute/cuda/device.h"
 
 namespace quern::cuda {
@@ -7,7 +9,7 @@ namespace quern::cuda {
 namespace {
 size_t Bytes(int64_t bytes) { return static_cast<size_t>(bytes); }
 
-void Copy2D(const TensorView& from, const TensorView& to, cudaMemcpyKind kind, Stream stream) {
+void CopyRows(const TensorView& from, const TensorView& to, cudaMemcpyKind kind, Stream stream) {
   QUERN_CHECK(from.dtype == to.dtype && from.rows == to.rows && from.cols == to.cols);
   if (to.rows == 0 || to.cols == 0) return;
   const int64_t size = DTypeSize(to.dtype), width = to.cols * size;
@@ -37,7 +39,7 @@ std::string Runtime::WhyNone() {
   return count == 0 ? "no CUDA device" : "";
 }
 
-Runtime::Runtime(int device) {
+Runtime::Runtime(int device) : device_(device) {
   CheckCuda(cudaSetDevice(device), "choosing the GPU");
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
@@ -46,23 +48,39 @@ Runtime::Runtime(int device) {
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
 
+// Kernels, and memory, are for the thread's current GPU, and several threads may call in turn.
+Stream Runtime::stream() const {
+  thread_local int current = -1;
+  if (current != device_) {
+    CheckCuda(cudaSetDevice(device_), "choosing the GPU");
+    current = device_;
+  }
+  return stream_;
+}
+
 Runtime::~Runtime() {
   cudaStreamSynchronize(stream_);
   cudaStreamDestroy(stream_);
 }
 
-DeviceInfo Runtime::Describe(int device) {
+DeviceInfo Runtime::Describe(int device, bool free_bytes) {
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
-  CheckCuda(cudaSetDevice(device), "choosing the GPU");
-  size_t free = 0, total = 0;
-  CheckCuda(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
+  size_t free = 0, total = properties.totalGlobalMem;
+  if (free_bytes) {
+    int current = 0;
+    CheckCuda(cudaGetDevice(&current), "asking for the GPU in use");
+    CheckCuda(cudaSetDevice(device), "choosing the GPU");
+    CheckCuda(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
+    CheckCuda(cudaSetDevice(current), "choosing the GPU");
+  }
   return {properties.name, 10 * properties.major + properties.minor, properties.multiProcessorCount,
           static_cast<int64_t>(total), static_cast<int64_t>(free)};
 }
 
 void* Runtime::New(int64_t bytes) {
   void* data = nullptr;
+  (void)stream();
   CheckCuda(cudaMalloc(&data, Bytes(bytes)), "GPU memory");
   Zero(data, bytes);
   return data;
@@ -71,15 +89,23 @@ void* Runtime::New(int64_t bytes) {
 // cudaFree waits for everything that was queued, so a kernel may still be using the memory.
 void Runtime::Delete(void* data) { CheckCuda(cudaFree(data), "freeing GPU memory"); }
 
+void* Runtime::Pinned::New(int64_t bytes) {
+  void* data = nullptr;
+  CheckCuda(cudaMallocHost(&data, Bytes(bytes)), "pinned memory");
+  std::memset(data, 0, Bytes(bytes));
+  return data;
+}
+void Runtime::Pinned::Delete(void* data) { CheckCuda(cudaFreeHost(data), "freeing pinned memory"); }
+
 // From pageable memory: the runtime has copied it when the call returns.
 void Runtime::Upload(void* device, const void* host, int64_t bytes) {
   if (bytes > 0) CheckCuda(cudaMemcpyAsync(device, host, Bytes(bytes), cudaMemcpyHostToDevice, stream_), "upload");
 }
 void Runtime::Upload2D(const TensorView& host, const TensorView& device) {
-  Copy2D(host, device, cudaMemcpyHostToDevice, stream_);
+  CopyRows(host, device, cudaMemcpyHostToDevice, stream_);
 }
 void Runtime::Download2D(const TensorView& device, const TensorView& host) {
-  Copy2D(device, host, cudaMemcpyDeviceToHost, stream_);
+  CopyRows(device, host, cudaMemcpyDeviceToHost, stream_);
   Wait();
 }
 void Runtime::Zero(void* device, int64_t bytes) {
@@ -87,6 +113,9 @@ void Runtime::Zero(void* device, int64_t bytes) {
 }
 void Runtime::Copy(void* to, const void* from, int64_t bytes) {
   CheckCuda(cudaMemcpyAsync(to, from, Bytes(bytes), cudaMemcpyDeviceToDevice, stream_), "copy");
+}
+void Runtime::Copy2D(const TensorView& from, const TensorView& to) {
+  CopyRows(from, to, cudaMemcpyDeviceToDevice, stream_);
 }
 void Runtime::Wait() { CheckCuda(cudaStreamSynchronize(stream_), "a kernel"); }
 

@@ -23,13 +23,14 @@ struct DeviceInfo {
 // thread-safe.
 class Runtime : public DeviceMemory {
  public:
-  static int Count();            // devices that can be used; 0 without a driver
-  static std::string WhyNone();  // why Count() is 0
-  static DeviceInfo Describe(int device);
-  explicit Runtime(int device);  // below Count()
+  static int Count();                                       // devices that can be used; 0 without a driver
+  static std::string WhyNone();                             // why Count() is 0
+  static DeviceInfo Describe(int device, bool free_bytes);  // the latter starts CUDA on it
+  explicit Runtime(int device);                             // below Count()
   ~Runtime() override;
 
-  Stream stream() const { return stream_; }
+  // Of the GPU that calls of this thread are meant for from now on.
+  Stream stream() const;
   int processors() const { return processors_; }
   int capability() const { return capability_; }
 
@@ -41,10 +42,21 @@ class Runtime : public DeviceMemory {
   void Download2D(const TensorView& device, const TensorView& host);
   void Zero(void* device, int64_t bytes);
   void Copy(void* to, const void* from, int64_t bytes);  // both on the device
+  void Copy2D(const TensorView& from, const TensorView& to);
   void Wait();
   bool IsDevice(const void* data) const;
+  // Of the host, where the GPU copies to without the driver's help. An upload from there may still be under way when
+  // Upload returns.
+  DeviceMemory& pinned() { return pinned_; }
 
  private:
+  class Pinned : public DeviceMemory {
+   public:
+    void* New(int64_t bytes) override;
+    void Delete(void* data) override;
+  };
+  Pinned pinned_;
+  int device_ = 0;
   int capability_ = 0;
   int processors_ = 0;
   Stream stream_ = nullptr;

@@ -12,7 +12,7 @@
 #include "base/deadline.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "model/hf/model_directory.h"
 #include "model/tokenizer/tokenizer.h"
 #include "service/command.h"
@@ -216,7 +216,7 @@ Result<int> Generate(const GenerateCommandOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
   if (!compression.off()) *spec.mutable_sampling()->mutable_compression() = ToProto(compression);
   ThreadPool pool(options.threads);
-  const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(DeviceFor(options.device, compression), &pool));
   QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));
   QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, served));
   Engine engine(*ops, {.kv_bytes = options.kv_cache_mib << 20});
@@ -245,11 +245,16 @@ Status CheckIds(const std::vector<int32_t>& ids, int64_t vocabulary) {
   return {};
 }
 
+void AddDeviceOption(CLI::App* command, std::string& device) {
+  command->add_option("--device", device, "auto (a GPU where there is one), cpu, cuda or cuda:N")
+      ->check([](const std::string& word) { return IsDeviceWord(word) ? "" : "auto, cpu, cuda or cuda:N is meant"; });
+}
+
 void AddModelOptions(CLI::App* command, ModelOptions& options) {
   command->add_option("--model", options.model, "model directory (Hugging Face), or an exported policy")->required();
   command->add_option("--precision", options.precision, "bf16, fp32 or fp8; default: as the weights are stored")
       ->check(CLI::IsMember({"bf16", "fp32", "fp8"}));
-  command->add_option("--device", options.device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}));
+  AddDeviceOption(command, options.device);
   command->add_option("--threads", options.threads, "default: all cores")->check(CLI::Range(0, 1024));
 }
 

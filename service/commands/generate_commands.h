@@ -24,6 +24,7 @@ struct ModelOptions {
   std::string device = "auto";
   int threads = 0;
 };
+void AddDeviceOption(CLI::App* command, std::string& device);
 void AddModelOptions(CLI::App* command, ModelOptions& options);
 
 // Of commands that generate or score: what is left out of the cache.

@@ -79,13 +79,11 @@ Result<int> RunDoctor(const std::string& folder) {
   doctor.Say(flags.contains("avx2") && flags.contains("fma"),
              StrCat("CPU ", model, ", ", std::thread::hardware_concurrency(), " cores: ", StrJoin(features, " ")),
              "matrix products fall back to plain code, many times slower");
-  // For information: commands compute on the CPU.
-  const CudaDevices gpus = FindCudaDevices();
+  const CudaDevices gpus = FindCudaDevices(/*free_bytes=*/true);
   if (gpus.devices.empty()) doctor.Say(true, "no GPU: " + gpus.why_none);
   for (const CudaDevice& gpu : gpus.devices)
-    doctor.Say(true, StrFormat("GPU %s, compute capability %d.%d, %s of %s free (not used by commands yet)",
-                               gpu.name.c_str(), gpu.capability / 10, gpu.capability % 10,
-                               HumanBytes(static_cast<double>(gpu.free_bytes)).c_str(),
+    doctor.Say(true, StrFormat("GPU %s, compute capability %d.%d, %s of %s free", gpu.name.c_str(), gpu.capability / 10,
+                               gpu.capability % 10, HumanBytes(static_cast<double>(gpu.free_bytes)).c_str(),
                                HumanBytes(static_cast<double>(gpu.memory_bytes)).c_str()));
   const Result<uint64_t> space = DiskFreeBytes(folder);
   if (!space.ok()) return space.status();

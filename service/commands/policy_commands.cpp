@@ -11,6 +11,7 @@
 #include "base/strings.h"
 #include "model/hf/model_directory.h"
 #include "service/command.h"
+#include "service/commands/generate_commands.h"
 #include "service/evaluate.h"
 #include "service/policies.h"
 #include "service/prepare.h"
@@ -28,6 +29,7 @@ struct EvalOptions {
   uint64_t seed = 0;
   bool has_seed = false;
   double temperature = -1;
+  std::string device;  // empty: the job's
   std::string output = "text";
 };
 
@@ -74,7 +76,8 @@ Result<int> Evaluate(const EvalOptions& options) {
       std::fprintf(stderr, "\r%llu / %llu episodes", static_cast<unsigned long long>(done),
                    static_cast<unsigned long long>(episodes));
   };
-  const Result<Evaluation> result = EvaluatePolicy(*run, *policy, episodes, seed, progress, stop, options.set);
+  const Result<Evaluation> result =
+      EvaluatePolicy(*run, *policy, episodes, seed, progress, stop, options.set, options.device);
   if (terminal) std::fprintf(stderr, "\r\033[K");
   if (!result.ok() && result.status().code() == StatusCode::kCancelled)
     return Complain(Cancelled("cancelled"), kExitCancelled);
@@ -152,6 +155,7 @@ void AddPolicyCommands(CommandSet& commands) {
       ->check(CLI::Range(1u, 1u << 30));
   CLI::Option* seed = command->add_option("--seed", eval->seed, "of the tasks; default: the job's evaluate.seed");
   command->add_option("--temperature", eval->temperature, "default: the job's")->check(CLI::NonNegativeNumber);
+  AddDeviceOption(command, eval->device);
   command->add_option("-o,--output", eval->output, "text or json")->check(CLI::IsMember({"text", "json"}));
   commands.SetBody(command, [eval, seed]() -> Result<int> {
     eval->has_seed = seed->count() > 0;

@@ -113,6 +113,7 @@ Result<int> Submit(const QueueOptions& options) {
     return Unimplemented("--on " + options.on + ": only local so far: jobs run on the machine they are submitted on");
   QUERN_ASSIGN_OR_RETURN(Job job, LoadJob(options.job, options.overrides));
   QUERN_RETURN_IF_ERROR(CheckJob(job));
+  QUERN_RETURN_IF_ERROR(SettleDevice(job));
   if (options.dry_run) {
     std::printf("%s", JobToJson(job).c_str());
     return kExitOk;

@@ -87,6 +87,7 @@ Result<int> Supervise(const Run& run, bool in_process) {
 Result<int> RunJob(const RunOptions& options) {
   QUERN_ASSIGN_OR_RETURN(Job job, LoadJob(options.job, options.overrides));
   QUERN_RETURN_IF_ERROR(CheckJob(job));
+  QUERN_RETURN_IF_ERROR(SettleDevice(job));
   if (options.dry_run) {
     std::printf("%s", JobToJson(job).c_str());
     return kExitOk;
@@ -141,6 +142,7 @@ Result<int> ResumeJob(const ResumeOptions& options) {
     return DataLoss(run.model.directory + ": the model has changed since the job began (content hash " + hash +
                     ", then " + run.model.content_hash + "): put back the old one, or run the job anew");
   if (options.actors > 0) run.job.actors = options.actors;
+  QUERN_RETURN_IF_ERROR(SettleDevice(run.job));
   QUERN_RETURN_IF_ERROR(SetAddresses(run, options.in_process));
   QUERN_RETURN_IF_ERROR(RemoveTree(run.Path("result.json")));
   QUERN_RETURN_IF_ERROR(SaveRun(run));

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 
 #include "actors/served_model.h"
@@ -12,7 +13,7 @@
 #include "base/file.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "learner/loss_head.h"
 #include "model/budget_search.h"
 #include "model/compressed_cache.h"
@@ -53,7 +54,7 @@ struct Scorer {
   std::unique_ptr<Ops> ops;
   std::shared_ptr<const ServedModel> model;
   Result<std::shared_ptr<const Tokenizer>> tokenizer = Internal("not loaded");
-  Arena arena;
+  std::optional<Arena> arena;
 
   Result<std::vector<int32_t>> TokensOfRow(const nlohmann::json& row) const {
     std::vector<int32_t> ids;
@@ -74,7 +75,7 @@ struct Scorer {
 
   // Of every token but its text's first, one text after the other.
   std::vector<float> LogProbs(std::span<const std::vector<int32_t>> texts, const Compression& compression) {
-    const Arena::Scope scope(arena);
+    const Arena::Scope scope(*arena);
     TokenBatch batch;
     std::vector<LossRow> rows;
     for (const std::vector<int32_t>& ids : texts) {
@@ -85,11 +86,11 @@ struct Scorer {
     if (rows.empty()) return {};
     const Transformer& transformer = model->transformer;
     std::vector<void*> page_table;
-    KvView kv = MakeTrainingKv(transformer.kv_layout(), batch, arena, page_table);
+    KvView kv = MakeTrainingKv(transformer.kv_layout(), batch, *arena, page_table);
     kv.budgets = compression.budgets;
-    const TensorView hidden = arena.New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
-    transformer.Forward(model->weights, batch, kv, arena, hidden);
-    return LossHead(*ops, transformer).Score(model->weights, hidden, rows, arena).log_probs;
+    const TensorView hidden = arena->New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
+    transformer.Forward(model->weights, batch, kv, *arena, hidden);
+    return LossHead(*ops, transformer).Score(model->weights, hidden, rows, *arena).log_probs;
   }
 
   // The same as while they are generated: the first `prompt` tokens of every text at once, then one a step.
@@ -110,7 +111,7 @@ struct Scorer {
       caches.push_back(
           std::make_unique<CompressedCache>(transformer.kv_layout(), compression, std::min(prompt, length(t))));
     while (true) {
-      const Arena::Scope scope(arena);
+      const Arena::Scope scope(*arena);
       const Clock::time_point begin = Clock::now();
       TokenBatch batch;
       std::vector<CompressedCache*> stepped;
@@ -131,10 +132,10 @@ struct Scorer {
       }
       if (stepped.empty()) break;
       const KvView kv = CompressedView(transformer.kv_layout(), compression, stepped, batch);
-      const TensorView hidden = arena.New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
-      transformer.Forward(model->weights, batch, kv, arena, hidden);
+      const TensorView hidden = arena->New(transformer.dtype(), batch.rows(), transformer.config().hidden_size);
+      transformer.Forward(model->weights, batch, kv, *arena, hidden);
       if (!rows.empty()) {
-        const std::vector<float> log_probs = head.Score(model->weights, hidden, rows, arena).log_probs;
+        const std::vector<float> log_probs = head.Score(model->weights, hidden, rows, *arena).log_probs;
         for (size_t i = 0; i < rows.size(); ++i) out.log_probs[owner[i]].push_back(log_probs[i]);
       }
       for (size_t i = 0; i < stepped.size(); ++i) stepped[i]->Advance(batch.sequences[i].count);
@@ -147,11 +148,12 @@ struct Scorer {
   }
 };
 
-Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
+Status LoadScorer(const ModelOptions& options, const std::string& device, Scorer& scorer) {
   QUERN_RETURN_IF_ERROR(CheckSupported(options.model));
   QUERN_ASSIGN_OR_RETURN(const Recipe precision, PrecisionFor(options.precision, options.model));
   scorer.pool = std::make_unique<ThreadPool>(options.threads);
-  scorer.ops = NewCpuOps(scorer.pool.get());
+  QUERN_ASSIGN_OR_RETURN(scorer.ops, NewOps(device, scorer.pool.get()));
+  scorer.arena.emplace(scorer.ops->memory());
   QUERN_ASSIGN_OR_RETURN(scorer.model, LoadServedModel(*scorer.ops, options.model, precision));
   scorer.tokenizer = Tokenizer::Load(options.model);
   return {};
@@ -159,8 +161,12 @@ Status LoadScorer(const ModelOptions& options, Scorer& scorer) {
 
 Result<int> Score(const ScoreOptions& options) {
   Scorer scorer;
-  QUERN_RETURN_IF_ERROR(LoadScorer(options, scorer));
   QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
+  // Decoding goes through a cache that can be compressed, and is then the host's.
+  const bool decodes = options.prompt_tokens > 0;
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, decodes && options.device == "auto" ? "cpu" : options.device, scorer));
+  if (decodes && scorer.ops->memory() != nullptr)
+    return Unimplemented("--prompt-tokens is not there on a GPU; give --device cpu");
   QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));
   const auto print = [](const std::vector<int32_t>& ids, const std::vector<float>& log_probs, Json extra) {
     Json list = Json::array();
@@ -228,7 +234,7 @@ int64_t Sum(const std::vector<int64_t>& budgets) {
 
 Result<int> Budget(const BudgetOptions& options) {
   Scorer scorer;
-  QUERN_RETURN_IF_ERROR(LoadScorer(options, scorer));
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, options.device, scorer));
   const ModelConfig& config = scorer.model->transformer.config();
   QUERN_RETURN_IF_ERROR(
       CheckCompression({.budgets = std::vector<int64_t>(static_cast<size_t>(config.layers), 2)}, config));

@@ -6,12 +6,15 @@
 #include <memory>
 #include <thread>
 
+#include "actors/records.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "base/thread_pool.h"
-#include "compute/cpu/cpu_ops.h"
+#include "compute/device.h"
 #include "service/api_server.h"
 #include "service/command.h"
+#include "service/commands/generate_commands.h"
+#include "service/compression.h"
 #include "service/plan.h"
 #include "service/policies.h"
 #include "service/run_directory.h"
@@ -59,7 +62,8 @@ Result<int> Serve(ServeOptions options) {
     QUERN_ASSIGN_OR_RETURN(options.server.http.token, ReadTokenFile(options.token_file));
   }
   ThreadPool pool(options.threads);
-  const std::unique_ptr<Ops> ops = NewCpuOps(&pool);
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops,
+                         NewOps(DeviceFor(options.device, CompressionOf(spec->sampling())), &pool));
   QUERN_ASSIGN_OR_RETURN(ServedPolicy served, LoadServedPolicy(*ops, *spec, options.precision));
   ApiServerOptions& server_options = options.server;
   server_options.engine.kv_bytes = options.kv_cache_mib << 20;
@@ -112,7 +116,7 @@ void AddServeCommand(CommandSet& commands) {
       ->check(CLI::Range(1, 1 << 24));
   command->add_option("--precision", options->precision, "bf16, fp32 or fp8; default: as the weights are stored")
       ->check(CLI::IsMember({"bf16", "fp32", "fp8"}));
-  command->add_option("--device", options->device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu"}));
+  AddDeviceOption(command, options->device);
   command->add_option("--threads", options->threads, "default: all cores")->check(CLI::Range(0, 1024));
   commands.SetBody(command, [options]() -> Result<int> {
     if (options->model.empty() && options->run.empty()) return UsageError("serve: --model or --run is needed");

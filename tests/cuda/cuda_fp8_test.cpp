@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "compute/cuda/packed_size.h"
 #include "tests/compute/fused_cases.h"
 #include "tests/cuda/backend.h"
 
@@ -215,6 +216,14 @@ TEST_F(CudaFp8Test, AdamWWithFp8MomentsFollowsTheReference) {
       }
     }
   }
+}
+
+// What `quern plan` counts.
+TEST(CudaPacked, TakesWhatWasForetold) {
+  const auto device = NewDeviceUnderTest();
+  if (device == nullptr) GTEST_SKIP() << WhyNoBackend();
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kE4M3})
+    EXPECT_EQ(device->NewPacked(dtype, 40, 24)->bytes(), cuda::PackedBytes(dtype, 40, 24)) << DTypeName(dtype);
 }
 
 }  // namespace

@@ -49,6 +49,36 @@ TEST(MemoryPlan, ForetellsTheLearnerAndTheActor) {
 #endif
 }
 
+// A GPU that a job names need not be there.
+TEST(MemoryPlan, CountsAGpusMemoryApart) {
+  const QuernProcess::Folder folder;
+  WriteTinyJob(folder);
+  const auto plan = [&](const std::string& device) {
+    const auto ended = QuernProcess::Run(folder, {"plan", folder.File("tiny.yaml"), "-o", "json", "device=" + device});
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    return Json::parse(ended.out);
+  };
+  const Json host = plan("cpu"), gpu = plan("cuda");
+  EXPECT_TRUE(host.at("gpu_memory").empty());
+  ASSERT_EQ(gpu.at("gpu_memory").size(), 2u);
+  for (const size_t role : {0, 1}) {
+    const Json &before = host.at("memory")[role], &on_host = gpu.at("memory")[role],
+               &there = gpu.at("gpu_memory")[role];
+    EXPECT_EQ(there.at("role"), before.at("role"));
+    EXPECT_EQ(there.at("processes"), before.at("processes"));
+    for (const auto& [item, bytes] : before.at("items").items()) {
+      const bool stays = item == "process" || item == "environment";
+      EXPECT_EQ(on_host.at("items").contains(item), stays) << item;
+      EXPECT_EQ(there.at("items").contains(item), !stays) << item;
+    }
+  }
+  const auto item = [](const Json& role, const char* name) { return role.at("items").at(name).get<int64_t>(); };
+  for (const char* name : {"weights", "gradients", "moments", "activations"})
+    EXPECT_EQ(item(gpu.at("gpu_memory")[0], name), item(host.at("memory")[0], name)) << name;
+  // Masters, moments and Q-SFT's target, as a checkpoint has them.
+  EXPECT_EQ(item(gpu.at("memory")[0], "copies for checkpoints"), 16 * gpu.at("parameters").get<int64_t>());
+}
+
 // What a larger model needs can be told where it could not run.
 TEST(MemoryPlan, GrowsAsTheModelDoes) {
   const QuernProcess::Folder folder;

@@ -2,8 +2,9 @@
 # Tests the GPU backend against the double reference and measures it, in under eight minutes. The table comes last.
 #   tests/gpu/run.sh           on the machine with the GPU: uses .gpu/ where it is there and runs, else builds (CMake, a
 #                              C++20 compiler, nvcc; the tests need GoogleTest, the benchmark nothing)
-#   tests/gpu/run.sh --pack    on a machine with everything: builds both programs into .gpu/, to be carried along. They
-#                              need the C library of this machine or a newer one, a driver and CUDA's libraries.
+#   tests/gpu/run.sh --pack    on a machine with everything: builds the programs into .gpu/, to be carried along. They
+#                              need the C library of this machine or a newer one, a driver and CUDA's libraries. Whole
+#                              jobs (gpu_job_test) go with what build/release has of it, and the libraries it needs.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 programs=(cuda_test bench_gpu)
@@ -25,7 +26,13 @@ build_programs() {
 mkdir -p build
 if [ "${1:-}" = --pack ]; then
   build_programs || exit 1
-  mkdir -p .gpu && cp "$folder"/cuda_test "$folder"/bench_gpu .gpu/ && strip .gpu/cuda_test .gpu/bench_gpu && ls -l .gpu
+  mkdir -p .gpu/lib && cp "$folder"/cuda_test "$folder"/bench_gpu .gpu/ || exit 1
+  if [ -x build/release/quern ] && [ -x build/release/tests/e2e/gpu_job_test ]; then
+    cp build/release/quern build/release/tests/e2e/gpu_job_test .gpu/ || exit 1
+    ldd .gpu/quern .gpu/gpu_job_test | awk '$3 ~ /^\// && $1 !~ /^lib(c|m|dl|rt|pthread|cuda)\.so/ { print $3 }' | sort -u |
+      xargs -I{} cp -L {} .gpu/lib/ || exit 1
+  fi
+  find .gpu -maxdepth 1 -type f -exec strip {} + && ls -l .gpu
   exit
 fi
 
@@ -42,13 +49,11 @@ fi
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 status=0
-if [ -x "$folder/cuda_test" ]; then
-  # A process a test: one that ends in a CHECK or hangs must not hide the others.
-  : >build/gpu_test.log
-  passed=0 failed=() skipped=0 until=$((SECONDS + 240))
+# Every test of a program, a process each: one that ends in a CHECK or hangs must not hide the others.
+run_tests() {
   while read -r test; do
     [ $SECONDS -lt $until ] || { failed+=("$test: no time left"); continue; }
-    output=$(timeout 60 "$folder/cuda_test" --gtest_filter="$test" 2>&1)
+    output=$(timeout "$2" "$1" --gtest_filter="$test" 2>&1)
     code=$?
     printf '%s\n' "$output" >>build/gpu_test.log
     if [ $code -ne 0 ]; then
@@ -58,7 +63,20 @@ if [ -x "$folder/cuda_test" ]; then
     else
       passed=$((passed + 1))
     fi
-  done < <("$folder/cuda_test" --gtest_list_tests 2>/dev/null | sed 's/ *#.*//' | awk '/^[^ ]/ { suite = $1; next } { print suite $1 }')
+  done < <("$1" --gtest_list_tests 2>/dev/null | sed 's/ *#.*//' | awk '/^[^ ]/ { suite = $1; next } { print suite $1 }')
+}
+if [ -x "$folder/cuda_test" ]; then
+  : >build/gpu_test.log
+  passed=0 failed=() skipped=0 until=$((SECONDS + 240))
+  run_tests "$folder/cuda_test" 60
+  if [ -x "$folder/gpu_job_test" ]; then
+    export QUERN_BINARY=$PWD/$folder/quern LD_LIBRARY_PATH=$PWD/$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    if "$folder/quern" version >/dev/null 2>&1; then
+      run_tests "$folder/gpu_job_test" 90
+    else
+      echo "jobs: not tested, the carried program does not start here"
+    fi
+  fi
   for test in "${failed[@]}"; do echo "FAILED $test"; done
   echo "tests: $passed passed, ${#failed[@]} failed, $skipped skipped (log: build/gpu_test.log)"
   [ ${#failed[@]} -eq 0 ] || status=1
