@@ -167,7 +167,7 @@ struct RotaryBackwardArgs {
 
 // Causal attention of the new rows over their sequences' pages. Row i of a sequence (position p = context + i) attends
 // to positions max(0, p - window + 1) .. p. A row's result depends on its own query and its own keys and values only,
-// in a fixed order: bit-equal in decode, prefill and training for any batch.
+// in a fixed order: bit-equal in decode, prefill and training for any batch. Beside bf16 values, weights may be bf16.
 //
 // Selective Attention (Leviathan et al. 2024, arXiv 2410.02703), where the layout says so: with L the scaled scores of
 // query head 0, S_ij = gain max(0, L_ij) for 0 < j < i and 0 elsewhere, F_ij = sum over rows k < i of S_kj; F_ij is

@@ -1,4 +1,7 @@
 #include "compute/cpu/attention_tiles.h"
+#if defined(__AVX512BF16__)
+#include "compute/cpu/attention_dots.h"
+#endif
 #include "compute/cpu/kernels.h"
 #include "compute/cpu/views.h"
 
@@ -22,13 +25,14 @@ struct Query {
 };
 
 // scores: [first, last] of the query, as an array that starts at position `origin` (a multiple of kBlock). Becomes
-// e^(scale s - max), zero outside [first, last] in the blocks that hold them. With kSelective, s is less by what
-// `penalties` holds for its position.
+// the weights e^(scale s - max), zero outside [first, last] in the blocks that hold them. With kSelective, s is less by
+// what `penalties` holds for its position.
 struct SoftmaxSums {
   float max = 0;
   float mass = 0;
+  float weights = 0;  // the sum of the weights as they are stored
 };
-template <bool kSelective>
+template <typename Products, bool kSelective>
 SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float scale, const float* penalties) {
   const int64_t begin = query.first / kBlock * kBlock;
   const F16 lowest = Set(-__builtin_inff());
@@ -44,14 +48,14 @@ SoftmaxSums SoftmaxRow(float* scores, int64_t origin, const Query& query, float 
   }
   SoftmaxSums out;
   out.max = MaxLanes(max);
-  F16 mass = Zero();
+  F16 mass = Zero(), weights = Zero();
   for (int64_t p = begin; p <= query.last; p += kBlock) {
-    float* at = scores + (p - origin);
-    const F16 e = Exp(Load(at) - Set(out.max));
-    Store(at, e);
+    const F16 e = Exp(Load(scores + (p - origin)) - Set(out.max));
     mass = mass + e;
+    weights = weights + Products::StoreWeights(scores, p - origin, e);
   }
   out.mass = SumLanes(mass);
+  out.weights = SumLanes(weights);
   return out;
 }
 
@@ -96,9 +100,12 @@ class Place {
   const int32_t* kept_ = nullptr;
 };
 
-template <typename Kv, bool kSelective>
+template <typename Products, bool kSelective>
 class Attender {
  public:
+  using Kv = typename Products::Kv;
+  using Element = typename Products::Element;
+
   Attender(const AttentionArgs& args, const AttentionTask& task)
       : args_(args),
         sequence_(*task.sequence),
@@ -108,24 +115,31 @@ class Attender {
         own_(args, task),
         has_next_(task.next != nullptr),
         next_(args, has_next_ ? *task.next : task),
-        q_(task.scratch),
-        sums_(q_ + kMaxTile * dim_),
-        pruned_q_(sums_ + kMaxTile * dim_),
-        scores_(pruned_q_ + kMaxTile * dim_) {}
+        row_(Products::RowElements(dim_)),
+        sums_(task.scratch),
+        scores_(sums_ + 3 * kMaxTile * dim_),
+        q_(reinterpret_cast<Element*>(sums_ + kMaxTile * dim_)),
+        pruned_q_(reinterpret_cast<Element*>(sums_ + 2 * kMaxTile * dim_)) {}
 
   template <int R>
   void Tile(const Query* queries) {
-    WithType(args_.q, [&](auto type) {
-      for (int r = 0; r < R; ++r) {
-        const auto* from = Row<decltype(type)>(args_.q, queries[r].row) + queries[r].head * dim_;
-        ForVectors(dim_, [&](int64_t i, auto lanes) { Store(q_ + r * dim_ + i, Load(from + i, lanes), lanes); });
-        ForVectors(dim_, [&](int64_t i, auto lanes) { Store(sums_ + r * dim_ + i, Zero(), lanes); });
+    for (int r = 0; r < R; ++r) {
+      if constexpr (Products::kStep == 1) {
+        WithType(args_.q, [&](auto type) {
+          Products::Query(Row<decltype(type)>(args_.q, queries[r].row) + queries[r].head * dim_, dim_, q_ + r * row_);
+        });
+      } else {
+        Products::Query(Row<Element>(args_.q, queries[r].row) + queries[r].head * dim_, dim_, q_ + r * row_);
       }
-    });
-    const int64_t pruned_dim = own_.pruned_dim();
-    if (const int32_t* kept = own_.kept(); kept != nullptr)
-      for (int r = 0; r < R; ++r)
-        for (int64_t i = 0; i < pruned_dim; ++i) pruned_q_[r * pruned_dim + i] = q_[r * dim_ + kept[i]];
+      ForVectors(dim_, [&](int64_t i, auto lanes) { Store(sums_ + r * dim_ + i, Zero(), lanes); });
+    }
+    const int64_t pruned_dim = own_.pruned_dim(), pruned_row = Products::RowElements(pruned_dim);
+    if (const int32_t* kept = own_.kept(); kept != nullptr) {
+      for (int r = 0; r < R; ++r) {
+        for (int64_t i = 0; i < pruned_dim; ++i) pruned_q_[r * pruned_row + i] = q_[r * row_ + kept[i]];
+        for (int64_t i = pruned_dim; i < pruned_row; ++i) pruned_q_[r * pruned_row + i] = 0;
+      }
+    }
     // Queries of a tile come in order of position.
     const int64_t origin = queries[0].first / kBlock * kBlock;
     const int64_t end = queries[R - 1].last / kBlock * kBlock + kBlock;
@@ -134,24 +148,27 @@ class Attender {
       const int64_t blocks = (Least(p / kPage * kPage + kPage, end) - p) / kBlock;
       const Kv* ahead = Asks(p) ? next_.Keys(p) : nullptr;
       if (own_.Pruned(p)) {
-        Score<R>(own_.kept() != nullptr ? pruned_q_ : q_, pruned_dim, own_.Keys(p), blocks, scores_ + (p - origin),
-                 stride, ahead);
+        Products::template Scores<R>(own_.kept() != nullptr ? pruned_q_ : q_, pruned_dim, own_.Keys(p), blocks,
+                                     scores_ + (p - origin), stride, ahead);
       } else {
-        Score<R>(q_, dim_, own_.Keys(p), blocks, scores_ + (p - origin), stride, ahead);
+        Products::template Scores<R>(q_, dim_, own_.Keys(p), blocks, scores_ + (p - origin), stride, ahead);
       }
     }
     SoftmaxSums sums[R];
     for (int r = 0; r < R; ++r) {
       const float* penalties = kSelective ? penalties_ + (queries[r].row - sequence_.row) * penalty_stride_ : nullptr;
-      sums[r] = SoftmaxRow<kSelective>(scores_ + r * stride, origin, queries[r], args_.scale, penalties);
+      sums[r] = SoftmaxRow<Products, kSelective>(scores_ + r * stride, origin, queries[r], args_.scale, penalties);
     }
 
-    // Positions that all queries attend to go through the tile; those of some only, before and after, one by one.
-    const int64_t first = queries[R - 1].first, last = queries[0].last;
-    if (first <= last) {
+    // Positions that all queries attend to go through the tile, in whole steps; those of some only, before and after,
+    // one by one.
+    constexpr int64_t kStep = Products::kStep;
+    const int64_t first = (queries[R - 1].first + kStep - 1) / kStep * kStep,
+                  stop = (queries[0].last + 1) / kStep * kStep;
+    if (R > 1 && first < stop) {
       for (int r = 0; r < R; ++r) AddValues<1>(r, queries[r].first, first, origin, stride);
-      AddValues<R>(0, first, last + 1, origin, stride);
-      for (int r = 0; r < R; ++r) AddValues<1>(r, last + 1, queries[r].last + 1, origin, stride);
+      AddValues<R>(0, first, stop, origin, stride);
+      for (int r = 0; r < R; ++r) AddValues<1>(r, stop, queries[r].last + 1, origin, stride);
     } else {
       for (int r = 0; r < R; ++r) AddValues<1>(r, queries[r].first, queries[r].last + 1, origin, stride);
     }
@@ -159,7 +176,7 @@ class Attender {
     WithType(args_.out, [&](auto type) {
       for (int r = 0; r < R; ++r) {
         auto* to = Row<decltype(type)>(args_.out, queries[r].row) + queries[r].head * dim_;
-        const F16 inverse = Set(1.0f / sums[r].mass);
+        const F16 inverse = Set(1.0f / sums[r].weights);
         ForVectors(dim_,
                    [&](int64_t i, auto lanes) { Store(to + i, Load(sums_ + r * dim_ + i, lanes) * inverse, lanes); });
         if (args_.lse.data != nullptr)
@@ -174,9 +191,9 @@ class Attender {
   template <int R>
   void AddValues(int64_t r, int64_t begin, int64_t end, int64_t origin, int64_t stride) {
     for (int64_t p = begin; p < end;) {
-      const int64_t stop = Least(p / kPage * kPage + kPage, end);
-      AddRows<R>(scores_ + r * stride + (p - origin), stride, 1, own_.Values(p), dim_, stop - p, dim_, sums_ + r * dim_,
-                 dim_, Asks(p) ? next_.Values(p) : nullptr);
+      const int64_t page = p / kPage * kPage, stop = Least(page + kPage, end);
+      Products::template Add<R>(scores_ + r * stride, page - origin, stride, own_.Values(page), p - page, stop - page,
+                                dim_, sums_ + r * dim_, Asks(p) ? next_.Values(page) : nullptr);
       p = stop;
     }
   }
@@ -188,11 +205,12 @@ class Attender {
   int64_t dim_;
   Place<Kv> own_;
   bool has_next_;
-  Place<Kv> next_;   // what is asked for meanwhile
-  float* q_;         // [R, dim]
-  float* sums_;      // [R, dim]
-  float* pruned_q_;  // [R, pruned_dim]: the kept channels of q
-  float* scores_;    // [R, stride]
+  Place<Kv> next_;     // what is asked for meanwhile
+  int64_t row_;        // elements of a row of q
+  float* sums_;        // [R, dim]
+  float* scores_;      // [R, stride]
+  Element* q_;         // [R, row]
+  Element* pruned_q_;  // [R, ...]: the kept channels of q
 };
 
 }  // namespace
@@ -217,13 +235,17 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
       i += tile;
     }
   };
-  WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) {
+  const auto attend_by = [&](auto products) {
     if (task.penalties == nullptr) {
-      attend(Attender<decltype(kv), false>(args, task));
+      attend(Attender<decltype(products), false>(args, task));
     } else {
-      attend(Attender<decltype(kv), true>(args, task));
+      attend(Attender<decltype(products), true>(args, task));
     }
-  });
+  };
+#if defined(__AVX512BF16__)
+  if (args.q.dtype == DType::kBf16 && args.layout.dtype == DType::kBf16) return attend_by(DotProducts{});
+#endif
+  WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) { attend_by(FloatProducts<decltype(kv)>{}); });
 }
 
 void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end) {
@@ -234,8 +256,16 @@ void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begi
       const int64_t position = sequence.context + i;
       const int64_t slot = position % kPage;
       auto* page = static_cast<decltype(kv)*>(sequence.pages[position / kPage]);
+      constexpr int64_t kLine = 64 / sizeof(kv);
       const auto* row = Row<decltype(in)>(args.qkv, sequence.row + i);
       for (int64_t head = 0; head < layout.kv_heads; ++head) {
+        // A decoded row's place is far away, a cache line for every two channels: the next head's is asked for at once.
+        if (sequence.count == 1 && head + 1 < layout.kv_heads) {
+          const auto* next = page + layout.KeyOffset(args.layer, head + 1) + slot / kBlock * dim * kBlock;
+          for (int64_t at = 0; at < dim * kBlock; at += kLine) __builtin_prefetch(next + at, 1);
+          next = page + layout.ValueOffset(args.layer, head + 1) + slot * dim;
+          for (int64_t at = 0; at < dim; at += kLine) __builtin_prefetch(next + at, 1);
+        }
         const auto* key = row + (args.heads + head) * dim;
         const auto* value = row + (args.heads + layout.kv_heads + head) * dim;
         auto* keys = page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock + slot % kBlock;

@@ -210,6 +210,10 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
     const int64_t row = chunk % row_blocks * plan.row_block;
     const int64_t panel = chunk / row_blocks * plan.panel_group;
     const int64_t col = panel * b.panel_cols();
+    const int64_t end = std::min(panel + plan.panel_group, b.panels());
+    // The panel that this thread will probably need first when it is done with these: the others take those between.
+    const int64_t later = (chunk + pool.threads()) / row_blocks * plan.panel_group;
+    const int64_t after = std::min(later > panel ? later : end, b.panels() - 1);
     BlockArgs part = block;
     part.rows = std::min(plan.row_block, rows - row);
     part.cols = std::min(plan.panel_group * b.panel_cols(), b.n() - col);
@@ -223,6 +227,8 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
         part.bias = word > 0 || args.bias.empty() ? nullptr : args.bias.Row<float>(0) + at * b.panel_cols();
         if (!b.has_codes()) {
           part.b = b.Panel(at) + word * b.panel_cols();
+          part.next = b.Panel(after) + word * b.panel_cols();
+          part.next_bytes = part.k_words * b.panel_cols() * 4;
           format.block(part);
           continue;
         }
@@ -235,7 +241,7 @@ void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
         uint32_t* words = ThreadBuffer(part.k_words * b.panel_cols());
         decode(part.codes, part.k_words, part.scales, words);
         part.b = words;
-        part.next = b.Codes(std::min(at + 1, b.panels() - 1));
+        part.next = b.Codes(at + 1 < end ? at + 1 : after);
         part.next_bytes = b.k_words() * b.panel_cols() * 2;
         format.block(part);
       }

@@ -35,7 +35,7 @@ struct BlockArgs {
   const uint16_t* codes = nullptr;  // instead, of FP8 matrices, and the scales of its columns (code_block)
   const float* scales = nullptr;
   int64_t panel_words = 0;  // words from one panel to the next
-  // What several row tiles ask for while they use a panel; null: the panel after it.
+  // What several row tiles ask for while they use the last panel; null: the panel after it, as for the others.
   const void* next = nullptr;
   int64_t next_bytes = 0;
   int64_t k_words = 0;

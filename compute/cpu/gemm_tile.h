@@ -95,7 +95,7 @@ void Tile(const TileArgs& args) {
   constexpr int kPanelCols = kPanelVecs * V::kLanes;
   constexpr int kAll = kPanels * kVecs;
   typename V::Acc acc[kRows][kAll];
-  if (args.out.accumulate) {  // the sums that these join come from far away
+  if (!args.out.c_bf16) {  // what is large comes from far away: logits, and sums that these join
     for (int r = 0; r < args.rows; ++r) {
       for (int v = 0; v < kAll; ++v) __builtin_prefetch(args.out.c + r * args.out.c_row_bytes + v * V::kLanes * 4, 1);
     }
@@ -124,6 +124,9 @@ void Tile(const TileArgs& args) {
   // panel, the one after it is asked for meanwhile.
   constexpr bool kPrefetch = kRows * kPanels <= 8 && kLayout == ALayout::kRows;
   constexpr int64_t kWordsAhead = 16;
+  // Words that are read once are asked for into L2, which has more requests under way than L1; codes, which take time
+  // to decode, into L1.
+  constexpr int kStreamed = sizeof(Word) == 4 ? 2 : 3;
   constexpr int64_t kLine = 64 / sizeof(Word);  // words
   [[maybe_unused]] const bool streams = args.ahead == nullptr;
   [[maybe_unused]] const Word* ahead = streams ? b[0] + kWordsAhead * kPanelCols : static_cast<const Word*>(args.ahead);
@@ -133,9 +136,11 @@ void Tile(const TileArgs& args) {
 #pragma GCC unroll 4
   for (int64_t k = 0; k < args.k_words; ++k) {
     if constexpr (kPrefetch && kPanels == 1) {
-      __builtin_prefetch(ahead);
-      if (streams)
-        for (int64_t line = kLine; line < kVecs * V::kLanes; line += kLine) __builtin_prefetch(ahead + line);
+      if (streams) {
+        for (int64_t line = 0; line < kVecs * V::kLanes; line += kLine) __builtin_prefetch(ahead + line, 0, kStreamed);
+      } else {
+        __builtin_prefetch(ahead);
+      }
       ahead += ahead_step;
     }
     // After the end of these panels come those that follow the last of them.
@@ -148,7 +153,7 @@ void Tile(const TileArgs& args) {
       for (int v = 0; v < kAll; ++v) {
         const Word* from = b[v / kVecs] + (v % kVecs) * V::kLanes;
         if constexpr (kPrefetch && kPanels > 1) {
-          if (half == 0 && v % kVecs * V::kLanes % kLine == 0) __builtin_prefetch(from + wide_ahead);
+          if (half == 0 && v % kVecs * V::kLanes % kLine == 0) __builtin_prefetch(from + wide_ahead, 0, kStreamed);
         }
         words[v] = Words::Load(from, half, scales[v]);
       }
@@ -264,10 +269,11 @@ void BlockOf(const BlockArgs& args) {
       tile.out.c = args.c + row * args.c_row_bytes + col * c_bytes;
       tile.rows = rows;
       // Each tile asks for its share.
-      const int64_t next_bytes = args.next != nullptr ? args.next_bytes : args.panel_words * 4;
+      const bool given = args.next != nullptr && col + width >= args.cols;
+      const int64_t next_bytes = given ? args.next_bytes : args.panel_words * 4;
       if (kLayout == ALayout::kRows && tiles > 1 && next_bytes > 0) {
-        const auto* from = static_cast<const uint8_t*>(args.next != nullptr ? args.next : tile.b);
-        tile.ahead = from + (args.next != nullptr ? 0 : next_bytes) + i * tile.k_words * 64 % next_bytes;
+        const auto* from = static_cast<const uint8_t*>(given ? args.next : tile.b);
+        tile.ahead = from + (given ? 0 : next_bytes) + i * tile.k_words * 64 % next_bytes;
       }
       const int shape = kLayout == ALayout::kRows ? rows : kRowTile;
       (wide ? kTable.wide[shape] : kTable.one[shape][vecs])(tile);

@@ -5,6 +5,9 @@
 namespace quern::cpu {
 
 #if defined(__x86_64__)
+namespace avx512bf16 {
+void Attention(const AttentionArgs& args, const AttentionTask& task);
+}
 namespace avx512 {
 extern const RowKernels kRowKernels;
 }
@@ -18,6 +21,13 @@ extern const RowKernels kRowKernels;
 
 const RowKernels& RowKernelsFor(Isa isa) {
 #if defined(__x86_64__)
+  static const RowKernels with_dots = [] {
+    RowKernels kernels = avx512::kRowKernels;
+    kernels.attention = avx512bf16::Attention;
+    return kernels;
+  }();
+  // CPUs with tiles do bf16 dot products at half the rate of fp32 multiply-adds.
+  if (isa == Isa::kAvx512Bf16) return with_dots;
   if (isa >= Isa::kAvx512) return avx512::kRowKernels;
   if (isa >= Isa::kAvx2) return avx2::kRowKernels;
 #endif
