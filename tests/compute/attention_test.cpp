@@ -77,7 +77,7 @@ TEST_P(AttentionTest, MatchesTheReference) {
 
 // Weights that are all the same are exact in every format, so that nothing covers a value that is left out or added.
 TEST_P(AttentionTest, QueriesOfZeroAverageTheValues) {
-  const std::vector<int64_t> lengths = {1, 2, 17, 70, 131};
+  const std::vector<int64_t> lengths = {1, 2, 17, 70};
   const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
   for (const Shape& shape : kShapes) {
     const Tensor qkv = RandomQkv(shape, rows, 1);
