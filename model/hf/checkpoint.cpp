@@ -1,3 +1,6 @@
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <unordered_set>
@@ -141,7 +144,27 @@ Result<TensorView> Checkpoint::Find(std::string_view name) const {
 }
 
 TensorSource Checkpoint::Source() const {
-  return [this](const std::string& name) { return Find(name); };
+  // Whoever reads all tensors is done with one when it asks for the next, so that no more than one is in memory beside
+  // what is made of them; if not, its pages come back from the file.
+  return [this, before = std::make_shared<TensorView>()](const std::string& name) {
+    Release(*before);
+    Result<TensorView> found = Find(name);
+    if (found.ok()) *before = *found;
+    return found;
+  };
+}
+
+void Checkpoint::Release(const TensorView& tensor) const {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+  const uintptr_t end = begin + static_cast<uintptr_t>(tensor.rows * tensor.cols * DTypeSize(tensor.dtype));
+  for (const std::unique_ptr<File>& file : files_) {
+    const std::span<const uint8_t> map = file->map.bytes();
+    const auto first = reinterpret_cast<uintptr_t>(map.data());
+    if (begin < first || end > first + map.size() || begin == end) continue;  // another file's, or a copy
+    const uintptr_t from = begin / page * page;
+    (void)madvise(reinterpret_cast<void*>(from), end - from, MADV_DONTNEED);
+  }
 }
 
 std::vector<std::string> Checkpoint::Problems(const ModelConfig& config) const {

@@ -50,7 +50,8 @@ class Checkpoint {
   const TensorInfo* Info(std::string_view name) const;                 // null: not there
   // fp32, fp16 or bf16 [shape[0], product of the rest]; a vector is one row. Elements are naturally aligned.
   Result<TensorView> Find(std::string_view name) const;
-  TensorSource Source() const;  // of Find; the Checkpoint must outlive it
+  // Of Find, for one thread; the Checkpoint must outlive it. What was asked for before is let out of memory.
+  TensorSource Source() const;
   // Every weight of ParameterLayout(config) is there with its shape and a float type, and nothing else is (but
   // rotary_emb.inv_freq, and lm_head.weight of tied models, which are ignored). One line per problem, each naming the
   // tensor.
@@ -63,6 +64,7 @@ class Checkpoint {
   Checkpoint() = default;
   Status AddFile(const std::string& dir, const std::string& name);
   Status Finish();
+  void Release(const TensorView& tensor) const;  // its pages of a mapped file
 
   std::vector<std::unique_ptr<File>> files_;
   std::vector<std::string> file_names_;
