@@ -430,6 +430,9 @@ TensorView Engine::PolicyLogits() {
     batch_.wanted->push_back(batch_.rows() - 1);
   }
   const auto n = static_cast<int64_t>(sampled_.size());
+  // A row for every sequence and nothing else: the calls of the last such step.
+  const bool decodes = n == batch_.rows() && policy_->compression.off();
+  if (decodes) ops_.BeginStep(static_cast<uint64_t>(n));
   std::vector<TensorView> model_logits;
   for (size_t m = 0; m < policy_->models.size(); ++m) {
     const ServedModel& model = *policy_->models[m];
@@ -456,6 +459,7 @@ TensorView Engine::PolicyLogits() {
     model.transformer.Logits(model.weights, hidden, logits);
     model_logits.push_back(logits);
   }
+  if (decodes) ops_.EndStep();
   for (const Planned& p : planned_) {
     Sequence& s = *p.sequence;
     const bool decode = p.count == 1 && !s.completion.tokens.empty();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "base/status.h"
 #include "compute/fp8.h"
 #include "compute/kv_layout.h"
 #include "compute/tensor.h"
@@ -315,6 +316,16 @@ class Ops {
   virtual DeviceMemory* staging() { return nullptr; }
   // Returns when all that was called is done.
   virtual void Wait() {}
+  // Around what is called again and again with the same shapes and views: a step of decoding. `key` tells steps of
+  // different shapes apart. A backend may queue all of it at the end, as one; results are there after EndStep and Wait,
+  // or a Download. Nothing else changes.
+  virtual void BeginStep(uint64_t /*key*/) {}
+  virtual void EndStep() {}
+  // Whether it is; an error of the device.
+  virtual Result<bool> Done() { return true; }
+  // Where calls are queued in order, for libraries beside this backend: a cudaStream_t, whose GPU becomes the thread's
+  // current one. Null: calls are done when they return.
+  virtual void* stream() { return nullptr; }
 
   virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
   virtual void Pack(const PackArgs& args) = 0;

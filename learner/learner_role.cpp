@@ -15,6 +15,7 @@
 #include "learner/batch_statistics.h"
 #include "learner/event_file.h"
 #include "learner/heldout.h"
+#include "learner/nccl_communicator.h"
 #include "learner/probes.h"
 #include "learner/train_stage.h"
 #include "learner/trainer_state.h"
@@ -44,16 +45,19 @@ class Learner {
                            NewOps(options_.device, &pool_, options_.ranks == nullptr ? 0 : options_.ranks->rank()));
     if (const std::string lacks = RecipeLacksOnGpu(options_.precision); ops_->memory() != nullptr && !lacks.empty())
       return Unimplemented(StrCat(lacks, " is not there on a GPU; give device: cpu"));
-    if (options_.ranks != nullptr && ops_->memory() != nullptr)
-      return Unimplemented("learner.ranks: several are not there on a GPU yet; give device: cpu");
     QUERN_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_directory));
     if (batch_options_.max_positions <= 0 || batch_options_.max_positions > config_.max_positions) {
       batch_options_.max_positions = config_.max_positions;
     }
-    trainer_ = std::make_unique<Trainer>(
-        *ops_, config_, options_.precision, batch_options_.max_positions,
-        TrainerOptions{
-            .optimizer = {}, .memory = options_.optimizer, .ranks = options_.ranks, .shards = options_.shards});
+    if (options_.ranks != nullptr && ops_->memory() != nullptr) {
+      QUERN_ASSIGN_OR_RETURN(device_ranks_, NewNcclCommunicator(*options_.ranks, *ops_, {}));
+    }
+    trainer_ = std::make_unique<Trainer>(*ops_, config_, options_.precision, batch_options_.max_positions,
+                                         TrainerOptions{.optimizer = {},
+                                                        .memory = options_.optimizer,
+                                                        .ranks = options_.ranks,
+                                                        .device_ranks = device_ranks_.get(),
+                                                        .shards = options_.shards});
     // Nothing was compared yet.
     for (const char* stat : {"max", "mean"}) metrics_->Set(kLearnerRolloutDiff, std::nan(""), {{"stat", stat}});
     while (!options_.stop->load()) {
@@ -669,6 +673,7 @@ class Learner {
   std::unique_ptr<EventFile> events_;  // of the stage under way
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
+  std::unique_ptr<Communicator> device_ranks_;
   BatchOptions batch_options_;
   ModelConfig config_;
   std::unique_ptr<Trainer> trainer_;

@@ -17,11 +17,19 @@ struct NcclId {
 using NcclComm = void*;
 enum NcclType : int { kNcclUint8 = 1, kNcclFloat32 = 7, kNcclFloat64 = 8 };
 enum NcclOp : int { kNcclSum = 0, kNcclMax = 2 };
-constexpr int kNcclSuccess = 0;
+constexpr int kNcclSuccess = 0, kNcclInProgress = 7;
+// ncclConfig_t of 2.14, the first one: newer libraries take what is not there as their default. Not blocking: calls
+// come back at once, and a rank that never comes does not hold this one for ever.
+struct NcclConfig {
+  size_t size = sizeof(NcclConfig);
+  unsigned magic = 0xcafebeef;
+  unsigned version = 21400;
+  int blocking = 0;
+};
 
 struct Nccl {
   int (*get_unique_id)(NcclId*) = nullptr;
-  int (*comm_init_rank)(NcclComm*, int, NcclId, int) = nullptr;
+  int (*comm_init_rank_config)(NcclComm*, int, NcclId, int, NcclConfig*) = nullptr;
   int (*comm_destroy)(NcclComm) = nullptr;
   int (*comm_abort)(NcclComm) = nullptr;
   int (*comm_get_async_error)(NcclComm, int*) = nullptr;
@@ -36,7 +44,7 @@ struct Nccl {
 // Stays loaded.
 Result<Nccl> LoadNccl(const std::string& name) {
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) return NotFound(StrCat(name, ": ", dlerror(), "; several GPUs need NCCL 2"));
+  if (library == nullptr) return NotFound(StrCat(name, ": ", dlerror(), "; several GPUs need NCCL 2.14 or newer"));
   Nccl nccl;
   std::string missing;
   const auto find = [&]<typename F>(const char* symbol, F& function) {
@@ -44,7 +52,7 @@ Result<Nccl> LoadNccl(const std::string& name) {
     if (function == nullptr) missing = symbol;
   };
   find("ncclGetUniqueId", nccl.get_unique_id);
-  find("ncclCommInitRank", nccl.comm_init_rank);
+  find("ncclCommInitRankConfig", nccl.comm_init_rank_config);
   find("ncclCommDestroy", nccl.comm_destroy);
   find("ncclCommAbort", nccl.comm_abort);
   find("ncclCommGetAsyncError", nccl.comm_get_async_error);
@@ -54,14 +62,14 @@ Result<Nccl> LoadNccl(const std::string& name) {
   find("ncclBroadcast", nccl.broadcast);
   find("ncclGroupStart", nccl.group_start);
   find("ncclGroupEnd", nccl.group_end);
-  if (!missing.empty()) return NotFound(StrCat(name, " has no ", missing, ": not NCCL 2"));
+  if (!missing.empty()) return NotFound(StrCat(name, " has no ", missing, ": not NCCL 2.14 or newer"));
   return nccl;
 }
 
 class NcclCommunicator : public Communicator {
  public:
-  NcclCommunicator(HostCommunicator& host, const NcclOptions& options, const Nccl& nccl)
-      : host_(host), options_(options), nccl_(nccl) {}
+  NcclCommunicator(HostCommunicator& host, Ops& ops, const NcclOptions& options, const Nccl& nccl)
+      : host_(host), ops_(ops), options_(options), nccl_(nccl) {}
   ~NcclCommunicator() override {
     if (comm_ != nullptr) nccl_.comm_destroy(comm_);
   }
@@ -76,104 +84,139 @@ class NcclCommunicator : public Communicator {
     QUERN_RETURN_IF_ERROR(host_.BroadcastText(text, 0));
     if (text.size() != sizeof(id.internal)) return Internal("NCCL's id has another size");
     text.copy(id.internal, sizeof(id.internal));
-    return Check("ncclCommInitRank", nccl_.comm_init_rank(&comm_, ranks(), id, rank()));
+    (void)ops_.stream();  // chooses the GPU
+    NcclConfig config;
+    return Run("ncclCommInitRank", "",
+               [&] { return nccl_.comm_init_rank_config(&comm_, ranks(), id, rank(), &config); });
   }
 
   int rank() const override { return host_.rank(); }
   int ranks() const override { return host_.ranks(); }
 
   Status AllReduce(const TensorView& x, Reduction reduction) override {
-    const int op = reduction == Reduction::kSum ? kNcclSum : kNcclMax;
-    QUERN_RETURN_IF_ERROR(
-        Check("all_reduce", nccl_.all_reduce(x.data, x.data, Count(x), SumType(x), op, comm_, stream())));
-    return Wait("all_reduce");
+    const bool sum = reduction == Reduction::kSum;
+    const int type = SumType(x);
+    return Run("all_reduce", StrCat(Elements(x), sum ? " sum" : " max"), [&] {
+      return nccl_.all_reduce(x.data, x.data, Count(x), type, sum ? kNcclSum : kNcclMax, comm_, ops_.stream());
+    });
   }
 
   // One reduction for each slice: NCCL's own wants slices of one size.
   Status ReduceScatter(const TensorView& x, std::span<const int64_t> bounds) override {
     const int type = SumType(x);
-    return Grouped("reduce_scatter", x, bounds, [&](void* data, size_t elements, int root) {
-      return nccl_.reduce(data, data, elements, type, kNcclSum, root, comm_, stream());
+    return ForSlices("reduce_scatter", x, bounds, [&](void* data, size_t elements, int root) {
+      return nccl_.reduce(data, data, elements, type, kNcclSum, root, comm_, ops_.stream());
     });
   }
 
   Status AllGather(const TensorView& x, std::span<const int64_t> bounds) override {
     const auto size = static_cast<size_t>(DTypeSize(x.dtype));
-    return Grouped("all_gather", x, bounds, [&](void* data, size_t elements, int root) {
-      return nccl_.broadcast(data, data, elements * size, kNcclUint8, root, comm_, stream());
+    return ForSlices("all_gather", x, bounds, [&](void* data, size_t elements, int root) {
+      return nccl_.broadcast(data, data, elements * size, kNcclUint8, root, comm_, ops_.stream());
     });
   }
 
   Status Broadcast(const TensorView& x, int root) override {
     const size_t bytes = Count(x) * static_cast<size_t>(DTypeSize(x.dtype));
-    QUERN_RETURN_IF_ERROR(
-        Check("broadcast", nccl_.broadcast(x.data, x.data, bytes, kNcclUint8, root, comm_, stream())));
-    return Wait("broadcast");
+    return Run("broadcast", StrCat(Elements(x), " of rank ", root),
+               [&] { return nccl_.broadcast(x.data, x.data, bytes, kNcclUint8, root, comm_, ops_.stream()); });
   }
 
   Status Barrier() override { return host_.Barrier(); }
 
  private:
-  void* stream() const { return options_.stream; }
   static size_t Count(const TensorView& x) { return static_cast<size_t>(x.rows * x.cols); }
+  static std::string Elements(const TensorView& x) { return StrCat(Count(x), " ", DTypeName(x.dtype)); }
   static int SumType(const TensorView& x) {
     QUERN_CHECK(x.dtype == DType::kF32 || x.dtype == DType::kF64, DTypeName(x.dtype));
     return x.dtype == DType::kF32 ? kNcclFloat32 : kNcclFloat64;
   }
 
   Status Check(const char* call, int code) const {
-    if (code == kNcclSuccess) return {};
+    if (code == kNcclSuccess || code == kNcclInProgress) return {};
     return Internal(StrCat("rank ", rank(), ": ", call, ": NCCL: ", nccl_.get_error_string(code)));
   }
 
   template <typename Call>
-  Status Grouped(const char* name, const TensorView& x, std::span<const int64_t> bounds, const Call& call) {
+  Status ForSlices(const char* name, const TensorView& x, std::span<const int64_t> bounds, const Call& call) {
     QUERN_CHECK(x.rows == 1 && static_cast<int>(bounds.size()) == ranks() + 1 && bounds.back() <= x.cols);
-    QUERN_RETURN_IF_ERROR(Check(name, nccl_.group_start()));
-    Status status;
-    for (int r = 0; status.ok() && r < ranks(); ++r) {
-      const auto i = static_cast<size_t>(r);
-      const int64_t count = bounds[i + 1] - bounds[i];
-      if (count > 0) status = Check(name, call(x.Cols(bounds[i], count).data, static_cast<size_t>(count), r));
-    }
-    const Status ended = Check(name, nccl_.group_end());
-    QUERN_RETURN_IF_ERROR(status);
-    QUERN_RETURN_IF_ERROR(ended);
-    return Wait(name);
+    return Run(name, Elements(x), [&] {
+      int code = nccl_.group_start();
+      for (size_t r = 0; code == kNcclSuccess && r + 1 < bounds.size(); ++r) {
+        const int64_t count = bounds[r + 1] - bounds[r];
+        if (count > 0) code = call(x.Cols(bounds[r], count).data, static_cast<size_t>(count), static_cast<int>(r));
+        if (code == kNcclInProgress) code = kNcclSuccess;
+      }
+      const int ended = nccl_.group_end();
+      return code == kNcclSuccess ? ended : code;
+    });
   }
 
-  // A peer that has died shows as an error of NCCL's, or as nothing at all until the deadline.
-  Status Wait(const char* call) {
+  // All ranks meet on the host; then NCCL has its turn.
+  template <typename Call>
+  Status Run(const char* name, const std::string& what, const Call& call) {
+    if (lost_) return FailedPrecondition(StrCat("rank ", rank(), ": ", name, ": an earlier call of NCCL failed"));
+    QUERN_RETURN_IF_ERROR(Meet(StrCat(name, " ", what)));
+    Status status = Check(name, call());
+    if (status.ok()) status = Settle(name);
+    return status.ok() ? status : GiveUp(status);
+  }
+
+  // What every rank says, which must be the same.
+  Status Meet(const std::string& words) {
+    QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> all, host_.AllGatherTexts(words));
+    for (size_t r = 0; r < all.size(); ++r) {
+      if (all[r] == words) continue;
+      lost_ = true;
+      return Internal(StrCat("rank ", rank(), " is at ", words, "; rank ", r, " at ", all[r]));
+    }
+    return {};
+  }
+
+  Status Settle(const char* name) {
     const Deadline deadline = Deadline::After(options_.timeout);
     while (true) {
-      QUERN_ASSIGN_OR_RETURN(const bool done, options_.done());
-      if (done) return {};
       int code = kNcclSuccess;
-      Status status = Check(call, nccl_.comm_get_async_error(comm_, &code));
-      if (status.ok()) status = Check(call, code);
-      if (status.ok() && deadline.Expired())
-        status = DeadlineExceeded(StrFormat("rank %d of %d: %s: the other ranks did not come within %.0f s", rank(),
-                                            ranks(), call, ToSeconds(options_.timeout)));
-      if (!status.ok()) {
-        nccl_.comm_abort(comm_);
-        comm_ = nullptr;
-        return status;
+      QUERN_RETURN_IF_ERROR(Check(name, nccl_.comm_get_async_error(comm_, &code)));
+      QUERN_RETURN_IF_ERROR(Check(name, code));
+      if (code == kNcclSuccess) {
+        QUERN_ASSIGN_OR_RETURN(const bool done, ops_.Done());
+        if (done) return {};
       }
+      if (deadline.Expired())
+        return DeadlineExceeded(
+            StrFormat("rank %d of %d: %s: not done within %g s", rank(), ranks(), name, ToSeconds(options_.timeout)));
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   }
 
+  // A peer that has died shows as an error of NCCL's, or as nothing at all: the host knows who is there.
+  Status GiveUp(const Status& why) {
+    lost_ = true;
+    if (comm_ != nullptr) nccl_.comm_abort(comm_);
+    comm_ = nullptr;
+    const Result<std::vector<std::string>> others = host_.AllGatherTexts(why.message());
+    if (!others.ok()) return Status(why.code(), StrCat(why.message(), "; ", others.status().message()));
+    std::string message = why.message();
+    for (size_t r = 0; r < others->size(); ++r)
+      if (static_cast<int>(r) != rank()) message += StrCat("; rank ", r, " says: ", (*others)[r]);
+    return Status(why.code(), message);
+  }
+
   HostCommunicator& host_;
+  Ops& ops_;
   NcclOptions options_;
   Nccl nccl_;
   NcclComm comm_ = nullptr;
+  bool lost_ = false;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<Communicator>> NewNcclCommunicator(HostCommunicator& host, const NcclOptions& options) {
+Result<std::unique_ptr<Communicator>> NewNcclCommunicator(HostCommunicator& host, Ops& ops,
+                                                          const NcclOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const Nccl nccl, LoadNccl(options.library));
-  auto communicator = std::make_unique<NcclCommunicator>(host, options, nccl);
+  auto communicator = std::make_unique<NcclCommunicator>(host, ops, options, nccl);
   QUERN_RETURN_IF_ERROR(communicator->Init());
   return std::unique_ptr<Communicator>(std::move(communicator));
 }

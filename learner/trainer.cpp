@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <numbers>
 
@@ -126,6 +125,8 @@ Trainer::Trainer(Ops& ops, const ModelConfig& config, const Recipe& recipe, int6
   const int64_t ranks = options.ranks == nullptr ? 1 : options.ranks->ranks();
   if (options_.shards == 0) options_.shards = ranks;
   QUERN_CHECK(options_.shards % ranks == 0, "shards must be a multiple of the ranks");
+  QUERN_CHECK(options_.ranks == nullptr || (ops_.memory() != nullptr) == (options_.device_ranks != nullptr),
+              "ranks on a device need a communicator of its memory, others none");
   if (recipe.delayed()) {
     fp8_amax_ = Tensor(DType::kF32, config.layers, 12);
     fp8_seen_ = Tensor(DType::kF32, config.layers, 12);
@@ -254,7 +255,9 @@ Status Trainer::CollectState() {
                            options_.ranks->AllGatherTexts(StrCat(run.begin + run.values.cols)));
     bounds.push_back(std::strtoll(ends.back().c_str(), nullptr, 10));
     const TensorView whole = rank() == 0 ? whole_moments_[IndexOf(arrays, run.array)].view() : TensorView();
-    QUERN_RETURN_IF_ERROR(options_.ranks->Gather(run.values, whole, bounds, 0));
+    const Tensor copy = ops_.memory() != nullptr ? OnHost(ops_, run.values) : Tensor();
+    QUERN_RETURN_IF_ERROR(
+        options_.ranks->Gather(ops_.memory() != nullptr ? copy.view() : run.values, whole, bounds, 0));
   }
   return {};
 }
@@ -266,8 +269,7 @@ Status Trainer::Resume(int64_t step) {
     for (const Moments::Run& run : moments_.State()) {
       if (run.values.cols == 0) continue;
       const TensorView whole = whole_moments_[IndexOf(arrays, run.array)];
-      std::memcpy(run.values.data, whole.Cols(run.begin, run.values.cols).data,
-                  static_cast<size_t>(run.values.cols * DTypeSize(run.values.dtype)));
+      ops_.Upload(whole.Cols(run.begin, run.values.cols), run.values);
     }
     ReleaseState();
   }
@@ -489,9 +491,10 @@ TensorView AsOneRow(TensorView x) {
 // Gradients: each rank has the sum of its slice.
 Status Trainer::ReduceOverRanks(StepReport& report) {
   HostCommunicator& ranks = *options_.ranks;
-  QUERN_RETURN_IF_ERROR(ranks.ReduceScatter(gradients_.flat(), slice_bounds_));
-  for (const Tensor* amax : {&linear_amax_, &fp8_seen_})
-    if (amax->cols() > 0) QUERN_RETURN_IF_ERROR(ranks.AllReduce(AsOneRow(*amax), Communicator::Reduction::kMax));
+  QUERN_RETURN_IF_ERROR(tensor_ranks().ReduceScatter(gradients_.flat(), slice_bounds_));
+  constexpr auto kMax = Communicator::Reduction::kMax;
+  if (linear_amax_.cols() > 0) QUERN_RETURN_IF_ERROR(tensor_ranks().AllReduce(AsOneRow(linear_amax_), kMax));
+  if (fp8_seen_.cols() > 0) QUERN_RETURN_IF_ERROR(ranks.AllReduce(AsOneRow(fp8_seen_), kMax));  // the host's
   QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> texts, ranks.AllGatherTexts(WriteReport(report)));
   std::vector<StepReport> reports;
   for (const std::string& text : texts) reports.push_back(ReadReport(text));
@@ -542,7 +545,7 @@ Result<StepReport> Trainer::Step(const TrainingBatch& batch, const Objective& ob
   adamw.grad_scale = grad_scale;
   adamw.step = step_;
   moments_.Step(adamw, parameters_, gradients_);
-  if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(options_.ranks->AllGather(parameters_.flat(), slice_bounds_));
+  if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(tensor_ranks().AllGather(parameters_.flat(), slice_bounds_));
   ClampSelectionGains(transformer_.config(), parameters_);
   UpdateFp8State();
   QUERN_RETURN_IF_ERROR(weights_.Load(Source()));

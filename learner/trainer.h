@@ -40,6 +40,8 @@ struct TrainerOptions {
   // Data-parallel training with sharded optimizer state (ZeRO-1): every rank gives the same batch to Step, takes the
   // gradient of its shards of it, keeps the moments of its slice of the weights and updates that. Null: alone.
   HostCommunicator* ranks = nullptr;
+  // For gradients and weights where they lie in a device's memory, and needed there beside `ranks` (NCCL).
+  Communicator* device_ranks = nullptr;
   // A batch is cut, by whole sequences, into so many parts whose gradients are summed in the order of Communicator's
   // tree. Steps are equal to the bit for every number of ranks that goes with the same number of shards: a divisor of
   // it, both powers of two; or as many ranks as shards. 0: as many as ranks.
@@ -159,6 +161,7 @@ class Trainer {
                                     Parameters& gradients, size_t depth);
   Status ReduceOverRanks(StepReport& report);
   Result<double> GradientNorm();
+  Communicator& tensor_ranks() { return options_.device_ranks != nullptr ? *options_.device_ranks : *options_.ranks; }
   void ObserveFp8(const Saved& saved, StepReport& report);
   void FinishFp8(StepReport& report) const;
   void UpdateFp8State();

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include "compute/cuda/runtime.h"
 
@@ -32,6 +33,7 @@ struct Product {
   const float* b_scale = nullptr;
   bool b_scale_outputs = false;
 };
+static_assert(std::is_trivially_copyable_v<Product>);
 
 // Matrix products: cuBLASLt's (blas_lt.cpp), or plain loops beside the emulator.
 class Blas {

@@ -18,7 +18,12 @@ class EmulatedBlas : public Blas {
  public:
   bool has_fp8() const override { return true; }
   bool has_row_scales() const override { return true; }
-  void Multiply(const Product& p, bool) override {
+  void Multiply(const Product& product, bool) override {
+    emulator::Queue([product] { Compute(product); });
+  }
+
+ private:
+  static void Compute(const Product& p) {
     const emulator::DeviceAccess access;
     const bool fp8 = IsFp8(p.a_dtype);
     QUERN_CHECK(fp8 == IsFp8(p.b_dtype));

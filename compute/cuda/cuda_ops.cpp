@@ -53,11 +53,25 @@ CudaOps::CudaOps(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::B
       blas_(std::move(blas)),
       strict_(strict),
       pool_(pool),
+      recorder_(*runtime_),
       staging_(*runtime_),
       scratch_(runtime_.get(), cuda::kScratchBlock),
-      context_{*runtime_, staging_, scratch_} {}
+      context_{*runtime_, staging_, scratch_} {
+  runtime_->set_recorder(&recorder_);
+}
 
-CudaOps::~CudaOps() { runtime_->Wait(); }
+CudaOps::~CudaOps() {
+  runtime_->Wait();
+  runtime_->set_recorder(nullptr);
+}
+
+void CudaOps::Multiply(const cuda::Product& product) {
+  if (!recorder_.recording()) return blas_->Multiply(product, strict_);
+  cuda::Recorder::Entry entry;
+  cuda::AppendIdentity(product, entry.identity);
+  entry.queue = [this, product] { blas_->Multiply(product, strict_); };
+  recorder_.Add(std::move(entry));
+}
 
 TensorView CudaOps::OnDevice(const TensorView& x) {
   if (x.rows * x.cols == 0 || runtime_->IsDevice(x.data)) return x;
@@ -200,7 +214,7 @@ void CudaOps::MatMul(const MatMulArgs& args) {
   }
   if (!IsFp8(b.dtype())) {
     QUERN_CHECK(args.a.dtype == b.dtype(), StrCat(DTypeName(args.a.dtype), " times ", DTypeName(b.dtype())));
-    return blas_->Multiply(p, strict_);
+    return Multiply(p);
   }
   QUERN_CHECK(IsFp8(args.a.dtype));
   CheckAcc(args.a_scale, 1, args.a_scale.cols == 1 ? 1 : rows, "a_scale");
@@ -216,7 +230,7 @@ void CudaOps::MatMul(const MatMulArgs& args) {
     p.a_scale_rows = !one_scale;
     p.b_scale = static_cast<const float*>(b.scale().data);
     p.b_scale_outputs = !one_scale;
-    return blas_->Multiply(p, strict_);
+    return Multiply(p);
   }
   // bf16 holds a code times its scale, so multiplying decoded values is multiplying codes and scaling the sum.
   const TensorView a = scratch_.New(DType::kBf16, rows, b.k()), decoded = scratch_.New(DType::kBf16, b.n(), b.k());
@@ -226,7 +240,7 @@ void CudaOps::MatMul(const MatMulArgs& args) {
   p.b = decoded.data;
   p.a_dtype = p.b_dtype = DType::kBf16;
   p.a_stride = p.b_stride = b.k();
-  blas_->Multiply(p, strict_);
+  Multiply(p);
 }
 
 void CudaOps::MatMulGradWeight(const MatMulGradWeightArgs& args) {
@@ -234,22 +248,21 @@ void CudaOps::MatMulGradWeight(const MatMulGradWeightArgs& args) {
   QUERN_CHECK(args.dy.rows == tokens && args.dw.rows == n && args.dw.cols == k && args.dw.dtype == DType::kF32);
   QUERN_CHECK(args.dy.dtype == args.x.dtype && IsAct(args.x));
   if (tokens == 0) return;
-  blas_->Multiply({.rows = n,
-                   .n = k,
-                   .k = tokens,
-                   .a = args.dy.data,
-                   .a_dtype = args.dy.dtype,
-                   .a_stride = args.dy.stride,
-                   .a_transposed = true,
-                   .b = args.x.data,
-                   .b_dtype = args.x.dtype,
-                   .b_stride = args.x.stride,
-                   .b_transposed = true,
-                   .d = args.dw.data,
-                   .d_dtype = DType::kF32,
-                   .d_stride = args.dw.stride,
-                   .accumulate = true},
-                  strict_);
+  Multiply({.rows = n,
+            .n = k,
+            .k = tokens,
+            .a = args.dy.data,
+            .a_dtype = args.dy.dtype,
+            .a_stride = args.dy.stride,
+            .a_transposed = true,
+            .b = args.x.data,
+            .b_dtype = args.x.dtype,
+            .b_stride = args.x.stride,
+            .b_transposed = true,
+            .d = args.dw.data,
+            .d_dtype = DType::kF32,
+            .d_stride = args.dw.stride,
+            .accumulate = true});
 }
 
 void CudaOps::BiasBackward(const BiasBackwardArgs& args) {

@@ -26,6 +26,8 @@ class CudaOps : public Ops {
   void Copy(const TensorView& x, const TensorView& y) override { runtime_->Copy2D(x, y); }
   DeviceMemory* staging() override { return &runtime_->pinned(); }
   void Wait() override { runtime_->Wait(); }
+  Result<bool> Done() override { return runtime_->Done(); }
+  void* stream() override { return runtime_->stream(); }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
   void Pack(const PackArgs& args) override;
   void Quantize(const QuantizeArgs& args) override;
@@ -58,9 +60,14 @@ class CudaOps : public Ops {
   void Add(const TensorView& x, const TensorView& y) override;
   void ForEach(int64_t count, const std::function<void(int64_t)>& body) override;
 
+  void BeginStep(uint64_t key) override { recorder_.Begin(key); }
+  void EndStep() override { recorder_.End(); }
+
   cuda::Runtime& runtime() { return *runtime_; }
+  const cuda::Recorder& recorder() const { return recorder_; }
 
  private:
+  void Multiply(const cuda::Product& product);
   // x itself, or a copy on the device until the scope of scratch_ ends.
   TensorView OnDevice(const TensorView& x);
   void PackFp8(const PackArgs& args);
@@ -69,6 +76,7 @@ class CudaOps : public Ops {
   std::unique_ptr<cuda::Blas> blas_;
   bool strict_;
   ThreadPool* pool_;
+  cuda::Recorder recorder_;
   cuda::Staging staging_;
   Arena scratch_;
   cuda::Context context_;

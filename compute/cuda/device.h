@@ -12,15 +12,16 @@
 #include "compute/fp8.h"
 #ifdef QUERN_CUDA_EMULATED
 #include "compute/cuda/emulator.h"
+#include "compute/cuda/recorder.h"
 #else
 #include <cuda_runtime.h>
 
 #include "base/check.h"
+#include "compute/cuda/recorder.h"
 #endif
 
 namespace quern::cuda {
 
-using Stream = struct CUstream_st*;  // cudaStream_t
 constexpr int kWarp = 32;
 
 #ifndef QUERN_CUDA_EMULATED
@@ -33,8 +34,7 @@ inline void CheckCuda(cudaError_t error, const char* what) {
 
 // kernel<<<grid, block, shared, stream>>>(args...).
 template <typename... Params, typename... Args>
-void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared, Stream stream, const Args&... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+void LaunchNow(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared, Stream stream, const Args&... args) {
   if (shared > 48 * 1024)
     CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
               "shared memory of a kernel");
@@ -98,6 +98,20 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
 }
 
 #endif  // QUERN_CUDA_EMULATED
+
+// kernel<<<grid, block, shared>>>(args...) in the queue.
+template <typename... Params, typename... Args>
+void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared, const Queue& queue, const Args&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (!queue.recording()) return LaunchNow(kernel, grid, block, shared, queue.stream, args...);
+  Recorder::Entry entry;
+  AppendIdentity(kernel, entry.identity);
+  for (const unsigned size : {grid.x, grid.y, grid.z, block.x, block.y, block.z}) AppendIdentity(size, entry.identity);
+  AppendIdentity(shared, entry.identity);
+  (AppendIdentity<std::remove_cv_t<Params>>(args, entry.identity), ...);
+  entry.queue = [=] { LaunchNow(kernel, grid, block, shared, queue.stream, args...); };
+  queue.recorder->Add(std::move(entry));
+}
 
 // N consecutive elements, read or written in pieces of up to 16 bytes.
 template <typename T, int N>

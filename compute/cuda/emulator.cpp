@@ -64,6 +64,7 @@ void* scheduler = nullptr;  // its stack pointer while a thread runs
 size_t current = 0;
 size_t at_barrier = 0;
 const std::function<void()>* kernel = nullptr;
+thread_local std::vector<std::function<void()>>* captured = nullptr;
 
 void Yield() { quern_switch_stack(&threads[current].stack_pointer, scheduler); }
 
@@ -111,6 +112,12 @@ void RunBlock(const std::vector<size_t>& turns) {
 }  // namespace
 
 void SetOrder(uint64_t new_order) { order = new_order; }
+
+void Capture(std::vector<std::function<void()>>* launches) { captured = launches; }
+void Queue(std::function<void()> launch) {
+  if (captured == nullptr) return launch();
+  captured->push_back(std::move(launch));
+}
 
 unsigned char* DynamicShared() { return shared_memory.get(); }
 

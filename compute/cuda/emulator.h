@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #include "base/check.h"
 #include "compute/dtype.h"
@@ -45,6 +46,9 @@ class DeviceAccess {
 // give everyone a turn, odd ones let the first warp run as far ahead as barriers let it.
 void SetOrder(uint64_t order);
 void Run(dim3 grid, dim3 block, int64_t shared, const std::function<void()>& body);
+// Does it; or, while graphs are captured, writes it down: `launches` until it is null again.
+void Queue(std::function<void()> launch);
+void Capture(std::vector<std::function<void()>>* launches);
 unsigned char* DynamicShared();
 void Barrier();
 // Waits until all lanes of the warp are here, then op(args of lane 0 .. 31) happens once.
@@ -53,10 +57,10 @@ void WarpOperation(void* args, void (*op)(void* const* args));
 }  // namespace emulator
 
 template <typename... Params, typename... Args>
-void Launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared, struct CUstream_st*,
-            const Args&... args) {
+void LaunchNow(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared, struct CUstream_st*,
+               const Args&... args) {
   QUERN_CHECK(shared <= 227 * 1024 && block.x * block.y * block.z <= 1024 && grid.y <= 65535 && grid.z <= 65535);
-  emulator::Run(grid, block, shared, [&] { kernel(args...); });
+  emulator::Queue([=] { emulator::Run(grid, block, shared, [&] { kernel(args...); }); });
 }
 
 inline void __syncthreads() { emulator::Barrier(); }

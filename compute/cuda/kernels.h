@@ -3,7 +3,7 @@
 // What CudaOps (cuda_ops.h) launches. Every function queues its kernels and returns; arguments have been checked.
 
 #include "compute/arena.h"
-#include "compute/cuda/runtime.h"
+#include "compute/cuda/recorder.h"
 #include "compute/cuda/staging.h"
 #include "compute/ops.h"
 
@@ -13,7 +13,7 @@ struct Context {
   Runtime& runtime;
   Staging& staging;
   Arena& scratch;  // on the device; given back, in the order of the stream, when an operation has been queued
-  Stream stream() const { return runtime.stream(); }
+  Queue stream() const { return {runtime.stream(), runtime.recorder()}; }
 };
 
 // elementwise.cu

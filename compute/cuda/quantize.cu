@@ -114,7 +114,7 @@ void Quantize(Context& context, const QuantizeArgs& args) {
           constexpr int kN = width;
           if (args.rule == Scale::kTensor) {
             const TensorView most = context.scratch.New(DType::kF32, 1, 1);
-            context.runtime.Zero(most.data, 4);
+            Fill(context, most, 0);
             auto* bits = static_cast<uint32_t*>(most.data);
             Launch(AmaxKernel<In, kN>, grid, block, 0, context.stream(), params, bits);
             Launch(ScalesKernel, dim3(1), block, 0, context.stream(), bits, int64_t{1}, args.format.max, false,

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compute/cuda/device.h"
+#include "compute/cuda/recorder.h"
 
 namespace quern::cuda {
 
@@ -87,7 +88,14 @@ void* Runtime::New(int64_t bytes) {
 }
 
 // cudaFree waits for everything that was queued, so a kernel may still be using the memory.
-void Runtime::Delete(void* data) { CheckCuda(cudaFree(data), "freeing GPU memory"); }
+void Runtime::Delete(void* data) {
+  Flush();
+  CheckCuda(cudaFree(data), "freeing GPU memory");
+}
+
+void Runtime::Flush() {
+  if (recorder_ != nullptr) recorder_->Flush();
+}
 
 void* Runtime::Pinned::New(int64_t bytes) {
   void* data = nullptr;
@@ -99,25 +107,66 @@ void Runtime::Pinned::Delete(void* data) { CheckCuda(cudaFreeHost(data), "freein
 
 // From pageable memory: the runtime has copied it when the call returns.
 void Runtime::Upload(void* device, const void* host, int64_t bytes) {
+  Flush();
   if (bytes > 0) CheckCuda(cudaMemcpyAsync(device, host, Bytes(bytes), cudaMemcpyHostToDevice, stream_), "upload");
 }
 void Runtime::Upload2D(const TensorView& host, const TensorView& device) {
+  Flush();
   CopyRows(host, device, cudaMemcpyHostToDevice, stream_);
 }
 void Runtime::Download2D(const TensorView& device, const TensorView& host) {
+  Flush();
   CopyRows(device, host, cudaMemcpyDeviceToHost, stream_);
   Wait();
 }
 void Runtime::Zero(void* device, int64_t bytes) {
+  Flush();
   CheckCuda(cudaMemsetAsync(device, 0, Bytes(bytes), stream_), "clearing GPU memory");
 }
 void Runtime::Copy(void* to, const void* from, int64_t bytes) {
+  Flush();
   CheckCuda(cudaMemcpyAsync(to, from, Bytes(bytes), cudaMemcpyDeviceToDevice, stream_), "copy");
 }
 void Runtime::Copy2D(const TensorView& from, const TensorView& to) {
+  Flush();
   CopyRows(from, to, cudaMemcpyDeviceToDevice, stream_);
 }
-void Runtime::Wait() { CheckCuda(cudaStreamSynchronize(stream_), "a kernel"); }
+void Runtime::Wait() {
+  Flush();
+  CheckCuda(cudaStreamSynchronize(stream_), "a kernel");
+}
+
+Result<bool> Runtime::Done() {
+  const cudaError_t error = cudaStreamQuery(stream_);
+  if (error == cudaSuccess) return true;
+  if (error != cudaErrorNotReady) return Internal(cudaGetErrorString(error));
+  cudaGetLastError();  // it is no error of the next launch
+  return false;
+}
+
+namespace {
+struct CudaGraph : Runtime::Graph {
+  ~CudaGraph() override { cudaGraphExecDestroy(executable); }
+  cudaGraphExec_t executable = nullptr;
+};
+}  // namespace
+
+// Of this thread alone: what other threads do with the driver meanwhile is none of the graph's.
+std::unique_ptr<Runtime::Graph> Runtime::Capture(const std::function<void()>& body) {
+  CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning a graph");
+  body();
+  cudaGraph_t graph = nullptr;
+  CheckCuda(cudaStreamEndCapture(stream_, &graph), "ending a graph");
+  auto out = std::make_unique<CudaGraph>();
+  const cudaError_t error = cudaGraphInstantiate(&out->executable, graph, 0);
+  cudaGraphDestroy(graph);
+  CheckCuda(error, "making a graph");
+  return out;
+}
+
+void Runtime::Launch(Graph& graph) {
+  CheckCuda(cudaGraphLaunch(static_cast<CudaGraph&>(graph).executable, stream_), "launch of a graph");
+}
 
 bool Runtime::IsDevice(const void* data) const {
   cudaPointerAttributes attributes;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -10,6 +11,7 @@
 namespace quern::cuda {
 
 using Stream = struct CUstream_st*;
+class Recorder;
 
 struct DeviceInfo {
   std::string name;
@@ -44,12 +46,25 @@ class Runtime : public DeviceMemory {
   void Copy(void* to, const void* from, int64_t bytes);  // both on the device
   void Copy2D(const TensorView& from, const TensorView& to);
   void Wait();
+  Result<bool> Done();  // whether all that was queued is; an error of the device
   bool IsDevice(const void* data) const;
   // Of the host, where the GPU copies to without the driver's help. An upload from there may still be under way when
   // Upload returns.
   DeviceMemory& pinned() { return pinned_; }
 
+  // What `body` queues, kernels and products only, as one thing that can be launched again and again.
+  class Graph {
+   public:
+    virtual ~Graph() = default;
+  };
+  std::unique_ptr<Graph> Capture(const std::function<void()>& body);
+  void Launch(Graph& graph);
+  // Is flushed before anything but kernels and products is queued or waited for.
+  void set_recorder(Recorder* recorder) { recorder_ = recorder; }
+  Recorder* recorder() const { return recorder_; }
+
  private:
+  void Flush();
   class Pinned : public DeviceMemory {
    public:
     void* New(int64_t bytes) override;
@@ -57,6 +72,7 @@ class Runtime : public DeviceMemory {
   };
   Pinned pinned_;
   int device_ = 0;
+  Recorder* recorder_ = nullptr;
   int capability_ = 0;
   int processors_ = 0;
   Stream stream_ = nullptr;

@@ -6,7 +6,7 @@
 #include <mutex>
 
 #include "compute/cuda/emulator.h"
-#include "compute/cuda/runtime.h"
+#include "compute/cuda/recorder.h"
 
 namespace quern::cuda {
 
@@ -93,6 +93,7 @@ void* Runtime::New(int64_t bytes) {
 
 void Runtime::Delete(void* data) {
   if (data == nullptr) return;
+  Flush();
   const emulator::DeviceAccess access;
   const auto block = heap.blocks.find(reinterpret_cast<uintptr_t>(data));
   QUERN_CHECK(block != heap.blocks.end());
@@ -108,16 +109,55 @@ void* Runtime::Pinned::New(int64_t bytes) {
 }
 void Runtime::Pinned::Delete(void* data) { std::free(data); }
 
-void Runtime::Upload(void* device, const void* host, int64_t bytes) { CopyBytes(device, host, bytes); }
-void Runtime::Upload2D(const TensorView& host, const TensorView& device) { CopyRows(host, device); }
-void Runtime::Download2D(const TensorView& device, const TensorView& host) { CopyRows(device, host); }
+void Runtime::Flush() {
+  if (recorder_ != nullptr) recorder_->Flush();
+}
+
+void Runtime::Upload(void* device, const void* host, int64_t bytes) {
+  Flush();
+  CopyBytes(device, host, bytes);
+}
+void Runtime::Upload2D(const TensorView& host, const TensorView& device) {
+  Flush();
+  CopyRows(host, device);
+}
+void Runtime::Download2D(const TensorView& device, const TensorView& host) {
+  Flush();
+  CopyRows(device, host);
+}
 void Runtime::Zero(void* device, int64_t bytes) {
+  Flush();
   const emulator::DeviceAccess access;
   std::memset(device, 0, static_cast<size_t>(bytes));
 }
-void Runtime::Copy(void* to, const void* from, int64_t bytes) { CopyBytes(to, from, bytes); }
-void Runtime::Copy2D(const TensorView& from, const TensorView& to) { CopyRows(from, to); }
-void Runtime::Wait() {}
+void Runtime::Copy(void* to, const void* from, int64_t bytes) {
+  Flush();
+  CopyBytes(to, from, bytes);
+}
+void Runtime::Copy2D(const TensorView& from, const TensorView& to) {
+  Flush();
+  CopyRows(from, to);
+}
+void Runtime::Wait() { Flush(); }
+
+namespace {
+struct EmulatedGraph : Runtime::Graph {
+  std::vector<std::function<void()>> launches;
+};
+}  // namespace
+
+std::unique_ptr<Runtime::Graph> Runtime::Capture(const std::function<void()>& body) {
+  auto graph = std::make_unique<EmulatedGraph>();
+  emulator::Capture(&graph->launches);
+  body();
+  emulator::Capture(nullptr);
+  return graph;
+}
+
+void Runtime::Launch(Graph& graph) {
+  for (const auto& launch : static_cast<EmulatedGraph&>(graph).launches) launch();
+}
+Result<bool> Runtime::Done() { return true; }
 
 bool Runtime::IsDevice(const void* data) const {
   const auto at = reinterpret_cast<uintptr_t>(data);

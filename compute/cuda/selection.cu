@@ -208,7 +208,7 @@ std::vector<TensorView> SelectRows(Context& context, const AttentionArgs& args) 
            static_cast<float>(args.gain), s.count, cols, s.context, layout, args.layer, selection);
     if (args.budget > 0 && s.context + s.count > args.budget) {
       const TensorView evicted = context.scratch.New(DType::kI32, 1, s.context + s.count);
-      context.runtime.Zero(evicted.data, 4 * evicted.cols);
+      Fill(context, evicted, 0);
       Launch(EvictKernel, dim3(1), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f), s.count, s.context,
              args.budget, layout, args.layer, selection, static_cast<int32_t*>(evicted.data));
     }

@@ -4,12 +4,13 @@
 #include <span>
 #include <vector>
 
-#include "compute/cuda/runtime.h"
+#include "compute/cuda/recorder.h"
 
 namespace quern::cuda {
 
 // Host arrays that kernels read (ids, positions, page tables) on the device. What one of the last calls had put is not
-// copied again: all layers of a model ask for the same.
+// copied again: all layers of a model ask for the same. In a step that is written down they go to the recorder's
+// buffer.
 class Staging {
  public:
   explicit Staging(Runtime& runtime) : runtime_(runtime), slots_(kSlots) {}
@@ -40,6 +41,10 @@ class Staging {
 
   const void* PutBytes(const void* data, size_t bytes) {
     if (bytes == 0) return nullptr;
+    if (Recorder* recorder = runtime_.recorder(); recorder != nullptr && recorder->recording()) {
+      if (const void* place = recorder->Put(data, bytes)) return place;
+      recorder->Flush();
+    }
     Slot* oldest = &slots_[0];
     for (Slot& slot : slots_) {
       if (slot.host.size() == bytes && std::memcmp(slot.host.data(), data, bytes) == 0) {

@@ -8,43 +8,13 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "compute/cpu/cpu_ops.h"
-#include "learner/host_communicator.h"
 #include "learner/nccl_communicator.h"
 #include "learner/trainer.h"
 #include "methods/sft.h"
+#include "tests/learner/rank_group.h"
 
 namespace quern {
 namespace {
-
-// A group of ranks, each on a thread of its own.
-class Group {
- public:
-  explicit Group(int ranks, Duration timeout = std::chrono::seconds(60)) {
-    static int groups = 0;
-    for (int r = 0; r < ranks; ++r) options_.addresses.push_back(StrCat("inproc://group-", groups, "-", r));
-    options_.timeout = timeout;
-    ++groups;
-  }
-  int ranks() const { return static_cast<int>(options_.addresses.size()); }
-  std::unique_ptr<PeerCommunicator> Join(int rank) const {
-    PeerGroupOptions options = options_;
-    options.rank = rank;
-    auto group = PeerGroup::Join(options);
-    EXPECT_TRUE(group.ok()) << group.status().ToString();
-    return std::make_unique<PeerCommunicator>(std::move(*group));
-  }
-  // Calls body(rank, communicator) on every rank.
-  void Run(const std::function<void(int, PeerCommunicator&)>& body) const {
-    std::vector<std::unique_ptr<PeerCommunicator>> joined;
-    for (int r = 0; r < ranks(); ++r) joined.push_back(Join(r));
-    std::vector<std::thread> threads;
-    for (int r = 0; r < ranks(); ++r) threads.emplace_back([&, r] { body(r, *joined[static_cast<size_t>(r)]); });
-    for (std::thread& thread : threads) thread.join();
-  }
-
- private:
-  PeerGroupOptions options_;
-};
 
 class Collectives : public testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(Ranks, Collectives, testing::Values(1, 2, 3, 4));
@@ -67,7 +37,7 @@ TEST_P(Collectives, SumInTheOrderOfTheTree) {
   std::vector<int64_t> bounds = {0};  // slices of all kinds: an empty one as well
   for (int r = 1; r < ranks; ++r) bounds.push_back(r == 1 ? 0 : kCount * r / ranks);
   bounds.push_back(kCount);
-  Group(ranks).Run([&](int rank, PeerCommunicator& group) {
+  RankGroup(ranks).Run([&](int rank, PeerCommunicator& group) {
     const auto own = static_cast<size_t>(rank);
     Tensor x(DType::kF32, 1, kCount);
     std::copy(inputs[own].begin(), inputs[own].end(), x.Row<float>(0));
@@ -92,7 +62,7 @@ TEST_P(Collectives, SumInTheOrderOfTheTree) {
 
 TEST_P(Collectives, BroadcastGatherTextsAndBarrier) {
   const int ranks = GetParam(), root = ranks - 1;
-  Group(ranks).Run([&](int rank, PeerCommunicator& group) {
+  RankGroup(ranks).Run([&](int rank, PeerCommunicator& group) {
     Tensor x(DType::kU8, 1, 3'000'000);
     if (rank == root) std::memset(x.Row<uint8_t>(0), 7, 3'000'000);
     ASSERT_TRUE(group.Broadcast(x, root).ok());
@@ -116,7 +86,7 @@ TEST_P(Collectives, BroadcastGatherTextsAndBarrier) {
 }
 
 TEST(Collectives, ASilentPeerIsNamed) {
-  const Group group(2, std::chrono::milliseconds(200));
+  const RankGroup group(2, std::chrono::milliseconds(200));
   const auto first = group.Join(0), second = group.Join(1);
   const Status status = first->Barrier();
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
@@ -125,7 +95,7 @@ TEST(Collectives, ASilentPeerIsNamed) {
 }
 
 TEST(Collectives, DifferentCallsAndSizesAreNoticed) {
-  Group(2).Run([](int rank, PeerCommunicator& group) {
+  RankGroup(2).Run([](int rank, PeerCommunicator& group) {
     Tensor x(DType::kF32, 1, 8);
     std::string text = "x";
     const Status status =
@@ -133,7 +103,7 @@ TEST(Collectives, DifferentCallsAndSizesAreNoticed) {
     EXPECT_EQ(status.code(), StatusCode::kInternal) << status.ToString();
     EXPECT_NE(status.message().find("different ways"), std::string::npos) << status.message();
   });
-  Group(2).Run([](int rank, PeerCommunicator& group) {
+  RankGroup(2).Run([](int rank, PeerCommunicator& group) {
     Tensor x(DType::kF32, 1, rank == 0 ? 8 : 12);
     const Status status = group.Broadcast(x, 0);
     EXPECT_EQ(status.ok(), rank == 0);
@@ -154,47 +124,15 @@ TEST(Collectives, WaitingEndsWhenAskedTo) {
 }
 
 TEST(Nccl, IsLookedForWhenItIsWantedAndSaysWhatIsMissing) {
-  Group(1).Run([](int, PeerCommunicator& group) {
-    const auto missing = NewNcclCommunicator(group, {.library = "libno-such-nccl.so.2", .done = {}});
+  RankGroup(1).Run([](int, PeerCommunicator& group) {
+    ThreadPool pool(1);
+    const auto ops = NewCpuOps(&pool);
+    const auto missing = NewNcclCommunicator(group, *ops, {.library = "libno-such-nccl.so.2"});
     EXPECT_EQ(missing.status().code(), StatusCode::kNotFound);
     EXPECT_NE(missing.status().message().find("libno-such-nccl.so.2"), std::string::npos);
-    const auto other = NewNcclCommunicator(group, {.library = "libm.so.6", .done = {}});
+    const auto other = NewNcclCommunicator(group, *ops, {.library = "libm.so.6"});
     EXPECT_NE(other.status().message().find("not NCCL 2"), std::string::npos) << other.status().ToString();
   });
-}
-
-ModelConfig SmallModel() {
-  ModelConfig config;
-  config.vocab_size = 40;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.layers = 2;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
-  config.max_positions = 32;
-  return config;
-}
-
-// Eleven episodes of different lengths.
-TrainingBatch Episodes(uint64_t seed) {
-  TrainingBatch batch;
-  Random random(seed, 1);
-  for (int e = 0; e < 11; ++e) {
-    const auto count = static_cast<int64_t>(6 + random.Below(20));
-    std::vector<int32_t> ids;
-    for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(random.Below(40)));
-    const int64_t row0 = batch.tokens.rows();
-    batch.tokens.Add(ids.data(), count, 0, nullptr);
-    ++batch.episodes;
-    for (int64_t i = 2; i + 1 < count; ++i) {
-      LossRow row;
-      row.row = row0 + i;
-      row.target = ids[static_cast<size_t>(i) + 1];
-      batch.rows.push_back(row);
-    }
-  }
-  return batch;
 }
 
 struct Trained {
@@ -214,7 +152,7 @@ std::vector<std::vector<uint8_t>> Copy(Trainer& trainer) {
 Trained Train(int ranks, int64_t shards, const Recipe& recipe, const OptimizerMemory& memory, int64_t first,
               int64_t last, const std::vector<std::vector<uint8_t>>* from = nullptr) {
   Trained out;
-  Group(ranks).Run([&](int rank, PeerCommunicator& group) {
+  RankGroup(ranks).Run([&](int rank, PeerCommunicator& group) {
     ThreadPool pool(1);
     const auto ops = NewCpuOps(&pool);
     const ModelConfig config = SmallModel();
