@@ -1,10 +1,15 @@
 // What the GPU's backend reaches, as shares of what the card gives in the same run: a device-to-device copy (bytes read
-// and written) and an 8192^3 bf16 product on random data. One table; "no GPU: ..." where there is none.
-//   bench_gpu [quick]      quick: tenths of the time, for a first look
+// and written) and an 8192^3 bf16 product on random data. Lines of a table, a part at a time, so that run.sh can bound
+// each; exit code 3 where there is no GPU.
+//   bench_gpu --list                       the parts
+//   bench_gpu header                       the line above the table
+//   bench_gpu ceilings                     measures both; the last line is "ceilings COPY PRODUCT"
+//   bench_gpu PART COPY PRODUCT [quick]    quick: tenths of the time, for a first look
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -25,44 +30,35 @@ double Seconds() { return std::chrono::duration<double>(std::chrono::steady_cloc
 
 class Bench {
  public:
-  Bench(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, double seconds)
-      : runtime_(*runtime), ops_(std::move(runtime), std::move(blas), /*strict=*/false), seconds_(seconds) {}
+  Bench(std::unique_ptr<cuda::Runtime> runtime, std::unique_ptr<cuda::Blas> blas, double seconds, double copy,
+        double product)
+      : runtime_(*runtime),
+        ops_(std::move(runtime), std::move(blas), /*strict=*/false),
+        seconds_(seconds),
+        copy_(copy),
+        product_(product) {}
 
-  void Run() {
-    std::printf("%-44s %10s %10s %10s %8s\n", "operation", "ms", "GB/s", "TFLOP/s", "share");
+  static void Header() { std::printf("%-44s %10s %10s %10s %8s\n", "operation", "ms", "GB/s", "TFLOP/s", "share"); }
+  // Every part by its name, the most telling first.
+  static const std::vector<std::pair<const char*, void (*)(Bench&)>>& Parts() {
+    static const std::vector<std::pair<const char*, void (*)(Bench&)>> parts = {
+        {"products", [](Bench& b) { b.AllProducts(); }},
+        {"rows", [](Bench& b) { b.Rows(8192, 1536, 8960); }},
+        {"step-0.5B", [](Bench& b) { b.Step("0.5B", Qwen(0)); }},
+        {"step-1.5B", [](Bench& b) { b.Step("1.5B", Qwen(1)); }},
+        {"step-7B", [](Bench& b) { b.Step("7B", Qwen(2)); }},
+        {"decode-0.5B", [](Bench& b) { b.DecodeModel("0.5B", Qwen(0)); }},
+        {"decode-1.5B", [](Bench& b) { b.DecodeModel("1.5B", Qwen(1)); }},
+        {"decode-7B", [](Bench& b) { b.DecodeModel("7B", Qwen(2)); }},
+        {"attention", [](Bench& b) { b.AllAttention(); }},
+        {"softmax", [](Bench& b) { b.Softmax(2048, 151936); }},
+        {"optimizer", [](Bench& b) { b.Optimizer(int64_t{256} << 20); }},
+    };
+    return parts;
+  }
+  void Measure() {
     Ceilings();
-    for (const auto& [name, k, n] : {Shape{"0.5B gate+up", 896, 9728},
-                                     {"1.5B gate+up", 1536, 17920},
-                                     {"1.5B down", 8960, 1536},
-                                     {"7B gate+up", 3584, 37888},
-                                     {"7B down", 18944, 3584}})
-      Products(name, 8192, k, n);
-    Rows(8192, 1536, 8960);
-    Softmax(2048, 151936);
-    Optimizer(int64_t{256} << 20);
-    for (const int64_t dim : {64, 128}) {
-      for (const int64_t length : {1024, 4096}) Training(dim, length);
-      for (const int64_t batch : {1, 32, 256}) Decode(dim, batch, 2048);
-    }
-    // The shapes of Qwen2.5.
-    ModelConfig config;
-    config.model_type = "qwen2";
-    config.vocab_size = 151936;
-    config.attention_bias = true;
-    config.tie_word_embeddings = true;
-    config.hidden_size = 896;
-    config.intermediate_size = 4864;
-    config.layers = 24;
-    config.heads = 14;
-    config.kv_heads = 2;
-    config.head_dim = 64;
-    Step("0.5B", config);
-    config.hidden_size = 1536;
-    config.intermediate_size = 8960;
-    config.layers = 28;
-    config.heads = 12;
-    config.head_dim = 128;
-    Step("1.5B", config);
+    std::printf("ceilings %.6g %.6g\n", copy_, product_);
   }
 
  private:
@@ -70,6 +66,48 @@ class Bench {
     const char* name;
     int64_t k, n;
   };
+
+  // Shapes of Qwen2.5: 0.5B, 1.5B, 7B.
+  static ModelConfig Qwen(size_t which) {
+    ModelConfig config;
+    config.model_type = "qwen2";
+    config.vocab_size = which == 2 ? 152064 : 151936;
+    config.attention_bias = true;
+    config.tie_word_embeddings = which < 2;
+    constexpr int64_t kHidden[] = {896, 1536, 3584}, kIntermediate[] = {4864, 8960, 18944}, kLayers[] = {24, 28, 28};
+    constexpr int64_t kHeads[] = {14, 12, 28}, kKvHeads[] = {2, 2, 4};
+    config.hidden_size = kHidden[which];
+    config.intermediate_size = kIntermediate[which];
+    config.layers = kLayers[which];
+    config.heads = kHeads[which];
+    config.kv_heads = kKvHeads[which];
+    config.head_dim = which == 0 ? 64 : 128;
+    return config;
+  }
+
+  // A line instead of a failure where the card is too small.
+  bool Fits(const std::string& name, double bytes) {
+    const auto free = static_cast<double>(cuda::Runtime::Describe(0, /*free_bytes=*/true).free_bytes);
+    if (bytes < 0.95 * free) return true;
+    std::printf("%-44s does not fit: %.0f GiB are needed, %.0f are free\n", name.c_str(), bytes / (1 << 30),
+                free / (1 << 30));
+    return false;
+  }
+
+  void AllProducts() {
+    for (const auto& [name, k, n] : {Shape{"0.5B gate+up", 896, 9728},
+                                     {"1.5B gate+up", 1536, 17920},
+                                     {"1.5B down", 8960, 1536},
+                                     {"7B gate+up", 3584, 37888},
+                                     {"7B down", 18944, 3584}})
+      Products(name, 8192, k, n);
+  }
+  void AllAttention() {
+    for (const int64_t dim : {64, 128}) {
+      for (const int64_t length : {1024, 4096}) Training(dim, length);
+      for (const int64_t batch : {1, 32, 256}) Decode(dim, batch, 2048);
+    }
+  }
 
   // Median seconds of a call. Calls are queued in groups, so that what starting one costs is hidden as in a real step.
   double Time(const std::function<void()>& call) {
@@ -171,13 +209,37 @@ class Bench {
       ops_.RmsNormBackward({.dy = y, .x = x, .weight = weight, .inv_rms = inv, .dx = dx, .dweight = dweight});
     });
     const Tensor gates = RandomTensor(kBf16, t, 2 * f), h = New(kBf16, t, f), dgates = New(kBf16, t, 2 * f);
+    const Tensor norm_codes = New(DType::kE4M3, t, d), codes = New(DType::kE4M3, t, f), scale = New(kF32, 1, t);
+    Report("rms norm with cast to fp8", rows * cols * 7, 0, [&] {
+      ops_.RmsNorm({.x = x,
+                    .weight = weight,
+                    .y = y,
+                    .inv_rms = inv,
+                    .cast = {.x = {}, .format = kE4M3, .codes = norm_codes, .scale = scale}});
+    });
+    Report("rms norm, then cast to fp8", rows * cols * 9, 0, [&] {
+      ops_.RmsNorm({.x = x, .weight = weight, .y = y, .inv_rms = inv});
+      ops_.Quantize({.x = y, .format = kE4M3, .codes = norm_codes, .scale = scale});
+    });
+    Report("swiglu with cast to fp8", rows * width * 7, 0, [&] {
+      ops_.SwiGlu({.gate_up = gates, .h = h, .cast = {.x = {}, .format = kE4M3, .codes = codes, .scale = scale}});
+    });
     Report("swiglu", rows * width * 6, 0, [&] { ops_.SwiGlu({.gate_up = gates, .h = h}); });
     Report("swiglu backward", rows * width * 10, 0,
            [&] { ops_.SwiGluBackward({.gate_up = gates, .dh = h, .dgate_up = dgates}); });
-    const Tensor codes = New(DType::kE4M3, t, f), scale = New(kF32, 1, t);
     Report("quantise rows", rows * width * 3, 0,
            [&] { ops_.Quantize({.x = h, .format = kE4M3, .codes = codes, .scale = scale}); });
     Report("cast fp32 to bf16", rows * cols * 6, 0, [&] { ops_.Cast(x, y); });
+    const Tensor maxima = New(kF32, 1, f), dbias = New(kF32, 1, f);
+    Report("column maxima", rows * width * 2, 0, [&] { ops_.ColumnAmax({.x = h, .amax = maxima}); });
+    Report("bias backward", rows * width * 2, 0, [&] { ops_.BiasBackward({.dy = h, .dbias = dbias}); });
+    constexpr int64_t kVocabulary = 151936;
+    const Tensor table = RandomTensor(kBf16, kVocabulary, d), dtable = New(kF32, kVocabulary, d);
+    std::vector<int32_t> ids(static_cast<size_t>(t));
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(7919 * i % kVocabulary);
+    Report("embedding", rows * cols * 6, 0, [&] { ops_.Embedding({.ids = ids, .table = table, .out = x}); });
+    Report("embedding backward", rows * cols * 12, 0,
+           [&] { ops_.EmbeddingBackward({.ids = ids, .dout = dx, .dtable = dtable}); });
   }
 
   void Softmax(int64_t rows, int64_t vocabulary) {
@@ -189,6 +251,9 @@ class Bench {
       ops_.LogSoftmax(
           {.logits = logits, .targets = targets, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
     });
+    const Tensor behaviour = RandomTensor(kF32, rows, vocabulary), ratio = New(kF32, 1, rows);
+    Report("largest ratio (Q-SFT)", elements * 8, 0,
+           [&] { ops_.MaxRatio({.value_logits = logits, .behaviour_logits = behaviour, .max_ratio = ratio}); });
     Report("log softmax backward", elements * 6, 0, [&] {
       ops_.LogSoftmaxBackward(
           {.logits = logits, .lse = lse, .targets = targets, .a = a, .b = {}, .c = {}, .dlogits = dlogits});
@@ -244,8 +309,25 @@ class Bench {
     const float scale = 1 / std::sqrt(static_cast<float>(dim));
     const double pairs = static_cast<double>(rows * heads) * static_cast<double>(length + 1) / 2;
     const std::string name = "attention " + std::to_string(length) + ", heads of " + std::to_string(dim);
-    Report("kv write, heads of " + std::to_string(dim), static_cast<double>(rows * kv_heads * dim) * 8, 0,
-           [&] { ops_.KvWrite({.qkv = qkv, .sequences = pages.rows, .layout = layout, .heads = heads}); });
+    const Tensor cos = RandomTensor(kF32, length, dim / 2), sin = RandomTensor(kF32, length, dim / 2);
+    const KvWriteArgs write{.qkv = qkv, .sequences = pages.rows, .layout = layout, .heads = heads};
+    std::vector<int32_t> positions(static_cast<size_t>(rows));
+    for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int32_t>(i) % static_cast<int32_t>(length);
+    const RotaryArgs rotary{.qkv = qkv,
+                            .out = dqkv,
+                            .positions = positions,
+                            .cos = cos,
+                            .sin = sin,
+                            .q_norm = {},
+                            .k_norm = {},
+                            .heads = heads,
+                            .kv_heads = kv_heads,
+                            .head_dim = dim,
+                            .pages = &write};
+    const double elements = static_cast<double>(rows * qkv.cols()), kept = static_cast<double>(rows * kv_heads * dim);
+    Report("rotary with kv write, heads of " + std::to_string(dim), elements * 4 + kept * 4, 0,
+           [&] { ops_.Rotary(rotary); });
+    Report("kv write, heads of " + std::to_string(dim), kept * 8, 0, [&] { ops_.KvWrite(write); });
     Report(name, 0, pairs * 4 * static_cast<double>(dim), [&] {
       ops_.Attention({.q = qkv.view().Cols(0, heads * dim),
                       .sequences = pages.rows,
@@ -287,12 +369,36 @@ class Bench {
            });
   }
 
-  // Whole training steps, optimizer included: 8 sequences of 1024 tokens. FLOP/s are 6 N and causal attention's.
+  // About normal for every matrix, norms one, biases zero.
+  void Initialize(const Parameters& parameters) {
+    const Tensor noise = RandomTensor(kF32, 1, 1 << 22), zero = New(kF32, 1, 1 << 22);
+    ops_.Lerp(zero, 0.97f, noise);
+    for (const ParameterInfo& info : parameters.layout().parameters()) {
+      if (!info.decay) {
+        ops_.Fill(parameters.View(info.name), info.name.ends_with(".bias") ? 0.0f : 1.0f);
+        continue;
+      }
+      for (int64_t begin = 0; begin < info.rows * info.cols; begin += noise.cols()) {
+        const int64_t count = std::min(noise.cols(), info.rows * info.cols - begin);
+        ops_.Cast(noise.view().Cols(0, count), parameters.flat().Cols(info.offset + begin, count));
+      }
+    }
+  }
+
+  // Whole training steps, optimizer included: 8 sequences of 1024 tokens, at 7B 4 of them with FP8 moments and bf16
+  // masters. FLOP/s are 6 N and causal attention's.
   void Step(const std::string& name, const ModelConfig& config) {
-    constexpr int64_t kLength = 1024, kSequences = 8;
+    constexpr int64_t kLength = 1024;
+    const bool large = config.hidden_size > 2048;
+    const int64_t sequences = large ? 4 : 8;
+    const auto weights = static_cast<double>(ParameterLayout(config).size());
+    const auto saved =
+        static_cast<double>(kLength * sequences * config.layers) *
+        (26.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size));
+    if (!Fits(name + " training step", weights * (large ? 12 : 20) + saved)) return;
     TrainingBatch batch;
     std::vector<int32_t> ids(kLength + 1);
-    for (int64_t s = 0; s < kSequences; ++s) {
+    for (int64_t s = 0; s < sequences; ++s) {
       for (size_t i = 0; i < ids.size(); ++i)
         ids[i] = static_cast<int32_t>((7919 * static_cast<int64_t>(i) + 104729 * s) % config.vocab_size);
       const int64_t row = batch.tokens.rows();
@@ -303,24 +409,14 @@ class Bench {
     }
     for (const bool fp8 : {false, true}) {
       TrainerOptions options;
-      options.max_micro_batch_tokens = kLength * kSequences;
+      options.max_micro_batch_tokens = kLength * sequences;
+      if (large) options.memory = {.fp8_moments = true, .block = 2048, .bf16_masters = true};
       Trainer trainer(ops_, config, fp8 ? Recipe::Fp8() : Recipe(kBf16), kLength, options);
       const Parameters& parameters = trainer.parameters();
-      const Tensor noise = RandomTensor(kF32, 1, 1 << 22), zero = New(kF32, 1, 1 << 22);
-      ops_.Lerp(zero, 0.97f, noise);
-      for (const ParameterInfo& info : parameters.layout().parameters()) {
-        if (!info.decay) {
-          ops_.Fill(parameters.View(info.name), info.name.ends_with(".bias") ? 0.0f : 1.0f);
-          continue;
-        }
-        for (int64_t begin = 0; begin < info.rows * info.cols; begin += noise.cols()) {
-          const int64_t count = std::min(noise.cols(), info.rows * info.cols - begin);
-          ops_.Cast(noise.view().Cols(0, count), parameters.flat().Cols(info.offset + begin, count));
-        }
-      }
+      Initialize(parameters);
       const Status begun = trainer.Begin(options.optimizer, std::nullopt);
       QUERN_CHECK(begun.ok(), begun.message());
-      const auto tokens = static_cast<double>(kLength * kSequences);
+      const auto tokens = static_cast<double>(kLength * sequences);
       const double flops =
           tokens * (6 * static_cast<double>(parameters.layout().size()) +
                     static_cast<double>(config.layers * config.q_size()) * 7 * static_cast<double>(kLength + 1));
@@ -336,6 +432,54 @@ class Bench {
     }
   }
 
+  // A token each for `batch` sequences of 1024, whole model and logits, with and without a graph. Bytes are the
+  // weights' and the keys' and values'.
+  void DecodeModel(const std::string& name, const ModelConfig& config) {
+    constexpr int64_t kContext = 1024;
+    for (const bool fp8 : {false, true}) {
+      const Recipe recipe = fp8 ? Recipe::Fp8() : Recipe(kBf16);
+      const Transformer transformer(ops_, config, kBf16, kContext + 1);
+      Weights weights(ops_, config, recipe, false);
+      {
+        const auto bytes = static_cast<double>(ParameterLayout(config).size()) * (fp8 ? 3 : 4);
+        if (!Fits(name + " decode", bytes)) return;
+        const Parameters parameters(config, kBf16, &ops_);
+        Initialize(parameters);
+        const Status loaded = weights.Load(parameters.Source());
+        QUERN_CHECK(loaded.ok(), loaded.message());
+      }
+      const KvLayout layout = transformer.kv_layout();
+      for (const int64_t batch : {1, 32, 256}) {
+        const std::string what = name + " decode, batch " + std::to_string(batch) + (fp8 ? ", fp8" : ", bf16");
+        const auto cache = static_cast<double>(batch * kContext / KvLayout::kPageTokens * layout.page_bytes());
+        if (!Fits(what, 1.1 * cache)) continue;
+        const Pages pages = NewPages(layout, batch, kContext - 1, 1);
+        TokenBatch tokens;
+        for (int64_t i = 0; i < batch; ++i) {
+          const auto id = static_cast<int32_t>(7919 * i % config.vocab_size);
+          tokens.Add(&id, 1, kContext - 1, pages.rows[static_cast<size_t>(i)].pages);
+        }
+        Arena arena(ops_.memory());
+        for (const bool graph : {false, true}) {
+          const double seconds = Time([&] {
+            const Arena::Scope scope(arena);
+            const TensorView hidden = arena.New(kBf16, batch, config.hidden_size);
+            const TensorView logits = arena.New(kF32, batch, config.vocab_size);
+            if (graph) ops_.BeginStep(static_cast<uint64_t>(batch));
+            transformer.Forward(weights, tokens, {.layout = layout}, arena, hidden);
+            transformer.Logits(weights, hidden, logits);
+            if (graph) ops_.EndStep();
+          });
+          const double bytes = static_cast<double>(weights.bytes()) + cache;
+          std::printf("%-44s %10.3f %10.0f %10s %7.0f%%  %.0f tokens/s\n", (what + (graph ? ", graph" : "")).c_str(),
+                      1e3 * seconds, bytes / seconds / 1e9, "", 100 * bytes / copy_ / seconds,
+                      static_cast<double>(batch) / seconds);
+          std::fflush(stdout);
+        }
+      }
+    }
+  }
+
   cuda::Runtime& runtime_;
   CudaOps ops_;
   double seconds_;
@@ -343,23 +487,44 @@ class Bench {
 };
 
 int Main(int argc, char** argv) {
+  const std::string part = argc > 1 ? argv[1] : "--list";
+  if (part == "--list") {
+    for (const auto& [name, run] : Bench::Parts()) std::printf("%s\n", name);
+    return 0;
+  }
+  if (part == "header") {
+    Bench::Header();
+    return 0;
+  }
   const CudaDevices found = FindCudaDevices();
   if (found.devices.empty()) {
     std::printf("no GPU: %s\n", found.why_none.c_str());
-    return 0;
+    return 3;
   }
-  const CudaDevice& device = found.devices[0];
-  std::printf("%s, compute capability %d.%d, %.0f GiB\n", device.name.c_str(), device.capability / 10,
-              device.capability % 10, static_cast<double>(device.memory_bytes) / (1 << 30));
   auto runtime = std::make_unique<cuda::Runtime>(0);
   cuda::BlasResult blas = cuda::NewBlas(*runtime);
   if (blas.blas == nullptr) {
     std::printf("no products: %s\n", blas.error.c_str());
     return 1;
   }
-  const bool quick = argc > 1 && std::strcmp(argv[1], "quick") == 0;
-  Bench(std::move(runtime), std::move(blas.blas), quick ? 0.02 : 0.2).Run();
-  return 0;
+  const bool quick = std::strcmp(argv[argc - 1], "quick") == 0;
+  const double copy = argc > 3 ? std::atof(argv[2]) : 0, product = argc > 3 ? std::atof(argv[3]) : 0;
+  Bench bench(std::move(runtime), std::move(blas.blas), quick ? 0.02 : 0.2, copy, product);
+  if (part == "ceilings") {
+    bench.Measure();
+    return 0;
+  }
+  for (const auto& [name, run] : Bench::Parts()) {
+    if (part != name) continue;
+    if (copy <= 0 || product <= 0) {
+      std::printf("%s: the ceilings come first: bench_gpu %s COPY PRODUCT\n", name, name);
+      return 2;
+    }
+    run(bench);
+    return 0;
+  }
+  std::printf("%s: no such part (bench_gpu --list)\n", part.c_str());
+  return 2;
 }
 
 }  // namespace

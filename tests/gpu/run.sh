@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Tests the GPU backend against the double reference and measures it, in under eight minutes. The table comes last.
-#   tests/gpu/run.sh           on the machine with the GPU: uses .gpu/ where it is there and runs, else builds (CMake, a
-#                              C++20 compiler, nvcc; the tests need GoogleTest, the benchmark nothing)
-#   tests/gpu/run.sh --pack    on a machine with everything: builds the programs into .gpu/, to be carried along. They
-#                              need the C library of this machine or a newer one, a driver and CUDA's libraries. Whole
-#                              jobs (gpu_job_test) go with what build/release has of it, and the libraries it needs.
+#   tests/gpu/run.sh [--peer PYTHON]   on the machine with the GPU: uses .gpu/ where it is there and runs, else builds
+#                                      (CMake, a C++20 compiler, nvcc; the tests need GoogleTest, the benchmark nothing).
+#                                      PYTHON: one that has PyTorch, whose training steps join the table
+#   tests/gpu/run.sh --pack            on a machine with everything: builds the programs into .gpu/, to be carried
+#                                      along. They need the C library of this machine or a newer one, a driver and
+#                                      CUDA's libraries. Whole jobs (gpu_job_test) go with what build/release has of it,
+#                                      and the libraries it needs.
+# Exit code: 0 all tests passed and every part ran; 1 some did not; 2 a wrong argument; 3 there is no GPU.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit 1
 programs=(cuda_test bench_gpu)
 build=build/gpu
+# Seconds since the start after which nothing new begins; of one test, one part of the benchmark, the peer.
+tests_until=240 parts_until=440 test_limit=60 job_limit=90 part_limit=45 peer_limit=90
 
 build_programs() {
   local tests=ON
@@ -23,21 +28,41 @@ build_programs() {
   folder=$(dirname "$(find $build -name bench_gpu -type f | head -n 1)")
 }
 
-mkdir -p build
-if [ "${1:-}" = --pack ]; then
-  build_programs || exit 1
-  mkdir -p .gpu/lib && cp "$folder"/cuda_test "$folder"/bench_gpu .gpu/ || exit 1
-  if [ -x build/release/quern ] && [ -x build/release/tests/e2e/gpu_job_test ]; then
-    cp build/release/quern build/release/tests/e2e/gpu_job_test .gpu/ || exit 1
-    ldd .gpu/quern .gpu/gpu_job_test | awk '$3 ~ /^\// && $1 !~ /^lib(c|m|dl|rt|pthread|cuda)\.so/ { print $3 }' | sort -u |
-      xargs -I{} cp -L {} .gpu/lib/ || exit 1
-  fi
-  find .gpu -maxdepth 1 -type f -exec strip {} + && ls -l .gpu
-  exit
-fi
+peer=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --pack)
+      mkdir -p build
+      build_programs || exit 1
+      mkdir -p .gpu/lib
+      for program in "${programs[@]}"; do
+        path=$(find $build -name "$program" -type f | head -n 1)
+        [ -n "$path" ] || { echo "--pack: $program was not built (GoogleTest is needed)"; exit 1; }
+        cp "$path" .gpu/ || exit 1
+      done
+      if [ -x build/release/quern ] && [ -x build/release/tests/e2e/gpu_job_test ]; then
+        cp build/release/quern build/release/tests/e2e/gpu_job_test .gpu/ || exit 1
+        ldd .gpu/quern .gpu/gpu_job_test | awk '$3 ~ /^\// && $1 !~ /^lib(c|m|dl|rt|pthread|cuda)\.so/ { print $3 }' | sort -u |
+          xargs -I{} cp -L {} .gpu/lib/ || exit 1
+      fi
+      find .gpu -maxdepth 1 -type f -exec strip {} + && ls -l .gpu
+      exit
+      ;;
+    --peer)
+      peer=${2:-}
+      [ -n "$peer" ] || { echo "--peer needs a Python"; exit 2; }
+      shift 2
+      ;;
+    *)
+      echo "unknown argument $1 (--pack, --peer PYTHON)"
+      exit 2
+      ;;
+  esac
+done
 
+mkdir -p build
 folder=.gpu
-if ! { [ -x .gpu/bench_gpu ] && .gpu/bench_gpu --help >/dev/null 2>&1; }; then
+if ! { [ -x .gpu/bench_gpu ] && .gpu/bench_gpu --list >/dev/null 2>&1; }; then
   command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
   if ! command -v nvcc >/dev/null; then
     echo "no GPU kit: neither .gpu/ (tests/gpu/run.sh --pack) nor nvcc is here"
@@ -46,8 +71,24 @@ if ! { [ -x .gpu/bench_gpu ] && .gpu/bench_gpu --help >/dev/null 2>&1; }; then
   echo "building (log: $build.log)"
   build_programs || exit 1
 fi
+bench=$folder/bench_gpu
+tests=$folder/cuda_test
+[ -x "$tests" ] || tests=$(find $build -name cuda_test -type f 2>/dev/null | head -n 1)
 
+# Nothing else makes sense without what this finds: a GPU, and what it can do.
+table=build/gpu_table.txt
+"$bench" header >$table
+measured=$(timeout $((2 * part_limit)) "$bench" ceilings 2>&1)
+code=$?
+if [ $code -ne 0 ]; then
+  printf '%s\n' "$measured" | tail -n 5
+  [ $code -eq 3 ] || echo "the ceilings could not be measured: exit code $code"
+  exit $code
+fi
+grep -v '^ceilings' <<<"$measured" >>$table
+read -r _ copy product < <(grep '^ceilings' <<<"$measured")
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+
 status=0
 # Every test of a program, a process each: one that ends in a CHECK or hangs must not hide the others.
 run_tests() {
@@ -65,23 +106,47 @@ run_tests() {
     fi
   done < <("$1" --gtest_list_tests 2>/dev/null | sed 's/ *#.*//' | awk '/^[^ ]/ { suite = $1; next } { print suite $1 }')
 }
-if [ -x "$folder/cuda_test" ]; then
+if [ -n "$tests" ]; then
   : >build/gpu_test.log
-  passed=0 failed=() skipped=0 until=$((SECONDS + 240))
-  run_tests "$folder/cuda_test" 60
+  passed=0 failed=() skipped=0 until=$((SECONDS + 60))  # some, even after a long build
+  [ $until -gt $tests_until ] || until=$tests_until
+  run_tests "$tests" $test_limit
   if [ -x "$folder/gpu_job_test" ]; then
     export QUERN_BINARY=$PWD/$folder/quern LD_LIBRARY_PATH=$PWD/$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     if "$folder/quern" version >/dev/null 2>&1; then
-      run_tests "$folder/gpu_job_test" 90
+      run_tests "$folder/gpu_job_test" $job_limit
     else
       echo "jobs: not tested, the carried program does not start here"
     fi
   fi
   for test in "${failed[@]}"; do echo "FAILED $test"; done
-  echo "tests: $passed passed, ${#failed[@]} failed, $skipped skipped (log: build/gpu_test.log)"
-  [ ${#failed[@]} -eq 0 ] || status=1
+  summary="tests: $passed passed, ${#failed[@]} failed, $skipped skipped (log: build/gpu_test.log)"
+  { [ ${#failed[@]} -eq 0 ] && [ $passed -gt 0 ]; } || status=1
 else
-  echo "tests: not built, there is no GoogleTest here; carry a build (tests/gpu/run.sh --pack)"
+  summary="tests: not built, there is no GoogleTest here; carry a build (tests/gpu/run.sh --pack)"
+  status=1
 fi
-timeout 200 "$folder/bench_gpu" || status=1
+
+# After the tests have had their share; the first parts say most.
+[ -n "$peer" ] && parts_until=$((parts_until - peer_limit))
+for part in $("$bench" --list); do
+  if [ $SECONDS -ge $parts_until ]; then
+    echo "$part: no time left" >>$table
+    status=1
+    continue
+  fi
+  left=$((parts_until + 20 - SECONDS))
+  timeout $((left < part_limit ? left : part_limit)) "$bench" "$part" "$copy" "$product" >>$table 2>>build/gpu_bench.log
+  code=$?
+  if [ $code -ne 0 ]; then
+    echo "$part: exit code $code$([ $code -eq 124 ] && echo ", its time was over") (log: build/gpu_bench.log)" >>$table
+    status=1
+  fi
+done
+if [ -n "$peer" ]; then
+  timeout $peer_limit "$peer" tests/gpu/pytorch_peer.py --product "$product" >>$table 2>>build/gpu_bench.log ||
+    { echo "the peer, $peer: exit code $? (log: build/gpu_bench.log)" >>$table; status=1; }
+fi
+echo "$summary"
+cat $table
 exit $status
