@@ -49,9 +49,9 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   const std::string model = spec.weights().empty() ? run.model.directory : spec.weights(0).path();
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));
-  QUERN_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Ops> ops,
-      NewOps(DeviceFor(device.empty() ? job.device : device, CompressionOf(spec.sampling())), &pool));
+  QUERN_ASSIGN_OR_RETURN(const std::string on,
+                         DeviceFor(device.empty() ? job.device : device, CompressionOf(spec.sampling())));
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(on, &pool));
   QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model));
   Engine engine(*ops, {.kv_bytes = ActorKvBytes(job, config)});
   if (!spec.weights().empty()) {

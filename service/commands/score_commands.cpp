@@ -163,10 +163,13 @@ Result<int> Score(const ScoreOptions& options) {
   Scorer scorer;
   QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
   // Decoding goes through a cache that can be compressed, and is then the host's.
-  const bool decodes = options.prompt_tokens > 0;
-  QUERN_RETURN_IF_ERROR(LoadScorer(options, decodes && options.device == "auto" ? "cpu" : options.device, scorer));
-  if (decodes && scorer.ops->memory() != nullptr)
-    return Unimplemented("--prompt-tokens is not there on a GPU; give --device cpu");
+  std::string device = options.device;
+  if (options.prompt_tokens > 0) {
+    if (device != "auto" && device != "cpu")
+      return Unimplemented(StrCat("device ", device, ": --prompt-tokens is not there on a GPU; give cpu"));
+    device = "cpu";
+  }
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, device, scorer));
   QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));
   const auto print = [](const std::vector<int32_t>& ids, const std::vector<float>& log_probs, Json extra) {
     Json list = Json::array();
