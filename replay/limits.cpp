@@ -154,7 +154,7 @@ size_t CountField(std::string_view message, int number, size_t limit) {
 Status CheckTrajectory(const v1::Trajectory& trajectory, const RecordLimits& limits) {
   const std::string reason = Reason(trajectory, limits);
   if (reason.empty()) return {};
-  return InvalidArgument("trajectory " + (trajectory.uid().empty() ? "without uid" : trajectory.uid().substr(0, 100)) +
+  return InvalidArgument("trajectory " + (trajectory.uid().empty() ? "without uid" : ShownName(trajectory.uid())) +
                          ": " + reason);
 }
 
@@ -180,6 +180,13 @@ Status ParseTrajectory(std::string_view bytes, const RecordLimits& limits, v1::T
   if (!trajectory->ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
     return InvalidArgument(StrCat("a trajectory of ", bytes.size(), " bytes does not parse"));
   return CheckTrajectory(*trajectory, limits);
+}
+
+std::string ShownName(const std::string& name) {
+  std::string shown = name.substr(0, 100);
+  for (char& c : shown)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return shown;
 }
 
 }  // namespace quern

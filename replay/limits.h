@@ -34,4 +34,7 @@ Status CheckTrajectory(const v1::Trajectory& trajectory, const RecordLimits& lim
 // `limit`. Cheap: to be asked before parsing allocates.
 size_t CountField(std::string_view message, int number, size_t limit);
 
+// A name from a request as an error may show it: on one line, 100 bytes at most.
+std::string ShownName(const std::string& name);
+
 }  // namespace quern

@@ -266,8 +266,9 @@ Result<bool> RecordLog::ReadFrame(uint32_t segment, uint32_t offset, uint64_t li
   QUERN_ASSIGN_OR_RETURN(bool whole, ReadAt(file->fd, path, offset, &part, 1));
   if (!whole || header.magic != kFrameMagic || header.checksum != HeaderChecksum(header, FrameSeed(segment, offset)))
     return false;
+  const uint64_t room = limit - offset - sizeof(header);
+  if (header.entry_bytes > room || header.trailer_bytes > room - header.entry_bytes) return false;
   const uint64_t size = header.entry_bytes + header.trailer_bytes;
-  if (offset + sizeof(header) + size > limit) return false;
   buffer->resize(size);
   part = {buffer->data(), size};
   QUERN_ASSIGN_OR_RETURN(whole, ReadAt(file->fd, path, offset + sizeof(header), &part, 1));

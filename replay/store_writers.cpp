@@ -71,15 +71,17 @@ Result<v1::OpenWriterReply> Store::OpenWriter(const v1::OpenWriterRequest& reque
 Result<size_t> Store::Impl::Admit(const CheckedRequest& request, Writers* changed, v1::LoggedRequest* logged) const {
   const auto known = writers.find(request.writer);
   if (known == writers.end())
-    return FailedPrecondition(StrCat(directory, ": writer '", request.writer, "' is unknown: it must be opened first"));
+    return FailedPrecondition(
+        StrCat(directory, ": writer '", ShownName(request.writer), "' is unknown: it must be opened first"));
   const auto earlier = changed->find(request.writer);
   v1::WriterState state = earlier != changed->end() ? earlier->second : known->second;
   if (request.epoch < state.epoch())
-    return FailedPrecondition(StrCat(directory, ": writer '", request.writer, "' is fenced: epoch ", state.epoch(),
-                                     " has taken over from epoch ", request.epoch));
+    return FailedPrecondition(StrCat(directory, ": writer '", ShownName(request.writer), "' is fenced: epoch ",
+                                     state.epoch(), " has taken over from epoch ", request.epoch));
   if (request.epoch > state.epoch() || request.first_sequence == 0)
-    return InvalidArgument(StrCat("writer '", request.writer, "': epoch ", request.epoch, " with first sequence ",
-                                  request.first_sequence, "; the store has given epoch ", state.epoch()));
+    return InvalidArgument(StrCat("writer '", ShownName(request.writer), "': epoch ", request.epoch,
+                                  " with first sequence ", request.first_sequence, "; the store has given epoch ",
+                                  state.epoch()));
   const uint64_t next = state.next_sequence();
   if (request.first_sequence > next) return request.records.size();
   const size_t known_records = std::min<uint64_t>(next - request.first_sequence, request.records.size());

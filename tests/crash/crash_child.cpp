@@ -31,7 +31,7 @@ int Serve(char** argv) {
 }
 
 int Write(char** argv) {
-  const auto deadline = [] { return Deadline::After(std::chrono::seconds(60)); };
+  const auto deadline = [] { return Deadline::After(std::chrono::minutes(5)); };  // on a busy machine
   auto client = ReplayClient::Connect(argv[2]);
   if (!client.ok()) return Fail(client.status());
   auto writer = ReplayWriter::Open(client->get(), argv[3], deadline());

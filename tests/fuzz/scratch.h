@@ -12,9 +12,9 @@ namespace quern {
 
 // A folder in memory for decoders that read files; one a process.
 inline const std::string& Scratch() {
-  static const std::string folder = [] {
-    std::string name = "/dev/shm/quern-fuzz-XXXXXX";
-    QUERN_CHECK(mkdtemp(name.data()) != nullptr);
+  static const std::string& folder = *[] {  // never destroyed: it is asked for at exit
+    auto* name = new std::string("/dev/shm/quern-fuzz-XXXXXX");
+    QUERN_CHECK(mkdtemp(name->data()) != nullptr);
     std::atexit([] { (void)RemoveTree(Scratch()); });
     return name;
   }();

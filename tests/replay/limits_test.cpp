@@ -86,5 +86,15 @@ TEST(Limits, HostileBytesAreRefusedBeforeParsing) {
   EXPECT_EQ(CountField(MakeTrajectory("a").SerializeAsString(), 5, 10), 2u);
 }
 
+TEST(Limits, ANameInAnErrorStaysOnItsLine) {
+  EXPECT_EQ(ShownName("a\nb\x7f"), "a?b?");
+  EXPECT_EQ(ShownName(std::string(300, 'n')).size(), 100u);
+  v1::Trajectory record = MakeTrajectory("one\ntwo");
+  record.set_loss_mask("");
+  const Status refused = CheckTrajectory(record, RecordLimits());
+  EXPECT_EQ(refused.message().find('\n'), std::string::npos) << refused.message();
+  EXPECT_TRUE(refused.message().starts_with("trajectory one?two: ")) << refused.message();
+}
+
 }  // namespace
 }  // namespace quern
