@@ -213,6 +213,8 @@ class NcclCommunicator : public Communicator {
 
 }  // namespace
 
+Status FindNccl(const NcclOptions& options) { return LoadNccl(options.library).status(); }
+
 Result<std::unique_ptr<Communicator>> NewNcclCommunicator(HostCommunicator& host, Ops& ops,
                                                           const NcclOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const Nccl nccl, LoadNccl(options.library));

@@ -15,6 +15,9 @@ struct NcclOptions {
   Duration timeout = std::chrono::seconds(300);  // of one call, with what was queued before it
 };
 
+// NotFound, with the reason, where NCCL cannot be loaded.
+Status FindNccl(const NcclOptions& options = {});
+
 // Over NCCL, in the stream of `ops`, for tensors in its memory: each rank of `host` has a GPU of its own. Calls wait
 // for their end. Every call begins with a word over `host`, so that a rank that is silent or at another call is named
 // there, by host's deadline; one that is lost during a call within NcclOptions::timeout and that deadline. Sums are in

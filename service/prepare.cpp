@@ -6,7 +6,9 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/strings.h"
+#include "compute/cuda/cuda_device.h"
 #include "compute/device.h"
+#include "learner/nccl_communicator.h"
 #include "methods/regenesis/templates.h"
 #include "model/chat_template/dialogue.h"
 #include "model/hf/content_hash.h"
@@ -159,6 +161,15 @@ Status CheckChains(Job& job) {
   return {};
 }
 
+// Ranks have a GPU each, and NCCL to speak over.
+Status CheckRanksOnGpus(int64_t ranks) {
+  if (ranks == 1) return {};
+  const auto gpus = static_cast<int64_t>(FindCudaDevices().devices.size());
+  if (ranks > gpus)
+    return InvalidArgument(StrCat("learner.ranks ", ranks, ": each needs a GPU of its own, and there are ", gpus));
+  return FindNccl().Annotate("learner.ranks");
+}
+
 }  // namespace
 
 Status CheckJob(Job& job) {
@@ -203,12 +214,17 @@ Status CheckJob(Job& job) {
 Status SettleDevice(Job& job) {
   std::string lacks = RecipeLacksOnGpu(RecipeOf(job.precision, job.smooth_swiglu));
   if (!job.compression.off()) lacks = "compression";
-  if (job.learner.ranks > 1) lacks = "several learner.ranks";
   if (!lacks.empty() && job.device == "auto") job.device = "cpu";
   QUERN_ASSIGN_OR_RETURN(const Device device, ChooseDevice(job.device));
   if (device.gpu < 0) return {};
   if (!lacks.empty())
     return Unimplemented(StrCat("device ", job.device, ": ", lacks, " cannot be had on a GPU yet; give device: cpu"));
+  if (const Status ranks = CheckRanksOnGpus(job.learner.ranks); !ranks.ok()) {
+    if (job.device != "auto") return ranks.Annotate(StrCat("device ", job.device));
+    LogWarning(StrCat(ranks.message(), "; the job computes on the CPU"));
+    job.device = "cpu";
+    return {};
+  }
   LogInfo(StrCat("the job computes on ", device.name));
   return {};
 }

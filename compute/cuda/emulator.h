@@ -23,6 +23,9 @@
 #define __launch_bounds__(...)
 #define QUERN_DYNAMIC_SHARED(name) unsigned char* const name = ::quern::cuda::emulator::DynamicShared()
 
+// DeviceAccess for a library that is loaded when the program runs (a stand-in for NCCL): 1 begins it, 0 ends it.
+extern "C" void QuernDeviceAccess(int begin);
+
 namespace quern::cuda {
 
 struct dim3 {

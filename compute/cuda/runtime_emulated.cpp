@@ -46,14 +46,8 @@ void CopyBytes(void* to, const void* from, int64_t bytes) {
 
 namespace emulator {
 
-DeviceAccess::DeviceAccess() {
-  heap.mutex.lock();
-  if (heap.users++ == 0) heap.Protect(PROT_READ | PROT_WRITE);
-}
-DeviceAccess::~DeviceAccess() {
-  if (--heap.users == 0) heap.Protect(PROT_NONE);
-  heap.mutex.unlock();
-}
+DeviceAccess::DeviceAccess() { QuernDeviceAccess(1); }
+DeviceAccess::~DeviceAccess() { QuernDeviceAccess(0); }
 
 }  // namespace emulator
 
@@ -169,3 +163,14 @@ bool Runtime::IsDevice(const void* data) const {
 }
 
 }  // namespace quern::cuda
+
+void QuernDeviceAccess(int begin) {
+  auto& heap = quern::cuda::heap;
+  if (begin != 0) {
+    heap.mutex.lock();
+    if (heap.users++ == 0) heap.Protect(PROT_READ | PROT_WRITE);
+  } else {
+    if (--heap.users == 0) heap.Protect(PROT_NONE);
+    heap.mutex.unlock();
+  }
+}

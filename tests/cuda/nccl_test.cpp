@@ -3,11 +3,9 @@
 #include <dlfcn.h>
 
 #include <cmath>
-#include <optional>
 
 #include "compute/cpu/cpu_ops.h"
 #include "compute/cuda/cuda_ops.h"
-#include "compute/cuda/emulator.h"
 #include "learner/nccl_communicator.h"
 #include "methods/sft.h"
 #include "tests/cuda/backend.h"
@@ -19,21 +17,11 @@ namespace {
 
 const char* const kLibrary = QUERN_FAKE_NCCL;
 
-void Access(int begin) {
-  static std::optional<cuda::emulator::DeviceAccess> access;
-  if (begin != 0) {
-    access.emplace();
-  } else {
-    access.reset();
-  }
-}
-
 class Nccl : public testing::Test {
  protected:
   void SetUp() override {
     library_ = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
     ASSERT_NE(library_, nullptr) << dlerror();
-    Function<decltype(FakeNcclOnAccess)>("FakeNcclOnAccess")(&Access);
     Fail(0);
     (void)TakeCount();
   }

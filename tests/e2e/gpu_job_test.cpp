@@ -116,6 +116,29 @@ TEST_F(GpuJobTest, Fp8WithSmallMomentsInProcesses) {
   EXPECT_TRUE(compared);
 }
 
+// The stand-in for NCCL knows ranks that are threads of one process, and only the emulator has two GPUs.
+TEST_F(GpuJobTest, TwoRanksOnTwoGpusTrainWhatOneDoes) {
+  const char* const nccl = getenv("QUERN_FAKE_NCCL");
+  if (nccl == nullptr) GTEST_SKIP() << "needs the stand-in for NCCL";
+  setenv("QUERN_EMULATED_GPUS", "2", 1);
+  const auto train = [&](const QuernProcess::Folder& folder, int ranks, int shards) {
+    return QuernProcess(folder,
+                        JobArguments(folder, {StrCat("learner.ranks=", ranks), StrCat("learner.shards=", shards),
+                                              "method=sft", "compare=[]", "qsft={}", "online.rounds=0"}))
+        .Wait(std::chrono::seconds(300));
+  };
+  const QuernProcess::Folder alone, too_many;
+  ASSERT_EQ(train(alone, 1, 2).code, 0);
+  ExpectOneLine(train(too_many, 4, 4), "learner.ranks 4: each needs a GPU of its own, and there are 2");
+  setenv("LD_LIBRARY_PATH", nccl, 1);
+  const auto together = train(folder_, 2, 2);
+  unsetenv("LD_LIBRARY_PATH");
+  unsetenv("QUERN_EMULATED_GPUS");
+  ASSERT_EQ(together.code, 0) << together.err;
+  EXPECT_EQ(Weights(folder_), Weights(alone));
+  EXPECT_GE(Weights(alone).size(), 1u);
+}
+
 TEST_F(GpuJobTest, CommandsTakeTheGpuAndSayWhatItCannot) {
   ASSERT_EQ(
       QuernProcess::Run(folder_, RunArguments(folder_, {"device=cpu", "compare=[]", "method=sft", "sft.max_steps=1",
