@@ -17,6 +17,7 @@
 #include "learner/heldout.h"
 #include "learner/nccl_communicator.h"
 #include "learner/probes.h"
+#include "learner/rollout_check.h"
 #include "learner/train_stage.h"
 #include "learner/trainer_state.h"
 #include "methods/sft.h"
@@ -29,8 +30,6 @@ namespace quern {
 namespace {
 
 constexpr int64_t kMostHeldoutRecords = 4096;
-constexpr uint32_t kMostLookedAt = 256;  // records, for those that are compared with what the trainer computes
-constexpr size_t kMostCompared = 16;
 
 class Learner {
  public:
@@ -131,6 +130,7 @@ class Learner {
 
   Result<std::shared_ptr<const Checkpoint>> OpenVersion(const v1::WeightVersion& version) {
     const std::string& dir = version.version() == 0 ? options_.model_directory : version.path();
+    QUERN_RETURN_IF_ERROR(CheckContentHash(dir, version.content_hash()));
     QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(dir));
     if (Status matches = checkpoint->CheckMatches(config_); !matches.ok()) return matches.Annotate(dir);
     return checkpoint;
@@ -262,6 +262,7 @@ class Learner {
   Status RunStage(const v1::TrainStage& stage, Metrics& metrics) {
     QUERN_ASSIGN_OR_RETURN(TrainStageOptions o, ParseTrainStage(stage));
     if (o.method == kHeldoutMethod) return RunHeldoutStage(stage, o, metrics);
+    if (o.method == kRolloutMethod) return RunRolloutStage(stage, o, metrics);
     const bool q_sft = o.method == "q_sft";
     if (stage.initial_size() != (q_sft ? 2 : 1)) {
       return InvalidArgument(StrCat(stage.name(), ": ", stage.initial_size(), " initial weight versions"));
@@ -307,7 +308,9 @@ class Learner {
     mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
     if (!before) {
       QUERN_RETURN_IF_ERROR(start());
-      QUERN_RETURN_IF_ERROR(CheckRolloutLogProbs(stage, o, metrics));
+      QUERN_ASSIGN_OR_RETURN(const RolloutDifference difference,
+                             CompareRolloutsOf(stage.initial(stage.initial_size() - 1), stage, o));
+      ReportRollouts(stage.name(), difference, metrics);
     }
     const std::map<std::string, double> prepared_metrics(metrics.begin(), metrics.end());
 
@@ -512,47 +515,52 @@ class Learner {
     metrics_->Set(kLearnerRatio, ratio / sampled);
   }
 
-  // NUM-1, live: what actors stored with the weights that the stage begins with is what the trainer computes with them,
-  // to the bit. The trainer holds those weights. Evaluated episodes count as well; nothing is learnt here.
-  Status CheckRolloutLogProbs(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
-    const v1::WeightVersion& weights = stage.initial(stage.initial_size() - 1);
-    v1::QueryRequest query;
-    query.mutable_filter()->set_source(v1::SOURCE_GENERATED);
-    query.mutable_filter()->set_min_version(weights.version());
-    query.mutable_filter()->set_max_version(weights.version());
-    query.set_limit(kMostLookedAt);
-    QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply,
-                           options_.replay->Query(query, Deadline::After(options_.call_timeout)));
-    std::vector<v1::Trajectory> written;
-    for (const std::string& bytes : reply.trajectories()) {
-      v1::Trajectory t;
-      if (!t.ParseFromString(bytes) || t.policies_size() != 1 || t.sampling().has_compression() ||
-          t.policies(0).content_hash() != weights.content_hash() || t.log_probs().empty())
-        continue;
-      written.push_back(std::move(t));
-      if (written.size() == kMostCompared) break;
+  // NUM-1, live: what actors stored is what is computed here with the same weights, to the bit. Compares records of the
+  // `last` of the stage's weights, which the trainer holds. Evaluated episodes count as well; nothing is learnt here.
+  Result<RolloutDifference> CompareRolloutsOf(const v1::WeightVersion& last, const v1::TrainStage& stage,
+                                              const TrainStageOptions& o) {
+    QUERN_ASSIGN_OR_RETURN(const auto written,
+                           FindRollouts(*options_.replay, last, {stage.initial().begin(), stage.initial().end()},
+                                        o.without_tags, Deadline::After(options_.call_timeout)));
+    RolloutDifference difference;
+    for (const auto& [first, records] : written) {
+      std::unique_ptr<Weights> behaviour;
+      for (const v1::WeightVersion& version : stage.initial()) {
+        if (first.empty() || behaviour != nullptr || version.content_hash() != first) continue;
+        QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, OpenVersion(version));
+        behaviour = std::make_unique<Weights>(*ops_, config_, options_.precision, false);
+        QUERN_RETURN_IF_ERROR(behaviour->Load(checkpoint->Source()));
+      }
+      difference.Add(CompareRollouts(*ops_, *trainer_, behaviour.get(), o.q_sft, options_.reserved_token, records));
     }
-    QUERN_ASSIGN_OR_RETURN(const TrainingBatch batch, BuildBatch(written, Draw(o).batch));
-    if (batch.rows.empty()) return {};
-    const std::vector<float> now = trainer_->Score(batch, options_.reserved_token);
-    double largest = 0, sum = 0, tokens = 0;
-    for (size_t i = 0; i < now.size(); ++i) {
-      if (std::isnan(batch.behaviour_log_probs[i])) continue;
-      const double difference =
-          std::abs(static_cast<double>(now[i]) - static_cast<double>(batch.behaviour_log_probs[i]));
-      largest = std::max(largest, difference);
-      sum += difference;
-      tokens += 1;
+    return difference;
+  }
+
+  void ReportRollouts(const std::string& stage, const RolloutDifference& difference, Metrics& metrics) {
+    if (difference.tokens == 0) return;
+    metrics_->Add(kLearnerRolloutChecked, difference.tokens);
+    metrics_->Set(kLearnerRolloutDiff, difference.largest, {{"stat", "max"}});
+    metrics_->Set(kLearnerRolloutDiff, difference.mean(), {{"stat", "mean"}});
+    metrics["rollout_logprob_diff"] = difference.largest;
+    metrics["rollout_logprobs_checked"] = difference.tokens;
+    if (!(difference.largest <= 0))
+      LogWarning(StrFormat("%s: actors' log-probabilities differ from the trainer's by up to %g (%.0f tokens; %s)",
+                           stage.c_str(), difference.largest, difference.tokens, difference.worst.c_str()));
+  }
+
+  // A job's last look at its rollouts: those of every version that played.
+  Status RunRolloutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
+    RolloutDifference all;
+    double policies = 0;
+    for (const v1::WeightVersion& version : stage.initial()) {
+      QUERN_RETURN_IF_ERROR(LoadIntoTrainer(version));
+      QUERN_RETURN_IF_ERROR(trainer_->Begin(o.optimizer, std::nullopt));
+      QUERN_ASSIGN_OR_RETURN(const RolloutDifference difference, CompareRolloutsOf(version, stage, o));
+      all.Add(difference);
+      policies += difference.tokens > 0 ? 1 : 0;
     }
-    if (tokens == 0) return {};
-    metrics_->Add(kLearnerRolloutChecked, tokens);
-    metrics_->Set(kLearnerRolloutDiff, largest, {{"stat", "max"}});
-    metrics_->Set(kLearnerRolloutDiff, sum / tokens, {{"stat", "mean"}});
-    metrics["rollout_logprob_diff"] = largest;
-    metrics["rollout_logprobs_checked"] = tokens;
-    if (largest > 0)
-      LogWarning(StrFormat("%s: actors' log-probabilities differ from the trainer's by up to %g (%.0f tokens of %s)",
-                           stage.name().c_str(), largest, tokens, weights.name().c_str()));
+    metrics["versions_checked"] = policies;
+    ReportRollouts(stage.name(), all, metrics);
     return {};
   }
 

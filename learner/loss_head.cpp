@@ -1,7 +1,6 @@
 #include "learner/loss_head.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace quern {
 
@@ -80,7 +79,7 @@ std::vector<float> LossHead::MaxRatios(const Weights& behaviour, const TensorVie
 }
 
 LossHead::Result LossHead::Score(const Weights& weights, const TensorView& hidden, std::span<const LossRow> rows,
-                                 Arena& arena, int32_t reserved) const {
+                                 Arena& arena) const {
   const DType acc = transformer_.acc_dtype();
   const std::vector<int64_t> indices = RowIndices(rows);
   Result result;
@@ -96,7 +95,6 @@ LossHead::Result LossHead::Score(const Weights& weights, const TensorView& hidde
     ops_.GatherRows({.x = hidden, .rows = std::span(indices).subspan(begin, count), .y = gathered});
     const TensorView logits = arena.New(acc, n, transformer_.config().vocab_size);
     transformer_.Logits(weights, gathered, logits);
-    if (reserved >= 0) ops_.Fill(logits.Cols(reserved, 1), -std::numeric_limits<float>::infinity());
     const TensorView lse = arena.New(acc, 1, n), log_prob = arena.New(acc, 1, n), entropy = arena.New(acc, 1, n);
     ops_.LogSoftmax({.logits = logits,
                      .targets = targets,

@@ -27,9 +27,8 @@ class LossHead {
                                const TensorView& value_hidden, std::span<const LossRow> rows, float epsilon,
                                float top_p, int32_t reserved, Arena& arena) const;
 
-  // Log-probabilities and statistics only; of a policy that never takes `reserved` (-1: none), as SingleModelHead.
-  Result Score(const Weights& weights, const TensorView& hidden, std::span<const LossRow> rows, Arena& arena,
-               int32_t reserved = -1) const;
+  // Log-probabilities and statistics only.
+  Result Score(const Weights& weights, const TensorView& hidden, std::span<const LossRow> rows, Arena& arena) const;
 
   // Statistics, loss, and backward through the head: adds to the head's gradient and writes dhidden [T, D] (acc; zero
   // for rows without a loss).

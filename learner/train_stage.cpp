@@ -88,7 +88,8 @@ Result<TrainStageOptions> ParseTrainStage(const v1::TrainStage& stage) {
   if (!object.is_object()) return InvalidArgument(stage.name() + ": options are not a JSON object");
   TrainStageOptions o;
   o.method = stage.method();
-  if (o.method != kHeldoutMethod && o.method != "sft" && o.method != "filtered_sft" && o.method != "q_sft") {
+  if (o.method != kHeldoutMethod && o.method != kRolloutMethod && o.method != "sft" && o.method != "filtered_sft" &&
+      o.method != "q_sft") {
     return InvalidArgument(stage.name() + ": unknown method " + o.method);
   }
   Fields f(object, stage.name());

@@ -15,10 +15,11 @@ namespace quern {
 
 inline constexpr char kHeldoutTag[] = "heldout";  // real records that are only ever scored
 inline constexpr char kHeldoutMethod[] = "heldout_loss";
+inline constexpr char kRolloutMethod[] = "rollout_check";
 
 // A train stage as the learner runs it: TrainStage.options_json with its types.
 struct TrainStageOptions {
-  std::string method;  // sft | filtered_sft | q_sft; heldout_loss scores and trains nothing
+  std::string method;  // sft | filtered_sft | q_sft; heldout_loss and rollout_check score and train nothing
   OptimizerOptions optimizer;
   int64_t batch_size = 64;  // trajectories a step
   int64_t micro_batch_tokens = 4096;

@@ -582,7 +582,7 @@ GateLinearCorrelation CorrelateGateAndLinear(const Parameters& parameters, int64
   return out;
 }
 
-std::vector<float> Trainer::Score(const TrainingBatch& batch, int32_t reserved) {
+std::vector<float> Trainer::Score(const TrainingBatch& batch) {
   std::vector<float> out;
   out.reserve(batch.rows.size());
   for (TrainingBatch& part : SplitBatch(batch, options_.max_micro_batch_tokens)) {
@@ -590,7 +590,7 @@ std::vector<float> Trainer::Score(const TrainingBatch& batch, int32_t reserved) 
     std::vector<void*> pages;
     const KvView kv = MakeTrainingKv(transformer_.kv_layout(), part.tokens, arena_, pages);
     const TensorView hidden = ForwardHidden(weights_, part.tokens, kv, nullptr);
-    const LossHead::Result head = loss_head_.Score(weights_, hidden, part.rows, arena_, reserved);
+    const LossHead::Result head = loss_head_.Score(weights_, hidden, part.rows, arena_);
     out.insert(out.end(), head.log_probs.begin(), head.log_probs.end());
   }
   return out;

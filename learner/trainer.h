@@ -138,8 +138,8 @@ class Trainer {
   // is an error and changes nothing.
   Result<StepReport> Step(const TrainingBatch& batch, const Objective& objective, const Bootstrap* bootstrap);
 
-  // Raw log-probabilities of the batch's loss rows under the current weights; of a policy that never takes `reserved`.
-  std::vector<float> Score(const TrainingBatch& batch, int32_t reserved = -1);
+  // Raw log-probabilities of the batch's loss rows under the current weights.
+  std::vector<float> Score(const TrainingBatch& batch);
 
   // Forward and backward of the whole batch without an update: for tests and gradient accumulation. Adds to
   // gradients().

@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "compute/device.h"
 #include "methods/q_sft.h"
+#include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
 #include "service/compression.h"
 #include "service/memory_plan.h"
@@ -21,6 +22,7 @@ Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec&
   policy->compression = CompressionOf(spec.sampling());
   for (const v1::WeightVersion& weights : spec.weights()) {
     QUERN_RETURN_IF_ERROR(CheckSupported(weights.path()));
+    QUERN_RETURN_IF_ERROR(CheckContentHash(weights.path(), weights.content_hash()));
     QUERN_ASSIGN_OR_RETURN(std::shared_ptr<const ServedModel> model, LoadServedModel(ops, weights.path(), precision));
     QUERN_RETURN_IF_ERROR(CheckCompression(policy->compression, model->transformer.config()));
     policy->models.push_back(std::move(model));

@@ -45,12 +45,12 @@ class Planner {
     HeldoutData();
     if (!job_.collapse.real_records.empty()) {
       CollapseStudy();
-      OrderRows();
-      return std::move(plan_);
+    } else {
+      if (!data_stages_.empty()) OfflineTraining();
+      if (job_.online.rounds > 0) OnlineRounds();
+      if (job_.method == "regenesis") ChainRounds();
     }
-    if (!data_stages_.empty()) OfflineTraining();
-    if (job_.online.rounds > 0) OnlineRounds();
-    if (job_.method == "regenesis") ChainRounds();
+    CheckRollouts();
     OrderRows();
     return std::move(plan_);
   }
@@ -373,6 +373,36 @@ class Planner {
       PlannedRow& row = plan_.rows.back();
       row.label = player == job_.evaluate.best_player ? "best known player (" + player + ")" : "player " + player;
     }
+  }
+
+  // What all versions that played stored is computed again by the learner.
+  void CheckRollouts() {
+    if (!job_.compression.off()) return;  // those numbers are others
+    std::vector<std::string> after, weights;
+    for (const PlannedStage& stage : plan_.stages) {
+      if (stage.kind != PlannedStage::Kind::kRollout || !stage.player.empty()) continue;
+      after.push_back(stage.name);
+      weights.insert(weights.end(), stage.weights.begin(), stage.weights.end());
+    }
+    if (after.empty()) return;
+    // Those that online rounds may have played: all but what the last one made.
+    for (int64_t round = 0; round < job_.online.rounds; ++round) {
+      const std::vector<std::string>& version = plan_.policy_line[static_cast<size_t>(round)];
+      weights.insert(weights.end(), version.begin(), version.end());
+    }
+    const std::vector<std::string> trained = Trained(weights);
+    after.insert(after.end(), trained.begin(), trained.end());
+    PlannedStage& check = Add(PlannedStage::Kind::kScore, "check:rollouts", std::move(after));
+    check.method = kRolloutMethod;
+    for (const std::string& name : weights)
+      if (std::find(check.initial.begin(), check.initial.end(), name) == check.initial.end())
+        check.initial.push_back(name);
+    check.options_json = Json{
+        {"support_epsilon", job_.qsft.support_epsilon},
+        {"support_top_p", job_.qsft.support_top_p},
+        {"remainder", job_.qsft.remainder},
+        {"without_tags",
+         {kEvaluationTag}}}.dump();
   }
 
   // Data first, then the policies as they were made, players last.

@@ -38,7 +38,7 @@ struct PlannedStage {
   uint64_t first_question = 0;
   std::string set;  // of evaluate.sets; empty: the job's environment
 
-  // kTrain; kScore: the learner scores `initial` on the held-out records and publishes nothing
+  // kTrain; kScore: the learner scores `initial` on held-out records, or what they played, and publishes nothing
   std::string method;
   std::string weights_name;          // what the learner publishes under
   std::vector<std::string> initial;  // train stages (or kBaseModel), in the order of TrainStage.initial

@@ -49,4 +49,11 @@ Result<std::string> DirectoryContentHash(const std::string& dir) {
                    static_cast<unsigned long long>(hash.low64));
 }
 
+Status CheckContentHash(const std::string& dir, const std::string& published) {
+  if (published.empty()) return {};
+  QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(dir));
+  if (hash == published) return {};
+  return DataLoss(StrCat(dir, ": content hash ", hash, ", published as ", published, ": its files were changed"));
+}
+
 }  // namespace quern

@@ -11,4 +11,8 @@ namespace quern {
 // *.safetensors and *.safetensors.index.json file, in name order.
 Result<std::string> DirectoryContentHash(const std::string& dir);
 
+// That the directory has the hash that its weights were published under; kDataLoss otherwise. Empty: not known, no
+// error.
+Status CheckContentHash(const std::string& dir, const std::string& published);
+
 }  // namespace quern

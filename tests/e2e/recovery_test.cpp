@@ -203,6 +203,30 @@ TEST_F(Recovery, AnEpisodeThatKillsItsActorsIsLeftOutAndReported) {
   EXPECT_NE(ended.out.find("data mean                      119"), std::string::npos) << ended.out;
 }
 
+TEST_F(Recovery, PublishedWeightsThatWereTamperedWithAreFoundBeforeTheyAreUsed) {
+  QuernProcess process(folder_, RunArguments(folder_, {"precision=fp8", "qsft.max_steps=200000", "online.rounds=0",
+                                                       "evaluate.episodes=0"}));
+  ASSERT_TRUE(Eventually([&] { return Happened("stage_given", "q_sft"); }));
+  process.Signal(SIGINT);
+  ASSERT_EQ(process.Wait().code, 103);
+  const Json published = Json::parse(*ReadFile(folder_.File("run/weights.json")));
+  const std::string directory = folder_.File("run/" + published["sft"]["path"].get<std::string>());
+  for (const std::string file : {"fp8_state.safetensors", "model.safetensors"}) {
+    const std::string path = JoinPath(directory, file), bytes = *ReadFile(path);
+    std::string flipped = bytes;
+    flipped.back() ^= 1;
+    ASSERT_TRUE(WriteFileAtomic(path, flipped).ok());
+    const auto resumed = QuernProcess::Run(folder_, {"resume", "run"});
+    EXPECT_EQ(resumed.code, 100) << resumed.err;
+    EXPECT_NE(resumed.err.find("its files were changed"), std::string::npos) << resumed.err;
+    const auto played = QuernProcess::Run(folder_, {"eval", "--run", "run", "--policy", "sft", "--episodes", "2"});
+    EXPECT_EQ(played.code, 1) << played.err;
+    EXPECT_NE(played.err.find("its files were changed"), std::string::npos) << played.err;
+    ASSERT_TRUE(WriteFileAtomic(path, bytes).ok());
+  }
+  EXPECT_EQ(QuernProcess::Run(folder_, {"eval", "--run", "run", "--policy", "sft", "--episodes", "2"}).code, 0);
+}
+
 TEST_F(Recovery, OnlyRunsAreResumedAndOneAtATime) {
   const auto nowhere = QuernProcess::Run(folder_, {"resume", "nowhere"});
   EXPECT_EQ(nowhere.code, 102);

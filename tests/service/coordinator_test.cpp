@@ -91,6 +91,13 @@ class CoordinatorTest : public testing::Test {
     ASSERT_TRUE(Publish(stage.name(), name, stage.version()).ok());
     Done(stage.name());
   }
+  // The learner's last look at what actors stored.
+  void CheckRollouts() {
+    const auto stage = Next();
+    ASSERT_TRUE(stage);
+    EXPECT_EQ(stage->name(), "check:rollouts");
+    Done(stage->name());
+  }
   void Pass(Duration time) {
     now_ += time;
     coordinator_->Tick(now_);
@@ -139,6 +146,12 @@ TEST_F(CoordinatorTest, AWholeJobInOrder) {
   ASSERT_EQ(Next()->name(), "online-1:q_sft");
   Train(*Next());
   EXPECT_EQ(PlayAll(ValueOf), std::vector<std::string>{"eval:q_sft_online"});
+  const auto check = Next();
+  ASSERT_TRUE(check);
+  std::vector<std::string> checked;
+  for (const v1::WeightVersion& weights : check->initial()) checked.push_back(weights.content_hash());
+  EXPECT_EQ(checked, (std::vector<std::string>{"hash-1", "hash-2", "hash-3", "hash-4", "hash-5"}));
+  CheckRollouts();
   EXPECT_EQ(coordinator_->state(), Coordinator::State::kSucceeded) << coordinator_->error();
   const auto result = ResultFromJson(coordinator_->result_json());
   ASSERT_TRUE(result.ok()) << result.status().ToString();
@@ -155,6 +168,7 @@ TEST_F(CoordinatorTest, ARequirementThatIsNotMetFailsTheJob) {
   PlayAll(ValueOf);
   for (int i = 0; i < 3; ++i) Train(*Next());
   PlayAll([](const v1::RolloutTask&) { return -4.0; });
+  CheckRollouts();
   EXPECT_EQ(coordinator_->state(), Coordinator::State::kFailed);
   EXPECT_EQ(coordinator_->error(),
             "not met: q_sft better than sft by more than 2 standard errors (difference 0.000, standard error 0.021)");
@@ -335,6 +349,7 @@ TEST_F(CoordinatorTest, GoesOnWhereTheOneBeforeItWas) {
   Train(*Next());
   Train(*Next());
   PlayAll(ValueOf);
+  CheckRollouts();
   EXPECT_EQ(coordinator_->state(), Coordinator::State::kSucceeded) << coordinator_->error();
   const std::string result = coordinator_->result_json();
   Make(job);

@@ -27,7 +27,7 @@ std::vector<std::string> Names(const Plan& plan) {
 TEST(Plan, OfflineStagesAndRows) {
   const Plan plan = MakePlan(SmallJob());
   EXPECT_EQ(Names(plan), (std::vector<std::string>{"eval:player:best", "collect:random", "sft", "filtered_sft", "q_sft",
-                                                   "eval:sft", "eval:filtered_sft", "eval:q_sft"}));
+                                                   "eval:sft", "eval:filtered_sft", "eval:q_sft", "check:rollouts"}));
   EXPECT_EQ(Find(plan, "sft").after, std::vector<std::string>{"collect:random"});
   EXPECT_EQ(Find(plan, "q_sft").initial, (std::vector<std::string>{"sft", "sft"}));
   EXPECT_EQ(Find(plan, "eval:q_sft").weights, (std::vector<std::string>{"sft", "q_sft"}));
@@ -65,8 +65,9 @@ TEST(Plan, OnlineRoundsAlternateOrOverlap) {
 
 TEST(Plan, OnlineWithoutOfflineDataStartsFromTheUntrainedModel) {
   const Plan plan = MakePlan(SmallJob({"data.collect=[]", "online.rounds=2", "method=filtered_sft", "compare=[]"}));
-  EXPECT_EQ(Names(plan), (std::vector<std::string>{"eval:player:best", "eval:base", "online-1", "online-1:filtered_sft",
-                                                   "online-2", "online-2:filtered_sft", "eval:filtered_sft_online"}));
+  EXPECT_EQ(Names(plan),
+            (std::vector<std::string>{"eval:player:best", "eval:base", "online-1", "online-1:filtered_sft", "online-2",
+                                      "online-2:filtered_sft", "eval:filtered_sft_online", "check:rollouts"}));
   EXPECT_EQ(Find(plan, "online-1").after, std::vector<std::string>{});
   EXPECT_EQ(Find(plan, "online-1:filtered_sft").initial, std::vector<std::string>{kBaseModel});
   EXPECT_EQ(Find(plan, "online-1:filtered_sft").after, std::vector<std::string>{"online-1"});
@@ -109,16 +110,34 @@ TEST(Plan, HeldOutRecordsAreScoredForModelsThatAreOne) {
   }
 }
 
+TEST(Plan, TheLearnerComputesAgainWhatEveryVersionThatPlayedStored) {
+  const PlannedStage check = MakePlan(SmallJob({"online.rounds=2"})).stages.back();
+  EXPECT_EQ(check.name, "check:rollouts");
+  EXPECT_EQ(check.kind, PlannedStage::Kind::kScore);
+  EXPECT_EQ(check.initial, (std::vector<std::string>{"sft", "filtered_sft", "q_sft", "online-2:sft", "online-2:q_sft",
+                                                     "online-1:sft", "online-1:q_sft"}));
+  for (const std::string played :
+       {"eval:sft", "eval:q_sft", "online-1", "online-2", "eval:q_sft_online", "online-1:sft"})
+    EXPECT_NE(std::find(check.after.begin(), check.after.end(), played), check.after.end()) << played;
+  EXPECT_EQ(nlohmann::json::parse(check.options_json)["support_top_p"], SmallJob().qsft.support_top_p);
+  // What the last round made did not play.
+  const Plan unseen = MakePlan(SmallJob({"online.rounds=1", "evaluate.episodes=0", "online.max_staleness=3"}));
+  EXPECT_EQ(unseen.stages.back().initial, (std::vector<std::string>{"sft", "q_sft"}));
+  // Under a compression the numbers are others; scripted players have none.
+  EXPECT_NE(MakePlan(SmallJob({"compression.key_channels=4"})).stages.back().name, "check:rollouts");
+  EXPECT_NE(MakePlan(SmallJob({"evaluate.episodes=0"})).stages.back().name, "check:rollouts");
+}
+
 TEST(Plan, CollapseTrainsEveryRuleOnEveryNumberOfRealRecords) {
   const Plan plan = MakePlan(SmallJob(
       {"method=sft", "compare=[]", "data.heldout=[{player: random, episodes: 50}]", "sft.batch_size=10",
        "collapse={real_records: [40, 80], first_records: 20, generated: 60, passes: 5, rules: [{policy: real_only}, "
        "{policy: fixed, share: 0.25}]}",
        "evaluate.episodes=0"}));
-  EXPECT_EQ(Names(plan),
-            (std::vector<std::string>{"collect:random", "heldout", "first", "score:first", "generated", "real_only@40",
-                                      "score:real_only@40", "real_only@80", "score:real_only@80", "fixed_0.25@40",
-                                      "score:fixed_0.25@40", "fixed_0.25@80", "score:fixed_0.25@80"}));
+  EXPECT_EQ(Names(plan), (std::vector<std::string>{"collect:random", "heldout", "first", "score:first", "generated",
+                                                   "real_only@40", "score:real_only@40", "real_only@80",
+                                                   "score:real_only@80", "fixed_0.25@40", "score:fixed_0.25@40",
+                                                   "fixed_0.25@80", "score:fixed_0.25@80", "check:rollouts"}));
   EXPECT_EQ(Find(plan, "first").steps, 10u);
   EXPECT_EQ(Find(plan, "generated").weights, std::vector<std::string>{"first"});
   const PlannedStage& fixed = Find(plan, "fixed_0.25@80");
@@ -155,7 +174,8 @@ TEST(Plan, RoundsOfChainsGoOnFromTheNewestWeightsInEveryArm) {
                                                    "regenesis-2",
                                                    "regenesis-2:sft",
                                                    "eval:regenesis-2@in",
-                                                   "eval:regenesis-2@out"}));
+                                                   "eval:regenesis-2@out",
+                                                   "check:rollouts"}));
   for (const std::string arm : {"star", "regenesis"}) {
     const std::string other = arm == "star" ? "regenesis" : "star";
     const PlannedStage &first = Find(plan, arm + "-1"), &second = Find(plan, arm + "-2");
