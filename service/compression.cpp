@@ -1,5 +1,7 @@
 #include "service/compression.h"
 
+#include <cmath>
+
 #include "base/strings.h"
 #include "model/hf/json_reader.h"
 
@@ -18,6 +20,10 @@ Result<std::vector<int64_t>> LoadBudgets(const std::string& path) {
   if (!list.is_array() || budgets.empty())
     return InvalidArgument(path + ": has no list \"budgets\"; quern budget writes such a file");
   return budgets;
+}
+
+int64_t KeyChannels(double ratio, int64_t head_dim) {
+  return static_cast<int64_t>(std::ceil(ratio * static_cast<double>(head_dim) - 1e-9));
 }
 
 v1::Compression ToProto(const Compression& compression) {

@@ -292,8 +292,10 @@ void AnchorPaths(Job& job, const Origins& origins) {
   anchor_all("data.import", job.import_files);
   anchor_all("data.heldout_import", job.heldout_files);
   for (auto& [key, value] : job.environment_options) {
-    if (!origins.overrides.contains("environment." + key) || value.find('/') == std::string::npos) continue;
-    if (PathExists(value)) value = std::filesystem::absolute(value, ignored).lexically_normal();
+    // Options say themselves what they are: what looks like a file and is one.
+    if (!origins.overrides.contains("environment." + key) || value.find_first_of("./") == std::string::npos) continue;
+    if (std::filesystem::is_regular_file(value, ignored))
+      value = std::filesystem::absolute(value, ignored).lexically_normal();
   }
 }
 

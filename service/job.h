@@ -260,6 +260,10 @@ struct NetworkSection {
   std::string http_token_file;          // its first line is asked of every request
 };
 
+struct CompressionSection : Compression {
+  double key_ratio = 0;  // instead of key_channels: this share of the model's; 0: not. CheckJob makes it a number
+};
+
 // The whole job, every default filled in. Keys are those of the fields; docs/cli.md shows them all.
 struct Job {
   std::string name;
@@ -294,7 +298,7 @@ struct Job {
   MixtureSection mixture;
   CollapseSection collapse;
   SamplingSection sampling;
-  Compression compression;            // of every policy that plays
+  CompressionSection compression;     // of every policy that plays
   int64_t max_completion_length = 0;  // tokens an utterance; 0: what the environment allows
   OnlineSection online;
   EvaluateSection evaluate;

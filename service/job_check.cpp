@@ -272,6 +272,9 @@ std::string FindProblem(const Job& job, std::string& key) {
   for (const int64_t budget : job.compression.budgets)
     check.AtLeast("compression.budgets", static_cast<double>(budget), 2);
   check.AtLeast("compression.key_channels", static_cast<double>(job.compression.key_channels), 0);
+  check.Between("compression.key_ratio", job.compression.key_ratio, 0, 1);
+  if (job.compression.key_ratio > 0 && job.compression.key_channels > 0)
+    check.Fail("compression.key_ratio", "goes without compression.key_channels: one of them says how many");
   check.AtLeast("compression.query_window", static_cast<double>(job.compression.query_window), 1);
   check.AtLeast("compression.recent", static_cast<double>(job.compression.recent), 0);
   check.AtLeast("sampling.temperature", job.sampling.temperature, 0);

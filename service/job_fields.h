@@ -139,9 +139,10 @@ void Fields(V& v, CollapseSection& o) {
 }
 
 template <class V>
-void Fields(V& v, Compression& o) {
+void Fields(V& v, CompressionSection& o) {
   v.Field("budgets", o.budgets);
   v.Field("key_channels", o.key_channels);
+  v.Field("key_ratio", o.key_ratio);
   v.Field("query_window", o.query_window);
   v.Field("recent", o.recent);
 }

@@ -2,9 +2,11 @@
 
 #include "base/strings.h"
 #include "service/command.h"
+#include "service/help.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Quern: reinforcement learning for language models, from offline data to a better policy", "quern");
+  quern::SetHelpFormat(app);
   app.require_subcommand(1);
   quern::CommandSet commands(app);
   quern::AddRunCommand(commands);
@@ -19,6 +21,7 @@ int main(int argc, char** argv) {
   quern::AddReplayCommand(commands);
   quern::AddRoleCommands(commands);
   quern::AddInfoCommands(commands);
+  quern::AddExamples(app);
   if (argc > 1 && argv[1][0] != '-' &&
       app.get_subcommands([&](CLI::App* c) { return c->check_name(argv[1]); }).empty()) {
     std::vector<std::string> names;

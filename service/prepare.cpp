@@ -208,6 +208,10 @@ Status CheckJob(Job& job) {
   } else if (job.model_tokenizer != "environment") {
     QUERN_RETURN_IF_ERROR(Tokenizer::Load(job.model_tokenizer).status());
   }
+  if (job.compression.key_ratio > 0) {
+    job.compression.key_channels = KeyChannels(job.compression.key_ratio, config.head_dim);
+    job.compression.key_ratio = 0;
+  }
   return CheckCompression(job.compression, config).Annotate("compression");
 }
 

@@ -18,7 +18,8 @@ Result<std::shared_ptr<const EnvironmentFactory>> EnvironmentOf(const Job& job, 
 
 // Everything that can be wrong with a job before any process starts: the environment and its options, the players,
 // files to import, the model directory and its tokenizer. Writes nothing. An environment without any player gets none
-// to evaluate; regenesis.questions becomes the number of questions where it is 0.
+// to evaluate; regenesis.questions becomes the number of questions where it is 0, compression.key_ratio a number of
+// channels.
 Status CheckJob(Job& job);
 
 // Whether this host has what job.device names, and whether that can do what the job asks for; `auto` becomes `cpu`

@@ -17,6 +17,7 @@
 #include "model/tokenizer/tokenizer.h"
 #include "service/command.h"
 #include "service/compression.h"
+#include "service/help.h"
 #include "service/jsonl.h"
 #include "service/policies.h"
 #include "service/served_policy.h"
@@ -102,7 +103,7 @@ Result<std::vector<Prompt>> ReadPrompts(const GenerateCommandOptions& options, c
   return prompts;
 }
 
-// How far it is, on stderr: drawn over itself on a terminal, otherwise a line every ten seconds.
+// How far it is, on stderr: a bar that is drawn over itself on a terminal, otherwise a line every ten seconds.
 class Progress {
  public:
   explicit Progress(size_t total) : total_(total), terminal_(isatty(STDERR_FILENO) != 0) {}
@@ -113,12 +114,18 @@ class Progress {
     if (SecondsSince(last_) < (terminal_ ? 0.2 : 10.0)) return;
     last_ = Clock::now();
     const double seconds = SecondsSince(begin_);
-    const std::string line = StrFormat("%zu / %zu completions, %.0f tokens/s, %.0f s", done, total_,
-                                       static_cast<double>(tokens) / seconds, seconds);
-    std::fprintf(stderr, terminal_ ? "\r%s\033[K" : "%s\n", line.c_str());
+    std::string line = StrFormat("%zu / %zu completions, %.0f tokens/s, %.0f s", done, total_,
+                                 static_cast<double>(tokens) / seconds, seconds);
+    if (done > 0)
+      line +=
+          StrFormat(", about %.0f s left", seconds * static_cast<double>(total_ - done) / static_cast<double>(done));
+    const size_t filled = kBar * done / total_;
+    const std::string bar = "[" + std::string(filled, '#') + std::string(kBar - filled, '.') + "] ";
+    std::fprintf(stderr, terminal_ ? "\r%s\033[K" : "%s\n", ((terminal_ ? bar : "") + line).c_str());
   }
 
  private:
+  static constexpr size_t kBar = 24;
   size_t total_;
   bool terminal_;
   Clock::time_point begin_ = Clock::now();
@@ -213,7 +220,8 @@ class Generator {
 
 Result<int> Generate(const GenerateCommandOptions& options) {
   QUERN_ASSIGN_OR_RETURN(v1::PolicySpec spec, LoadPolicyDirectory(options.model));
-  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
+  QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(spec.weights(0).path()));
+  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression, config.head_dim));
   if (!compression.off()) *spec.mutable_sampling()->mutable_compression() = ToProto(compression);
   ThreadPool pool(options.threads);
   QUERN_ASSIGN_OR_RETURN(const std::string device, DeviceFor(options.device, compression));
@@ -271,12 +279,11 @@ void AddGenerateCommands(CommandSet& commands) {
   prompt->excludes(input)->excludes(ids);
   input->excludes(ids);
   command->add_option("--max-tokens", generate->max_tokens, "new tokens, at most")->check(CLI::Range(1, 1 << 30));
-  command->add_option("--temperature", generate->temperature, "0: the most likely token")
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-k", generate->top_k, "0: off")->check(CLI::NonNegativeNumber);
+  command->add_option("--temperature", generate->temperature, "0: the most likely token")->check(AtLeastZero());
+  command->add_option("--top-k", generate->top_k, "0: off")->check(AtLeastZero());
   command->add_option("--top-p", generate->top_p, "1: off")->check(CLI::Range(0.0, 1.0));
   command->add_option("--min-p", generate->min_p, "0: off")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--repetition-penalty", generate->repetition_penalty, "1: off")->check(CLI::PositiveNumber);
+  command->add_option("--repetition-penalty", generate->repetition_penalty, "1: off")->check(AboveZero());
   command->add_option("--seed", generate->seed, "completion i of a prompt uses seed + i");
   command->add_option("--n", generate->n, "completions of each prompt")->check(CLI::Range(1, 1 << 20));
   command->add_option("--stop", generate->stop, "end at this text, which is not printed; may be repeated")->take_all();

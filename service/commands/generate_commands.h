@@ -31,9 +31,11 @@ void AddModelOptions(CLI::App* command, ModelOptions& options);
 struct CompressionOptions {
   std::string budgets;  // file
   int64_t key_channels = 0, query_window = 32, recent = 32;
+  double key_ratio = 0;
 };
 void AddCompressionOptions(CLI::App* command, CompressionOptions& options);
-Result<Compression> LoadCompression(const CompressionOptions& options);
+// For models with heads of `head_dim`.
+Result<Compression> LoadCompression(const CompressionOptions& options, int64_t head_dim);
 
 void AddGenerateCommands(CommandSet& commands);  // generate
 void AddScoreCommands(CommandSet& commands);     // score, budget

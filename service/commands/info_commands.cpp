@@ -125,7 +125,7 @@ void AddInfoCommands(CommandSet& commands) {
   help->add_option("command", *topic, "a command");
   commands.SetBody(help, [&app, topic]() -> Result<int> {
     if (topic->empty()) {
-      std::printf("%s", app.help().c_str());
+      std::printf("%s", app.get_formatter()->make_help(&app, "quern", CLI::AppFormatMode::Normal).c_str());
       return kExitOk;
     }
     const auto named = app.get_subcommands([&](CLI::App* candidate) { return candidate->get_name() == *topic; });

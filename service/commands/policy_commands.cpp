@@ -13,6 +13,7 @@
 #include "service/command.h"
 #include "service/commands/generate_commands.h"
 #include "service/evaluate.h"
+#include "service/help.h"
 #include "service/policies.h"
 #include "service/prepare.h"
 #include "service/supervised.h"
@@ -154,7 +155,7 @@ void AddPolicyCommands(CommandSet& commands) {
   command->add_option("--episodes", eval->episodes, "default: the job's evaluate.episodes")
       ->check(CLI::Range(1u, 1u << 30));
   CLI::Option* seed = command->add_option("--seed", eval->seed, "of the tasks; default: the job's evaluate.seed");
-  command->add_option("--temperature", eval->temperature, "default: the job's")->check(CLI::NonNegativeNumber);
+  command->add_option("--temperature", eval->temperature, "default: the job's")->check(AtLeastZero());
   AddDeviceOption(command, eval->device);
   command->add_option("-o,--output", eval->output, "text or json")->check(CLI::IsMember({"text", "json"}));
   commands.SetBody(command, [eval, seed]() -> Result<int> {
@@ -170,7 +171,7 @@ void AddPolicyCommands(CommandSet& commands) {
   out->add_option("--policy", options->policy, "as for eval; default: what the run ended with");
   out->add_option("--precision", options->precision, "bf16 or fp32")->check(CLI::IsMember({"bf16", "fp32"}));
   out->add_option("--max-shard-gb", options->max_shard_gb, "larger weights are cut into files of so many 10^9 bytes")
-      ->check(CLI::PositiveNumber);
+      ->check(AboveZero());
   commands.SetBody(out, [options]() -> Result<int> { return Export(*options); });
 }
 

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/strings.h"
 #include "service/command.h"
+#include "service/help.h"
 #include "service/job_queue.h"
 #include "service/launcher.h"
 #include "service/prepare.h"
@@ -339,8 +340,7 @@ void AddQueueCommands(CommandSet& commands) {
   {
     auto options = std::make_shared<QueueOptions>();
     CLI::App* command = AddJobCommand(commands, "wait", "wait for a job's end; exit code as of status", options, Wait);
-    command->add_option("--timeout", options->timeout, "seconds, then exit code 101 (0: none)")
-        ->check(CLI::NonNegativeNumber);
+    command->add_option("--timeout", options->timeout, "seconds, then exit code 101 (0: none)")->check(AtLeastZero());
   }
   {
     auto options = std::make_shared<QueueOptions>();

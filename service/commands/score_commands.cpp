@@ -23,6 +23,7 @@
 #include "service/command.h"
 #include "service/commands/generate_commands.h"
 #include "service/compression.h"
+#include "service/help.h"
 #include "service/jsonl.h"
 #include "service/served_policy.h"
 
@@ -161,7 +162,6 @@ Status LoadScorer(const ModelOptions& options, const std::string& device, Scorer
 
 Result<int> Score(const ScoreOptions& options) {
   Scorer scorer;
-  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression));
   // Decoding goes through a cache that can be compressed, and is then the host's.
   std::string device = options.device;
   if (options.prompt_tokens > 0) {
@@ -170,6 +170,8 @@ Result<int> Score(const ScoreOptions& options) {
     device = "cpu";
   }
   QUERN_RETURN_IF_ERROR(LoadScorer(options, device, scorer));
+  QUERN_ASSIGN_OR_RETURN(const Compression compression,
+                         LoadCompression(options.compression, scorer.model->transformer.config().head_dim));
   QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));
   const auto print = [](const std::vector<int32_t>& ids, const std::vector<float>& log_probs, Json extra) {
     Json list = Json::array();
@@ -310,21 +312,25 @@ Result<int> Budget(const BudgetOptions& options) {
 
 void AddCompressionOptions(CLI::App* command, CompressionOptions& options) {
   command->add_option("--budgets", options.budgets, "cache entries of each layer: a file that quern budget wrote");
-  command
-      ->add_option("--key-channels", options.key_channels,
-                   "keep keys in so many channels of each KV head once the prompt is read (ThinK); 0: in all")
-      ->check(CLI::NonNegativeNumber);
+  CLI::Option* channels =
+      command
+          ->add_option("--key-channels", options.key_channels,
+                       "keep keys in so many channels of each KV head once the prompt is read (ThinK); 0: in all")
+          ->check(AtLeastZero());
+  command->add_option("--key-ratio", options.key_ratio, "the same as a share of the channels, as 0.6")
+      ->check(CLI::Range(0.0, 1.0))
+      ->excludes(channels);
   command->add_option("--query-window", options.query_window, "of the prompt's last queries, which choose the channels")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--recent", options.recent, "newest keys that stay whole")->check(CLI::NonNegativeNumber);
+      ->check(AboveZero());
+  command->add_option("--recent", options.recent, "newest keys that stay whole")->check(AtLeastZero());
 }
 
-Result<Compression> LoadCompression(const CompressionOptions& options) {
+Result<Compression> LoadCompression(const CompressionOptions& options, int64_t head_dim) {
   Compression compression;
   if (!options.budgets.empty()) {
     QUERN_ASSIGN_OR_RETURN(compression.budgets, LoadBudgets(options.budgets));
   }
-  compression.key_channels = options.key_channels;
+  compression.key_channels = options.key_ratio > 0 ? KeyChannels(options.key_ratio, head_dim) : options.key_channels;
   compression.query_window = options.query_window;
   compression.recent = options.recent;
   return compression;
@@ -340,10 +346,10 @@ void AddScoreCommands(CommandSet& commands) {
       scoring
           ->add_option("--prompt-tokens", score->prompt_tokens,
                        "read so many tokens of each text at once and the others one a step, as when generating")
-          ->check(CLI::PositiveNumber);
+          ->check(AboveZero());
   AddCompressionOptions(scoring, score->compression);
   commands.SetBody(scoring, [score, prompt]() -> Result<int> {
-    if (score->compression.key_channels > 0 && prompt->count() == 0)
+    if ((score->compression.key_channels > 0 || score->compression.key_ratio > 0) && prompt->count() == 0)
       return UsageError("score: --key-channels needs --prompt-tokens: channels are chosen at the end of a prompt");
     return Score(*score);
   });
@@ -357,7 +363,7 @@ void AddScoreCommands(CommandSet& commands) {
   CLI::Option* target = command->add_option("--target-loss", options->target_loss, "nats a token; the loss to stay at");
   command->add_option("--max-increase", options->max_increase, "target: the model's own loss and so much more")
       ->excludes(target)
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeastZero());
   command->add_option("--least", options->least, "entries that a layer keeps in any case")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
   command->add_option("--to", options->to, "file for generate --budgets and score --budgets");

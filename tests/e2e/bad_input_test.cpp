@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "tests/e2e/tiny_job.h"
 #include "tests/transport/http_client.h"
@@ -56,7 +57,34 @@ TEST_F(BadInput, TheCommandLine) {
   ExpectOneLine(Quern({"run", "job.yaml", "--bogus"}), 2, "--bogus");
   ExpectOneLine(Quern({"run", "job.yaml", "seed"}), 2, "'seed': an override is written key.path=value");
   ExpectOneLine(Quern({"generate", "--model", "m"}), 2, "one of --prompt, --input and --token-ids");
+  ExpectOneLine(Quern({"generate", "--model", "m", "--prompt", "a", "--temperature", "hot"}), 2,
+                "--temperature: must be a number, 0 or more, not 'hot'");
+  ExpectOneLine(Quern({"generate", "--model", "m", "--prompt", "a", "--repetition-penalty", "0"}), 2,
+                "--repetition-penalty: must be a number above 0, not '0'");
   ExpectOneLine(Quern({"eval", "--run", "nowhere"}), 102, "nowhere: no such run directory");
+}
+
+// Every command of the list has examples, and options with their defaults.
+TEST_F(BadInput, Help) {
+  const QuernProcess::Ended help = Quern({"help"});
+  EXPECT_EQ(help.code, 0);
+  std::set<std::string> commands;
+  const size_t from = help.out.find("Subcommands:"), to = help.out.find("Roles (");
+  ASSERT_NE(from, std::string::npos) << help.out;
+  ASSERT_LT(from, to);
+  for (const std::string& line : StrSplit(help.out.substr(from, to - from), '\n'))
+    if (line.starts_with("  ") && line.size() > 2 && line[2] != ' ')
+      commands.insert(line.substr(2, line.find(' ', 2) - 2));
+  EXPECT_GE(commands.size(), 25u) << help.out;
+  for (const std::string& command : commands) {
+    const QuernProcess::Ended shown = Quern({command, "--help"});
+    EXPECT_EQ(shown.code, 0) << command;
+    EXPECT_NE(shown.out.find("\nExamples:\n  quern " + command), shown.out.find("\nExamples:\n  echo ")) << shown.out;
+    EXPECT_EQ(Quern({"help", command}).out, shown.out);
+  }
+  EXPECT_NE(Quern({"generate", "--help"}).out.find("--max-tokens INT=128 "), std::string::npos)
+      << Quern({"generate", "--help"}).out;
+  EXPECT_NE(Quern({"replay", "query", "--help"}).out.find("Examples:"), std::string::npos);
 }
 
 TEST_F(BadInput, Conversations) {
@@ -102,6 +130,16 @@ TEST_F(BadInput, TheJobFile) {
   ExpectOneLine(RunJob({"environment.words=./nowhere.txt"}), 1, "nowhere.txt");
   ExpectOneLine(RunJob({"data.import=[nowhere.jsonl]"}), 1, "nowhere.jsonl: No such file");
   ExpectOneLine(RunJob({"model_name_or_path=nowhere"}), 1, "nowhere: no such directory");
+}
+
+// Files of overrides are where the user is, those of the job file beside it.
+TEST_F(BadInput, AFileOfAnOverrideIsFoundWhereTheUserIs) {
+  const std::string job = WriteTinyJob(folder_);
+  const QuernProcess::Folder elsewhere;
+  ASSERT_TRUE(WriteFileAtomic(elsewhere.File("mine.txt"), "crane\nslate\nmoist\nbound\n").ok());
+  const auto ended = QuernProcess::Run(elsewhere, {"run", job, "--dry-run", "environment.words=mine.txt"});
+  EXPECT_EQ(ended.code, 0) << ended.err;
+  EXPECT_NE(ended.out.find(elsewhere.File("mine.txt")), std::string::npos) << ended.out;
 }
 
 TEST_F(BadInput, DryRunPrintsTheResolvedJobAndStartsNothing) {
