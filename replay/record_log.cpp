@@ -21,7 +21,7 @@ namespace {
 constexpr uint64_t kSegmentBytes = uint64_t{256} << 20;
 constexpr size_t kChunk = size_t{256} << 10;  // what is handed to the file at once: it stays in the cache till then
 constexpr size_t kOpenFiles = 256;
-constexpr uint64_t kSegmentMagic = 0x31636572'6e726571;  // "qernrec1"
+constexpr uint64_t kSegmentMagic = 0x32636572'6e726571;  // "qernrec2"
 constexpr uint32_t kFrameMagic = 0x6d617266;             // "fram"
 constexpr char kPrefix[] = "records-";
 constexpr char kSuffix[] = ".data";
@@ -50,7 +50,7 @@ static_assert(sizeof(FrameHeader) == 40);
 struct EntryHeader {
   uint64_t number;
   uint64_t size;
-  uint64_t checksum;  // of the bytes, seeded with the number
+  uint64_t checksum;  // of the number and the bytes' hash
 };
 static_assert(sizeof(EntryHeader) == 24);
 
@@ -59,8 +59,9 @@ uint64_t HeaderChecksum(const T& header, uint64_t seed) {
   return XXH3_64bits_withSeed(&header, sizeof(T) - sizeof(uint64_t), seed);
 }
 
-uint64_t EntryChecksum(uint64_t number, std::string_view bytes) {
-  return XXH3_64bits_withSeed(bytes.data(), bytes.size(), number);
+uint64_t EntryChecksum(uint64_t number, uint64_t hash) {
+  const uint64_t both[2] = {number, hash};
+  return XXH3_64bits(both, sizeof(both));
 }
 
 uint64_t FrameSeed(uint32_t segment, uint32_t offset) { return uint64_t{segment} << 32 | offset; }
@@ -96,6 +97,8 @@ struct RecordLog::Descriptor {
   ~Descriptor() { close(fd); }
   int fd;
 };
+
+uint64_t RecordLog::HashOf(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
 
 std::string RecordLog::PathOf(uint32_t segment) const {
   return JoinPath(directory_, StrFormat("%s%08u%s", kPrefix, segment, kSuffix));
@@ -234,8 +237,8 @@ Status RecordLog::Write(bool moved, const std::vector<Entry>& entries, std::stri
     buffer_.clear();
   };
   for (const Entry& entry : entries) {
-    EntryHeader one{
-        .number = entry.number, .size = entry.bytes.size(), .checksum = EntryChecksum(entry.number, entry.bytes)};
+    const uint64_t hash = entry.hash != 0 ? entry.hash : HashOf(entry.bytes);
+    EntryHeader one{.number = entry.number, .size = entry.bytes.size(), .checksum = EntryChecksum(entry.number, hash)};
     buffer_.append(reinterpret_cast<const char*>(&one), sizeof(one));
     places->push_back({.segment = writer->segment, .offset = static_cast<uint32_t>(at + buffer_.size())});
     buffer_.append(entry.bytes);
@@ -283,8 +286,9 @@ Result<bool> RecordLog::ReadFrame(uint32_t segment, uint32_t offset, uint64_t li
     at += sizeof(one);
     if (header.entry_bytes - at < one.size) return false;
     const std::string_view bytes(buffer->data() + at, one.size);
-    if (one.checksum != EntryChecksum(one.number, bytes)) return false;
-    frame->entries.push_back({.number = one.number, .bytes = bytes});
+    const uint64_t hash = HashOf(bytes);
+    if (one.checksum != EntryChecksum(one.number, hash)) return false;
+    frame->entries.push_back({.number = one.number, .bytes = bytes, .hash = hash});
     frame->places.push_back({.segment = segment, .offset = static_cast<uint32_t>(offset + sizeof(header) + at)});
     at += one.size;
   }
@@ -326,7 +330,7 @@ Result<std::vector<uint32_t>> RecordLog::ChainFrom(uint32_t first) const {
   return chain;
 }
 
-Status RecordLog::Replay(RecordPlace from, const Visitor& visit) {
+Status RecordLog::Replay(RecordPlace from, RecordPlace acknowledged, const Visitor& visit) {
   QUERN_ASSIGN_OR_RETURN(const std::vector<uint32_t> chain, ChainFrom(from.segment));
   const bool known = end_.segment != 0;  // a log that was written here: nothing beyond its end counts
   RecordPlace at = from;
@@ -344,6 +348,9 @@ Status RecordLog::Replay(RecordPlace from, const Visitor& visit) {
     at = {.segment = segment, .offset = end};
   }
   if (known) return {};
+  if (at < acknowledged)
+    return DataLoss(StrCat(PathOf(acknowledged.segment), ": was acknowledged to byte ", acknowledged.offset,
+                           ", but what is whole ends at byte ", at.offset, " of segment ", at.segment));
   end_ = at;
   std::lock_guard lock(mutex_);
   if (at.segment != 0) segments_[at.segment].size = at.offset;
@@ -373,7 +380,7 @@ Status RecordLog::Read(uint64_t number, RecordPlace place, uint32_t size, std::s
   QUERN_ASSIGN_OR_RETURN(const bool whole,
                          ReadAt(file->fd, PathOf(place.segment), place.offset - sizeof(header), parts, 2));
   if (!whole) return damaged("is cut off");
-  if (header.number != number || header.size != size || header.checksum != EntryChecksum(number, *bytes))
+  if (header.number != number || header.size != size || header.checksum != EntryChecksum(number, HashOf(*bytes)))
     return damaged("is damaged");
   return {};
 }

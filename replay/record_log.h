@@ -2,6 +2,7 @@
 
 #include <rocksdb/file_system.h>
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -19,6 +20,7 @@ namespace quern {
 struct RecordPlace {
   uint32_t segment = 0;
   uint32_t offset = 0;
+  auto operator<=>(const RecordPlace&) const = default;  // the order of the log, where both are in it
 };
 
 // The records themselves, apart from their index: files DIRECTORY/records-NNNNNNNN.data ("segments") of frames that are
@@ -33,7 +35,9 @@ class RecordLog {
   struct Entry {
     uint64_t number = 0;
     std::string_view bytes;
+    uint64_t hash = 0;  // HashOf(bytes), for who has it already; 0: computed when it is written
   };
+  static uint64_t HashOf(std::string_view bytes);
   struct Frame {
     std::vector<Entry> entries;
     std::vector<RecordPlace> places;
@@ -56,9 +60,9 @@ class RecordLog {
   void Seal();
   // Begins a new segment, so that end() lies in it.
   Status Begin();
-  // Whole frames after `from` (segment 0: all), in order. Damage is an error except at the very end, where a write was
-  // broken off.
-  Status Replay(RecordPlace from, const Visitor& visit);
+  // Whole frames after `from` (segment 0: all), in order. Damage is an error except behind `acknowledged`, where a
+  // write was broken off.
+  Status Replay(RecordPlace from, RecordPlace acknowledged, const Visitor& visit);
   // Every frame of one segment; of moved ones up to a write that was broken off.
   Status Scan(uint32_t segment, const Visitor& visit) const;
   // Where the last frame ended.

@@ -7,15 +7,14 @@
 #include <span>
 #include <type_traits>
 
+#include "base/check.h"
 #include "base/file.h"
 
 namespace quern {
 
 namespace {
 
-constexpr char kRowFormat = 4;
-constexpr uint8_t kSuccessBit = 1;
-constexpr uint8_t kPrunedBit = 2;
+constexpr uint64_t kFileMagic = 0x32776f72'6e726571;  // "qernrow2"
 
 // Little-endian, as all of Quern's platforms are.
 template <typename T>
@@ -89,86 +88,34 @@ std::string_view WithoutRun(const v1::Trajectory& trajectory) {
 StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
   StoredRow stored;
   const std::string_view name = WithoutRun(trajectory);
-  const XXH128_hash_t uid = XXH3_128bits(name.data(), name.size());
+  const XXH128_hash_t uid = XXH3_128bits(trajectory.uid().data(), trajectory.uid().size());
   uint64_t version = 0;
   for (const v1::PolicyVersion& policy : trajectory.policies()) version = std::max<uint64_t>(version, policy.version());
-  stored.row = {.uid_high = uid.high64,
+  stored.row = {.order = XXH3_128bits(name.data(), name.size()).high64,
+                .uid_high = uid.high64,
                 .uid_low = uid.low64,
-                .version = version,
                 .task_hash = HashTask(trajectory.task()),
                 .text_hash = HashText(trajectory),
                 .episode_return = trajectory.episode_return(),
                 .created_unix_ms = trajectory.created_unix_ms(),
+                .place = {},
                 .tokens = static_cast<uint32_t>(trajectory.token_ids().size() / 4),
                 .bytes = static_cast<uint32_t>(bytes),
-                .depth = trajectory.generation_depth(),
-                .guideline = trajectory.chain().guideline(),
-                .run = 0,
-                .tag_set = 0,
-                .place = {},
-                .source = trajectory.source(),
-                .verdict = trajectory.verdict(),
+                .kind = 0,
                 .success = trajectory.success(),
                 .pruned = false};
+  stored.kind = {.run = 0,
+                 .tag_set = 0,
+                 .version = version,
+                 .depth = trajectory.generation_depth(),
+                 .guideline = trajectory.chain().guideline(),
+                 .source = trajectory.source(),
+                 .verdict = trajectory.verdict()};
   stored.run = trajectory.run();
   stored.tags.assign(trajectory.tags().begin(), trajectory.tags().end());
   std::sort(stored.tags.begin(), stored.tags.end());
   stored.tags.erase(std::unique(stored.tags.begin(), stored.tags.end()), stored.tags.end());
   return stored;
-}
-
-std::string EncodeRow(const StoredRow& stored) {
-  const RecordRow& row = stored.row;
-  std::string out(1, kRowFormat);
-  Put(&out, row.uid_high);
-  Put(&out, row.uid_low);
-  Put(&out, row.version);
-  Put(&out, row.task_hash);
-  Put(&out, row.text_hash);
-  Put(&out, row.episode_return);
-  Put(&out, row.tokens);
-  Put(&out, row.bytes);
-  Put(&out, row.depth);
-  Put(&out, row.guideline);
-  Put(&out, row.created_unix_ms);
-  Put(&out, row.place.segment);
-  Put(&out, row.place.offset);
-  Put(&out, static_cast<uint8_t>(row.source));
-  Put(&out, static_cast<uint8_t>(row.verdict));
-  Put(&out, static_cast<uint8_t>((row.success ? kSuccessBit : 0) | (row.pruned ? kPrunedBit : 0)));
-  PutString(&out, stored.run);
-  Put(&out, static_cast<uint16_t>(stored.tags.size()));
-  for (const std::string& tag : stored.tags) PutString(&out, tag);
-  return out;
-}
-
-bool DecodeRow(std::string_view bytes, StoredRow* stored) {
-  Reader in(bytes);
-  if (in.Get<char>() != kRowFormat) return false;
-  RecordRow& row = stored->row;
-  row.uid_high = in.Get<uint64_t>();
-  row.uid_low = in.Get<uint64_t>();
-  row.version = in.Get<uint64_t>();
-  row.task_hash = in.Get<uint64_t>();
-  row.text_hash = in.Get<uint64_t>();
-  row.episode_return = in.Get<double>();
-  row.tokens = in.Get<uint32_t>();
-  row.bytes = in.Get<uint32_t>();
-  row.depth = in.Get<uint32_t>();
-  row.guideline = in.Get<uint32_t>();
-  row.created_unix_ms = in.Get<int64_t>();
-  row.place.segment = in.Get<uint32_t>();
-  row.place.offset = in.Get<uint32_t>();
-  row.source = static_cast<v1::Source>(in.Get<uint8_t>());
-  row.verdict = static_cast<v1::Verdict>(in.Get<uint8_t>());
-  const uint8_t bits = in.Get<uint8_t>();
-  row.success = (bits & kSuccessBit) != 0;
-  row.pruned = (bits & kPrunedBit) != 0;
-  stored->run = in.GetString();
-  const size_t tags = in.Get<uint16_t>();
-  stored->tags.clear();
-  for (size_t i = 0; i < tags && in.ok(); ++i) stored->tags.push_back(in.GetString());
-  return in.Finished() && v1::Source_IsValid(row.source) && v1::Verdict_IsValid(row.verdict);
 }
 
 RecordTable::RecordTable() { Intern(""); }
@@ -179,118 +126,208 @@ uint32_t RecordTable::Intern(const std::string& name) {
   return found->second;
 }
 
+uint32_t RecordTable::InternTags(const std::vector<std::string>& tags) {
+  std::vector<uint32_t> ids;
+  for (const std::string& tag : tags) ids.push_back(Intern(tag));
+  std::sort(ids.begin(), ids.end());
+  const auto [found, added] = tag_set_ids_.try_emplace(ids, static_cast<uint32_t>(tag_sets_.size()));
+  if (added) tag_sets_.push_back(std::move(ids));
+  return found->second;
+}
+
+uint32_t RecordTable::InternKind(const RecordKind& kind) {
+  const auto [found, added] = kind_ids_.try_emplace(kind, static_cast<uint32_t>(kinds_.size()));
+  if (added) kinds_.push_back(kind);
+  return found->second;
+}
+
 uint32_t RecordTable::FindName(const std::string& name) const {
   const auto found = name_ids_.find(name);
   return found == name_ids_.end() ? kNoName : found->second;
 }
 
 void RecordTable::Append(const StoredRow& stored) {
+  RecordKind kind = stored.kind;
+  kind.run = Intern(stored.run);
+  kind.tag_set = InternTags(stored.tags);
   RecordRow row = stored.row;
-  row.run = Intern(stored.run);
-  std::vector<uint32_t> tags;
-  for (const std::string& tag : stored.tags) tags.push_back(Intern(tag));
-  std::sort(tags.begin(), tags.end());
-  const auto [found, added] = tag_set_ids_.try_emplace(tags, static_cast<uint32_t>(tag_sets_.size()));
-  if (added) tag_sets_.push_back(std::move(tags));
-  row.tag_set = found->second;
+  row.kind = InternKind(kind);
+  AppendRow(row);
+}
+
+void RecordTable::AppendRow(const RecordRow& row) {
+  QUERN_CHECK(newest_ < kMostRows);
   if (newest_ % kChunk == 0) chunks_.push_back(std::make_unique<RecordRow[]>(kChunk));
+  const bool first = newest_ % kZoneRows == 0;
+  if (first) zones_.push_back(std::make_unique<Zone>());
   ++newest_;
   Row(newest_) = row;
+  zones_.back()->Add(row, first);
+  uids_.Add(row.uid_low, static_cast<uint32_t>(newest_));
+}
+
+uint64_t RecordTable::Find(uint64_t uid_high, uint64_t uid_low) const {
+  return uids_.Find(
+      uid_low, [&](uint32_t number) { return row(number).uid_low == uid_low && row(number).uid_high == uid_high; });
+}
+
+uint64_t RecordTable::Find(std::string_view uid) const {
+  const XXH128_hash_t hash = XXH3_128bits(uid.data(), uid.size());
+  return Find(hash.high64, hash.low64);
+}
+
+bool RecordTable::Agrees(uint64_t number, const StoredRow& stored) const {
+  const RecordRow& mine = row(number);
+  const RecordKind& kind = kinds_[mine.kind];
+  RecordKind expected = stored.kind;
+  expected.run = kind.run;
+  expected.tag_set = kind.tag_set;
+  std::vector<std::string> tags;
+  for (const uint32_t tag : tag_sets_[kind.tag_set]) tags.push_back(names_[tag]);
+  std::sort(tags.begin(), tags.end());
+  return kind == expected && names_[kind.run] == stored.run && tags == stored.tags && mine.order == stored.row.order &&
+         mine.uid_high == stored.row.uid_high && mine.uid_low == stored.row.uid_low &&
+         mine.task_hash == stored.row.task_hash && mine.text_hash == stored.row.text_hash &&
+         mine.episode_return == stored.row.episode_return && mine.created_unix_ms == stored.row.created_unix_ms &&
+         mine.tokens == stored.row.tokens && mine.bytes == stored.row.bytes && mine.success == stored.row.success;
 }
 
 bool RecordTable::Before(uint64_t a, uint64_t b) const {
   const RecordRow& x = row(a);
   const RecordRow& y = row(b);
+  if (x.order != y.order) return x.order < y.order;
+  const uint32_t run_x = kinds_[x.kind].run;
+  const uint32_t run_y = kinds_[y.kind].run;
+  if (run_x != run_y) return names_[run_x] < names_[run_y];
   if (x.uid_high != y.uid_high) return x.uid_high < y.uid_high;
-  if (x.uid_low != y.uid_low) return x.uid_low < y.uid_low;
-  if (x.run != y.run) return name(x.run) < name(y.run);
-  return a < b;
+  return x.uid_low != y.uid_low ? x.uid_low < y.uid_low : a < b;
 }
 
 namespace {
 
-struct TableHeader {
-  uint64_t magic = 0x6e72'6561'7462'6c31;
-  uint64_t row_bytes = sizeof(RecordRow) | uint64_t{kRowFormat} << 32;
+// Four bits a task.
+template <typename Function>
+bool AllBits(uint64_t task_hash, const Function& bit) {
+  const auto step = static_cast<uint32_t>(task_hash >> 32);
+  auto at = static_cast<uint32_t>(task_hash);
+  for (int i = 0; i < 4; ++i, at += step)
+    if (!bit(at >> 6 & 511, uint64_t{1} << (at & 63))) return false;
+  return true;
+}
+
+}  // namespace
+
+bool RecordTable::Zone::MayHaveTask(uint64_t task_hash) const {
+  return AllBits(task_hash, [&](uint32_t word, uint64_t bit) { return (tasks[word] & bit) != 0; });
+}
+
+void RecordTable::Zone::Add(const RecordRow& row, bool first) {
+  min_return = first ? row.episode_return : std::min(min_return, row.episode_return);
+  max_return = first ? row.episode_return : std::max(max_return, row.episode_return);
+  if (kinds.empty() || (kinds.back() != row.kind && std::find(kinds.begin(), kinds.end(), row.kind) == kinds.end()))
+    kinds.push_back(row.kind);
+  AllBits(row.task_hash, [&](uint32_t word, uint64_t bit) {
+    tasks[word] |= bit;
+    return true;
+  });
+}
+
+namespace {
+
+// A file of rows: this, the rows, the kinds that they name by place in it.
+struct FileHeader {
+  uint64_t magic = kFileMagic;
+  uint64_t row_bytes = sizeof(RecordRow);
+  uint64_t first = 0;
   uint64_t rows = 0;
-  uint64_t texts_bytes = 0;
+  uint64_t kinds_bytes = 0;
+  RecordPlace end;
   uint64_t checksum = 0;  // of what is before it, and of all that follows
 };
 static_assert(std::is_trivially_copyable_v<RecordRow>);
 
-}  // namespace
-
-Status RecordTable::SaveTo(const std::string& path) const {
-  std::string texts;
-  Put(&texts, static_cast<uint32_t>(names_.size()));
-  for (const std::string& text : names_) PutString(&texts, text);
-  Put(&texts, static_cast<uint32_t>(tag_sets_.size()));
-  for (const std::vector<uint32_t>& tags : tag_sets_) {
-    Put(&texts, static_cast<uint16_t>(tags.size()));
-    for (const uint32_t tag : tags) Put(&texts, tag);
-  }
-  const auto each_part = [&](const auto& visit) -> Status {
-    for (uint64_t done = 0; done < newest_; done += kChunk)
-      QUERN_RETURN_IF_ERROR(visit(chunks_[done / kChunk].get(), std::min(kChunk, newest_ - done) * sizeof(RecordRow)));
-    return visit(texts.data(), texts.size());
-  };
-  TableHeader header{.rows = newest_, .texts_bytes = texts.size()};
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
-  XXH3_64bits_reset(hash.get());
-  XXH3_64bits_update(hash.get(), &header, sizeof(header) - sizeof(header.checksum));
-  QUERN_RETURN_IF_ERROR(each_part([&](const void* data, size_t size) -> Status {
-    XXH3_64bits_update(hash.get(), data, size);
-    return {};
-  }));
-  header.checksum = XXH3_64bits_digest(hash.get());
-  return WriteFileAtomic(path, [&](const WriteSink& sink) -> Status {
-    QUERN_RETURN_IF_ERROR(sink(&header, sizeof(header)));
-    return each_part(sink);
-  });
-}
-
-bool RecordTable::LoadFrom(const std::string& path) {
-  Clear();
-  const Result<MappedFile> file = PathExists(path) ? MappedFile::Open(path) : Result<MappedFile>(NotFound(path));
-  if (!file.ok()) return false;
-  const std::span<const uint8_t> bytes = file->bytes();
-  TableHeader header;
-  const uint64_t row_bytes = header.row_bytes;
-  const uint64_t magic = header.magic;
-  if (bytes.size() < sizeof(header)) return false;
-  std::memcpy(&header, bytes.data(), sizeof(header));
-  const std::span<const uint8_t> body = bytes.subspan(sizeof(header));
-  if (header.magic != magic || header.row_bytes != row_bytes || header.rows > body.size() / sizeof(RecordRow) ||
-      header.texts_bytes != body.size() - header.rows * sizeof(RecordRow))
-    return false;
+uint64_t ChecksumOf(const FileHeader& header, std::span<const uint8_t> body) {
   const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
   XXH3_64bits_reset(hash.get());
   XXH3_64bits_update(hash.get(), &header, sizeof(header) - sizeof(header.checksum));
   XXH3_64bits_update(hash.get(), body.data(), body.size());
-  if (header.checksum != XXH3_64bits_digest(hash.get())) return false;
-  const uint8_t* rows = body.data();
-  for (uint64_t done = 0; done < header.rows; done += kChunk) {
-    const uint64_t count = std::min(kChunk, header.rows - done);
-    chunks_.push_back(std::make_unique_for_overwrite<RecordRow[]>(kChunk));
-    std::memcpy(static_cast<void*>(chunks_.back().get()), rows, count * sizeof(RecordRow));
-    rows += count * sizeof(RecordRow);
+  return XXH3_64bits_digest(hash.get());
+}
+
+}  // namespace
+
+std::string RecordTable::EncodeRows(uint64_t first, uint64_t last, RecordPlace end) const {
+  FileHeader header{.first = first, .rows = last + 1 - first, .end = end};
+  std::string file(sizeof(header) + header.rows * sizeof(RecordRow), '\0');
+  std::string kinds;
+  std::unordered_map<uint32_t, uint32_t> local;
+  for (uint64_t number = first; number <= last; ++number) {
+    RecordRow copy = row(number);
+    const auto [found, added] = local.try_emplace(copy.kind, static_cast<uint32_t>(local.size()));
+    if (added) {
+      const RecordKind& kind = kinds_[copy.kind];
+      PutString(&kinds, names_[kind.run]);
+      Put(&kinds, static_cast<uint16_t>(tag_sets_[kind.tag_set].size()));
+      for (const uint32_t tag : tag_sets_[kind.tag_set]) PutString(&kinds, names_[tag]);
+      Put(&kinds, kind.version);
+      Put(&kinds, kind.depth);
+      Put(&kinds, kind.guideline);
+      Put(&kinds, static_cast<uint8_t>(kind.source));
+      Put(&kinds, static_cast<uint8_t>(kind.verdict));
+    }
+    copy.kind = found->second;
+    std::memcpy(file.data() + sizeof(header) + (number - first) * sizeof(RecordRow), &copy, sizeof(copy));
   }
-  newest_ = header.rows;
-  Reader in(std::string_view(reinterpret_cast<const char*>(rows), header.texts_bytes));
-  for (uint32_t n = in.Get<uint32_t>(); n > 0 && in.ok(); --n) Intern(in.GetString());
-  for (uint32_t n = in.Get<uint32_t>(); n > 0 && in.ok(); --n) {
-    std::vector<uint32_t> tags(in.Get<uint16_t>());
-    for (uint32_t& tag : tags) tag = in.Get<uint32_t>();
-    tag_set_ids_[tags] = static_cast<uint32_t>(tag_sets_.size());
-    tag_sets_.push_back(std::move(tags));
+  header.kinds_bytes = kinds.size();
+  file += kinds;
+  header.checksum = ChecksumOf(
+      header, {reinterpret_cast<const uint8_t*>(file.data()) + sizeof(header), file.size() - sizeof(header)});
+  std::memcpy(file.data(), &header, sizeof(header));
+  return file;
+}
+
+bool RecordTable::LoadRows(const std::string& path, RecordPlace* end) {
+  const Result<MappedFile> file = MappedFile::Open(path);
+  if (!file.ok()) return false;
+  FileHeader header;
+  if (file->bytes().size() < sizeof(header)) return false;
+  std::memcpy(&header, file->bytes().data(), sizeof(header));
+  const std::span<const uint8_t> body = file->bytes().subspan(sizeof(header));
+  if (header.magic != kFileMagic || header.row_bytes != sizeof(RecordRow) || header.first != newest_ + 1 ||
+      header.rows > body.size() / sizeof(RecordRow) ||
+      header.kinds_bytes != body.size() - header.rows * sizeof(RecordRow) ||
+      header.checksum != ChecksumOf(header, body))
+    return false;
+  const size_t rows_bytes = header.rows * sizeof(RecordRow);
+  Reader in(std::string_view(reinterpret_cast<const char*>(body.data()) + rows_bytes, header.kinds_bytes));
+  std::vector<uint32_t> ids;
+  while (in.ok() && !in.Finished()) {
+    RecordKind kind;
+    kind.run = Intern(in.GetString());
+    std::vector<std::string> tags(in.Get<uint16_t>());
+    for (std::string& tag : tags) tag = in.GetString();
+    kind.tag_set = InternTags(tags);
+    kind.version = in.Get<uint64_t>();
+    kind.depth = in.Get<uint32_t>();
+    kind.guideline = in.Get<uint32_t>();
+    kind.source = static_cast<v1::Source>(in.Get<uint8_t>());
+    kind.verdict = static_cast<v1::Verdict>(in.Get<uint8_t>());
+    ids.push_back(InternKind(kind));
   }
-  bool whole = in.Finished();
-  for (uint64_t number = 1; whole && number <= newest_; ++number)
-    whole = row(number).run < names_.size() && row(number).tag_set < tag_sets_.size();
-  for (const std::vector<uint32_t>& tags : tag_sets_)
-    for (const uint32_t tag : tags) whole = whole && tag < names_.size();
-  if (!whole) Clear();
-  return whole;
+  if (!in.ok()) return false;
+  RecordRow row;
+  const auto read = [&](uint64_t i) {
+    std::memcpy(static_cast<void*>(&row), body.data() + i * sizeof(row), sizeof(row));
+    return row.kind < ids.size();
+  };
+  for (uint64_t i = 0; i < header.rows; ++i)
+    if (!read(i)) return false;
+  for (uint64_t i = 0; i < header.rows && read(i); ++i) {
+    row.kind = ids[row.kind];
+    AppendRow(row);
+  }
+  *end = header.end;
+  return true;
 }
 
 }  // namespace quern

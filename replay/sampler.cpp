@@ -14,6 +14,7 @@ namespace quern {
 namespace {
 
 constexpr size_t kEntries = 16;
+constexpr uint64_t kMostNumbers = uint64_t{1} << 26;  // in all that is remembered of one kind
 constexpr int kRounds = 8;
 // Small ranges use a larger domain: a Feistel network over a handful of values has few distinct orders.
 constexpr int kMinHalfBits = 3;
@@ -22,19 +23,6 @@ std::string FilterKey(const v1::Filter& filter) { return filter.SerializeAsStrin
 
 Status NothingMatches(uint64_t watermark) {
   return NotFound(StrCat("sample: no record up to number ", watermark, " matches the filter"));
-}
-
-v1::PartSummary Describe(const RecordTable& table, const std::vector<uint64_t>& numbers, size_t size) {
-  v1::PartSummary summary;
-  std::unordered_set<uint64_t> texts;
-  for (size_t i = 0; i < size; ++i) {
-    const RecordRow& row = table.row(numbers[i]);
-    texts.insert(row.text_hash);
-    ++(*summary.mutable_depths())[row.depth];
-  }
-  summary.set_records(size);
-  summary.set_unique(texts.size());
-  return summary;
 }
 
 }  // namespace
@@ -98,78 +86,96 @@ double RankDraws::Probability(uint64_t index) const {
   return static_cast<double>(sums_[index] - before) / static_cast<double>(sums_.back());
 }
 
+v1::PartSummary Sampler::Describe(const RecordTable& table, const Pool& pool) {
+  v1::PartSummary summary;
+  std::unordered_set<uint64_t> texts;
+  for (uint64_t i = 0; i < pool.size; ++i) {
+    const uint64_t number = pool[i];
+    texts.insert(table.row(number).text_hash);
+    ++(*summary.mutable_depths())[table.KindOf(number).depth];
+  }
+  summary.set_records(pool.size);
+  summary.set_unique(texts.size());
+  return summary;
+}
+
 void Sampler::Clear() {
   std::lock_guard lock(mutex_);
-  entries_.clear();
+  sets_.clear();
+  lists_.clear();
 }
 
 Sampler::Numbers Sampler::Find(const std::string& key, uint64_t watermark) {
-  for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+  for (auto it = lists_.begin(); it != lists_.end(); ++it) {
     if (it->key != key || it->watermark != watermark) continue;
-    entries_.splice(entries_.begin(), entries_, it);
+    lists_.splice(lists_.begin(), lists_, it);
     return it->numbers;
   }
   return nullptr;
 }
 
 void Sampler::Remember(const std::string& key, uint64_t watermark, Numbers numbers) {
-  entries_.push_front({key, watermark, std::move(numbers)});
-  if (entries_.size() > kEntries) entries_.pop_back();
+  lists_.push_front({key, watermark, std::move(numbers)});
+  uint64_t size = 0;
+  for (const List& list : lists_) size += list.numbers->size();
+  while (lists_.size() > kEntries || (lists_.size() > 1 && size > kMostNumbers)) {
+    size -= lists_.back().numbers->size();
+    lists_.pop_back();
+  }
 }
 
-Result<Sampler::Numbers> Sampler::Candidates(const RecordTable& table, const v1::Filter& filter, uint64_t watermark,
-                                             const TextMatcher& matches_text) {
+Sampler::Set& Sampler::RememberSet(const std::string& key, std::shared_ptr<CandidateSet> candidates) {
+  sets_.push_front({key, std::move(candidates)});
+  uint64_t size = 0;
+  for (const Set& set : sets_) size += set.candidates->size();
+  while (sets_.size() > kEntries || (sets_.size() > 1 && size > kMostNumbers)) {
+    size -= sets_.back().candidates->size();
+    sets_.pop_back();
+  }
+  return sets_.front();
+}
+
+Result<std::shared_ptr<const CandidateSet>> Sampler::Candidates(const RecordTable& table, const v1::Filter& filter,
+                                                                uint64_t watermark, const TextMatcher& matches_text) {
   const std::string key = FilterKey(filter);
-  if (Numbers found = Find(key, watermark)) return found;
-  // The nearest older list is extended; without one, a newer list is cut.
-  const Entry* older = nullptr;
-  const Entry* newer = nullptr;
-  for (const Entry& entry : entries_) {
-    if (entry.key != key) continue;
-    if (entry.watermark < watermark && (older == nullptr || entry.watermark > older->watermark)) older = &entry;
-    if (entry.watermark > watermark && (newer == nullptr || entry.watermark < newer->watermark)) newer = &entry;
+  // The set of this watermark, else the newest older one, which grows, else a newer one, which is cut.
+  auto found = sets_.end();
+  for (auto it = sets_.begin(); it != sets_.end(); ++it) {
+    if (it->key != key) continue;
+    const auto fits = [&](const Set& set) { return set.candidates->watermark() <= watermark; };
+    const bool better =
+        found == sets_.end() || (fits(*it) && !fits(*found)) ||
+        (fits(*it) == fits(*found) && (fits(*it) ? it->candidates->watermark() > found->candidates->watermark()
+                                                 : it->candidates->watermark() < found->candidates->watermark()));
+    if (better) found = it;
   }
-  auto numbers = std::make_shared<std::vector<uint64_t>>();
-  if (older == nullptr && newer != nullptr) {
-    std::copy_if(newer->numbers->begin(), newer->numbers->end(), std::back_inserter(*numbers),
-                 [&](uint64_t number) { return number <= watermark; });
-  } else {
-    const auto before = [&](uint64_t a, uint64_t b) { return table.Before(a, b); };
-    const RowFilter row_filter(filter, table);
-    std::vector<uint64_t> fresh;
-    for (uint64_t number = older == nullptr ? 1 : older->watermark + 1; number <= watermark; ++number) {
-      if (!row_filter.Matches(table.row(number))) continue;
-      if (row_filter.needs_text()) {
-        QUERN_ASSIGN_OR_RETURN(const bool matches, matches_text(number, row_filter));
-        if (!matches) continue;
-      }
-      fresh.push_back(number);
+  if (found != sets_.end()) sets_.splice(sets_.begin(), sets_, found);
+  if (found != sets_.end() && found->candidates->watermark() > watermark)
+    return std::shared_ptr<const CandidateSet>(RememberSet(key, found->candidates->At(watermark)).candidates);
+  const std::shared_ptr<CandidateSet> set =
+      found != sets_.end() ? found->candidates : RememberSet(key, std::make_shared<CandidateSet>(&table)).candidates;
+  if (set->watermark() == watermark) return std::shared_ptr<const CandidateSet>(set);
+  const RowFilter row_filter(filter, table);
+  std::vector<uint32_t> fresh;
+  for (uint64_t number = set->watermark(); (number = row_filter.FirstMatch(number + 1, watermark)) != 0;) {
+    if (row_filter.needs_text()) {
+      QUERN_ASSIGN_OR_RETURN(const bool matches, matches_text(number, row_filter));
+      if (!matches) continue;
     }
-    std::sort(fresh.begin(), fresh.end(), before);
-    if (older == nullptr) {
-      *numbers = std::move(fresh);
-    } else {
-      numbers->reserve(older->numbers->size() + fresh.size());
-      std::merge(older->numbers->begin(), older->numbers->end(), fresh.begin(), fresh.end(),
-                 std::back_inserter(*numbers), before);
-    }
+    fresh.push_back(static_cast<uint32_t>(number));
   }
-  Remember(key, watermark, numbers);
-  return Numbers(numbers);
+  set->Extend(fresh, watermark);
+  return std::shared_ptr<const CandidateSet>(set);
 }
 
-Result<Sampler::Numbers> Sampler::TopCandidates(const RecordTable& table, const v1::Filter& filter, float top_fraction,
-                                                uint64_t watermark, const TextMatcher& matches_text,
-                                                uint64_t* matched) {
-  QUERN_ASSIGN_OR_RETURN(const Numbers all, Candidates(table, filter, watermark, matches_text));
-  *matched += all->size();
-  if (top_fraction == 0 || top_fraction == 1 || all->empty()) return all;
-  const std::string key = StrCat(FilterKey(filter), "|top|", top_fraction);
-  if (Numbers found = Find(key, watermark)) return found;
-  const double share = static_cast<double>(all->size()) * top_fraction;
+Result<Sampler::Numbers> Sampler::TopCandidates(const RecordTable& table, const v1::SampleRequest& request,
+                                                const std::string& filter, const CandidateSet& all) {
+  const std::string key = StrCat(filter, "|top|", request.top_fraction());
+  if (Numbers found = Find(key, request.watermark())) return found;
+  const double share = static_cast<double>(all.size()) * request.top_fraction();
   // The allowance keeps a tenth of ten records at one, though the nearest float to 0.1 lies above it.
   const auto keep = static_cast<size_t>(std::max(1.0, std::ceil(share - 1e-6 * share)));
-  std::vector<uint64_t> best = *all;
+  std::vector<uint64_t> best = all.InOrder();
   std::nth_element(best.begin(), best.begin() + static_cast<ptrdiff_t>(keep - 1), best.end(),
                    [&](uint64_t a, uint64_t b) {
                      const double x = table.row(a).episode_return;
@@ -179,7 +185,7 @@ Result<Sampler::Numbers> Sampler::TopCandidates(const RecordTable& table, const 
   best.resize(keep);
   std::sort(best.begin(), best.end(), [&](uint64_t a, uint64_t b) { return table.Before(a, b); });
   auto numbers = std::make_shared<const std::vector<uint64_t>>(std::move(best));
-  Remember(key, watermark, numbers);
+  Remember(key, request.watermark(), numbers);
   return Numbers(numbers);
 }
 
@@ -208,24 +214,34 @@ Result<Sampler::Choice> Sampler::Choose(const RecordTable& table, const v1::Samp
   if (request.count() == 0) return InvalidArgument("sample: count 0");
   if (request.step() > ~uint64_t{0} / request.count() - 1)
     return InvalidArgument(StrCat("sample: step ", request.step(), " is out of range"));
-  QUERN_ASSIGN_OR_RETURN(const Numbers all, TopCandidates(table, request.filter(), request.top_fraction(), watermark,
-                                                          matches_text, &choice.candidates));
-  QUERN_ASSIGN_OR_RETURN(const Numbers from, Arranged(table, request, FilterKey(request.filter()), 0, all));
-  if (from->empty()) return NothingMatches(watermark);
+  QUERN_ASSIGN_OR_RETURN(const Pool from, Arranged(table, request, request.filter(), 0, matches_text, &choice));
+  if (from.size == 0) return NothingMatches(watermark);
   const uint64_t first = request.step() * request.count();
-  QUERN_RETURN_IF_ERROR(Draw(request, *from, request.seed(), first, request.count(), &choice.numbers));
+  QUERN_RETURN_IF_ERROR(Draw(request, from, request.seed(), first, request.count(), &choice.numbers));
   return choice;
 }
 
-Result<Sampler::Numbers> Sampler::Arranged(const RecordTable& table, const v1::SampleRequest& request,
-                                           const std::string& filter, uint64_t limit, Numbers from) {
-  const uint64_t size = limit == 0 ? from->size() : std::min<uint64_t>(limit, from->size());
-  const bool windowed = request.window() > 0 && request.window() < size;
-  if (size == from->size() && !windowed && request.selector() == v1::SELECTOR_UNIFORM) return from;
-  const std::string key = StrCat(filter, "|", request.top_fraction(), "|", size, "|", request.window(), "|",
+Result<Sampler::Pool> Sampler::Arranged(const RecordTable& table, const v1::SampleRequest& request,
+                                        const v1::Filter& filter, uint64_t limit, const TextMatcher& matches_text,
+                                        Choice* choice) {
+  Pool pool;
+  QUERN_ASSIGN_OR_RETURN(pool.set, Candidates(table, filter, request.watermark(), matches_text));
+  choice->candidates += pool.set->size();
+  pool.size = pool.set->size();
+  const std::string filter_key = FilterKey(filter);
+  const bool top = request.top_fraction() > 0 && request.top_fraction() < 1 && pool.size > 0;
+  if (top) {
+    QUERN_ASSIGN_OR_RETURN(pool.list, TopCandidates(table, request, filter_key, *pool.set));
+    pool.size = pool.list->size();
+  }
+  if (limit > 0) pool.size = std::min(limit, pool.size);
+  const bool windowed = request.window() > 0 && request.window() < pool.size;
+  if (!windowed && request.selector() == v1::SELECTOR_UNIFORM) return pool;
+  const std::string key = StrCat(filter_key, "|", request.top_fraction(), "|", pool.size, "|", request.window(), "|",
                                  static_cast<int>(request.selector()));
-  if (Numbers found = Find(key, request.watermark())) return found;
-  std::vector<uint64_t> numbers(from->begin(), from->begin() + static_cast<ptrdiff_t>(size));
+  if (Numbers found = Find(key, request.watermark())) return Pool{.set = nullptr, .list = found, .size = found->size()};
+  std::vector<uint64_t> numbers = top ? *pool.list : pool.set->InOrder();
+  numbers.resize(pool.size);
   if (windowed) {
     std::sort(numbers.begin(), numbers.end());
     numbers.erase(numbers.begin(), numbers.end() - static_cast<ptrdiff_t>(request.window()));
@@ -243,21 +259,21 @@ Result<Sampler::Numbers> Sampler::Arranged(const RecordTable& table, const v1::S
   }
   auto arranged = std::make_shared<const std::vector<uint64_t>>(std::move(numbers));
   Remember(key, request.watermark(), arranged);
-  return Numbers(arranged);
+  return Pool{.set = nullptr, .list = arranged, .size = arranged->size()};
 }
 
-Status Sampler::Draw(const v1::SampleRequest& request, const std::vector<uint64_t>& from, uint64_t seed, uint64_t first,
-                     uint64_t count, std::vector<uint64_t>* numbers) {
+Status Sampler::Draw(const v1::SampleRequest& request, const Pool& from, uint64_t seed, uint64_t first, uint64_t count,
+                     std::vector<uint64_t>* numbers) {
   switch (request.selector()) {
     case v1::SELECTOR_FIFO:
-      if (first >= from.size())
-        return NotFound(StrCat("sample: all ", from.size(), " records up to number ", request.watermark(),
+      if (first >= from.size)
+        return NotFound(StrCat("sample: all ", from.size, " records up to number ", request.watermark(),
                                " were given once; fifo gives none twice: make fewer steps"));
-      for (uint64_t i = first; i < from.size() && i - first < count; ++i) numbers->push_back(from[i]);
+      for (uint64_t i = first; i < from.size && i - first < count; ++i) numbers->push_back(from[i]);
       return {};
     case v1::SELECTOR_PRIORITISED: {
-      if (ranks_ == nullptr || ranks_size_ != from.size() || ranks_exponent_ != request.priority_exponent()) {
-        ranks_size_ = from.size();
+      if (ranks_ == nullptr || ranks_size_ != from.size || ranks_exponent_ != request.priority_exponent()) {
+        ranks_size_ = from.size;
         ranks_exponent_ = request.priority_exponent();
         ranks_ = std::make_shared<const RankDraws>(ranks_size_, ranks_exponent_);
       }
@@ -265,7 +281,7 @@ Status Sampler::Draw(const v1::SampleRequest& request, const std::vector<uint64_
       return {};
     }
     default:
-      for (const uint64_t index : SequenceIndices(from.size(), seed, first, count)) numbers->push_back(from[index]);
+      for (const uint64_t index : SequenceIndices(from.size, seed, first, count)) numbers->push_back(from[index]);
       return {};
   }
 }
@@ -281,18 +297,15 @@ Status Sampler::ChooseParts(const RecordTable& table, const v1::SampleRequest& r
     if (part.first() > ~uint64_t{0} - part.count())
       return InvalidArgument(StrCat("sample: first ", part.first(), " is out of range"));
     filter.set_data_class(part.data_class());
-    QUERN_ASSIGN_OR_RETURN(const Numbers all, TopCandidates(table, filter, request.top_fraction(), request.watermark(),
-                                                            matches_text, &choice.candidates));
-    QUERN_ASSIGN_OR_RETURN(const Numbers from, Arranged(table, request, FilterKey(filter), part.limit(), all));
-    const size_t size = from->size();
-    if (request.describe()) choice.parts.push_back(Describe(table, *from, size));
+    QUERN_ASSIGN_OR_RETURN(const Pool from, Arranged(table, request, filter, part.limit(), matches_text, &choice));
+    if (request.describe()) choice.parts.push_back(Describe(table, from));
     if (part.count() == 0) continue;
-    if (size == 0) return NothingMatches(request.watermark());
+    if (from.size == 0) return NothingMatches(request.watermark());
     // Real records are drawn as if there were nothing else, the classes independently of each other.
     const uint64_t seed = part.data_class() <= v1::DATA_CLASS_REAL
                               ? request.seed()
                               : MixSeed(request.seed(), static_cast<uint64_t>(part.data_class()));
-    QUERN_RETURN_IF_ERROR(Draw(request, *from, seed, part.first(), part.count(), &choice.numbers));
+    QUERN_RETURN_IF_ERROR(Draw(request, from, seed, part.first(), part.count(), &choice.numbers));
   }
   return {};
 }

@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "proto/replay.pb.h"
+#include "replay/candidate_set.h"
 #include "replay/filter.h"
 #include "replay/record_table.h"
 
@@ -47,8 +48,9 @@ class RankDraws {
   std::vector<uint64_t> sums_;  // up to and with each rank
 };
 
-// Chooses records for sample requests; keeps the sorted candidate lists of recent (filter, watermark) pairs and extends
-// them as the store grows. Thread-safe; the table must not change during a call.
+// Chooses records for sample requests. Keeps the candidates of recent filters, which grow with the store: a uniform
+// draw at a new watermark costs what is new. Other selectors, top_fraction and window sort lists of their own, which
+// are kept for their watermark. Thread-safe; the table must not change during a call.
 class Sampler {
  public:
   // Whether record `number` passes the filter's prompt_contains.
@@ -62,29 +64,45 @@ class Sampler {
   void Clear();
 
  private:
-  Status ChooseParts(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text,
-                     Choice& choice);
   using Numbers = std::shared_ptr<const std::vector<uint64_t>>;
-  struct Entry {
-    std::string key;  // the filter and top fraction
+  // What is drawn from: the first `size` of a list, or where there is none of a set.
+  struct Pool {
+    std::shared_ptr<const CandidateSet> set;
+    Numbers list;
+    uint64_t size = 0;
+    uint64_t operator[](uint64_t rank) const { return list != nullptr ? (*list)[rank] : (*set)[rank]; }
+  };
+  struct Set {
+    std::string key;  // the filter
+    std::shared_ptr<CandidateSet> candidates;
+  };
+  struct List {
+    std::string key;  // the filter and what else decides
     uint64_t watermark = 0;
     Numbers numbers;
   };
-  Result<Numbers> Candidates(const RecordTable& table, const v1::Filter& filter, uint64_t watermark,
-                             const TextMatcher& matches_text);
-  Result<Numbers> TopCandidates(const RecordTable& table, const v1::Filter& filter, float top_fraction,
-                                uint64_t watermark, const TextMatcher& matches_text, uint64_t* matched);
-  // The first `limit` of them, of those the newest `window` (0: all), in the order that the selector asks for.
-  Result<Numbers> Arranged(const RecordTable& table, const v1::SampleRequest& request, const std::string& filter,
-                           uint64_t limit, Numbers from);
+  Status ChooseParts(const RecordTable& table, const v1::SampleRequest& request, const TextMatcher& matches_text,
+                     Choice& choice);
+  // The set may grow with the next call.
+  Result<std::shared_ptr<const CandidateSet>> Candidates(const RecordTable& table, const v1::Filter& filter,
+                                                         uint64_t watermark, const TextMatcher& matches_text);
+  Result<Numbers> TopCandidates(const RecordTable& table, const v1::SampleRequest& request, const std::string& filter,
+                                const CandidateSet& all);
+  // Of the candidates, with top_fraction, the first `limit` (0: all), of those the newest `window` (0: all), in the
+  // order that the selector asks for. Counts the candidates.
+  Result<Pool> Arranged(const RecordTable& table, const v1::SampleRequest& request, const v1::Filter& filter,
+                        uint64_t limit, const TextMatcher& matches_text, Choice* choice);
   // Entries first .. first + count - 1 of the sequence that the selector makes of `from`.
-  Status Draw(const v1::SampleRequest& request, const std::vector<uint64_t>& from, uint64_t seed, uint64_t first,
-              uint64_t count, std::vector<uint64_t>* numbers);
+  Status Draw(const v1::SampleRequest& request, const Pool& from, uint64_t seed, uint64_t first, uint64_t count,
+              std::vector<uint64_t>* numbers);
+  static v1::PartSummary Describe(const RecordTable& table, const Pool& pool);
   Numbers Find(const std::string& key, uint64_t watermark);
   void Remember(const std::string& key, uint64_t watermark, Numbers numbers);
+  Set& RememberSet(const std::string& key, std::shared_ptr<CandidateSet> candidates);
 
   std::mutex mutex_;
-  std::list<Entry> entries_;  // newest use first
+  std::list<Set> sets_;    // newest use first
+  std::list<List> lists_;  // the same
   // Of the last prioritised request: they depend on nothing else.
   double ranks_exponent_ = 0;
   uint64_t ranks_size_ = 0;

@@ -21,15 +21,8 @@ Result<v1::ContainsReply> Store::Contains(const v1::ContainsRequest& request) {
         StrCat("contains: ", request.uids_size(), " uids, over the limit of ", limits.uids_per_question));
   std::shared_lock lock(impl_->state_mutex);
   QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
-  const std::vector<rocksdb::Slice> uids(request.uids().begin(), request.uids().end());
-  const std::vector<rocksdb::ColumnFamilyHandle*> from(uids.size(), impl_->families[kUids]);
-  std::vector<std::string> numbers;
-  const std::vector<rocksdb::Status> statuses = impl_->db->MultiGet(rocksdb::ReadOptions(), from, uids, &numbers);
   v1::ContainsReply reply;
-  for (const rocksdb::Status& status : statuses) {
-    if (!status.ok() && !status.IsNotFound()) return impl_->FromRocks(status);
-    reply.add_stored(status.ok());
-  }
+  for (const std::string& uid : request.uids()) reply.add_stored(impl_->table.Find(uid) != 0);
   return reply;
 }
 
@@ -76,7 +69,8 @@ Result<v1::QueryReply> Store::Query(const v1::QueryRequest& request) {
   uint64_t number =
       down ? (request.after() == 0 ? newest : std::min(newest, request.after() - 1)) : request.after() + 1;
   for (; number != 0 && number <= newest; down ? --number : ++number) {
-    if (!filter.Matches(table.row(number))) continue;
+    number = down ? filter.LastMatch(1, number) : filter.FirstMatch(number, newest);
+    if (number == 0) break;
     const bool full = !request.count_only() && (count >= limit || bytes >= kPageBytes);
     if (full && !filter.needs_text()) {
       reply.set_more(true);
@@ -127,10 +121,9 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
   // Wide enough that sums of doubles of ordinary size are exact: the order of arrival does not show in a result.
   __float128 sum = 0;
   __float128 squares = 0;
-  std::vector<uint64_t> tag_sets(table.tag_sets());
-  for (uint64_t number = 1; number <= table.newest(); ++number) {
+  std::vector<uint64_t> kinds(table.kinds());
+  for (uint64_t number = 0; (number = filter.FirstMatch(number + 1, table.newest())) != 0;) {
     const RecordRow& row = table.row(number);
-    if (!filter.Matches(row)) continue;
     if (filter.needs_text()) {
       QUERN_ASSIGN_OR_RETURN(const bool matches, impl_->TextMatches(number, filter));
       if (!matches) continue;
@@ -139,16 +132,12 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
     tokens += row.tokens;
     bytes += row.bytes;
     successes += row.success ? 1 : 0;
-    if (row.source == v1::SOURCE_REAL)
-      reply.set_real(reply.real() + 1);
-    else
-      reply.set_generated(reply.generated() + 1);
     const double value = row.episode_return;
     sum += value;
     squares += static_cast<__float128>(value) * value;
     reply.set_min_return(records == 1 ? value : std::min(reply.min_return(), value));
     reply.set_max_return(records == 1 ? value : std::max(reply.max_return(), value));
-    ++tag_sets[row.tag_set];
+    ++kinds[row.kind];
   }
   reply.set_records(records);
   reply.set_tokens(tokens);
@@ -160,9 +149,14 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
     reply.set_success_rate(static_cast<double>(successes) / static_cast<double>(records));
   }
   std::map<std::string, uint64_t> tags;
-  for (size_t set = 0; set < tag_sets.size(); ++set) {
-    if (tag_sets[set] == 0) continue;
-    for (const uint32_t tag : table.tag_set(static_cast<uint32_t>(set))) tags[table.name(tag)] += tag_sets[set];
+  for (size_t id = 0; id < kinds.size(); ++id) {
+    if (kinds[id] == 0) continue;
+    const RecordKind& kind = table.kind(static_cast<uint32_t>(id));
+    if (kind.source == v1::SOURCE_REAL)
+      reply.set_real(reply.real() + kinds[id]);
+    else
+      reply.set_generated(reply.generated() + kinds[id]);
+    for (const uint32_t tag : table.tag_set(kind.tag_set)) tags[table.name(tag)] += kinds[id];
   }
   for (const auto& [tag, count] : tags) {
     v1::TagCount* entry = reply.add_tags();

@@ -53,9 +53,10 @@ struct PruneReport {
 };
 
 // A durable, append-only set of trajectories in one directory: their bytes as sent in a log of our own
-// (replay/record_log.h), their index in RocksDB. Records are numbered from 1 in insertion order; the newest number is
-// the watermark. What filters and sampling need of every record is held in memory (about 100 bytes a record) and
-// rebuilt at open from a compact column family. Thread-safe; one process at a time.
+// (replay/record_log.h), writers and counters in RocksDB. Records are numbered from 1 in insertion order; the newest
+// number is the watermark. What filters and sampling need of every record is held in memory (replay/record_table.h:
+// about 95 bytes a record, and 8 for each set that is sampled from) and read at open from files of rows and the log
+// behind them. Thread-safe; one process at a time.
 class Store : public Replay {
  public:
   static Result<std::unique_ptr<Store>> Open(const std::string& directory, StoreOptions options = {});

@@ -29,7 +29,10 @@ CheckedRequest Check(const std::vector<std::string_view>& trajectories, const Re
   for (const std::string_view bytes : trajectories) {
     checked.status = ParseTrajectory(bytes, limits, &trajectory);
     if (!checked.status.ok()) return checked;
-    checked.records.push_back({bytes, trajectory.uid(), MakeRow(trajectory, bytes.size())});
+    checked.records.push_back({.bytes = bytes,
+                               .hash = RecordLog::HashOf(bytes),
+                               .uid = trajectory.uid(),
+                               .row = MakeRow(trajectory, bytes.size())});
     checked.bytes += bytes.size();
   }
   return checked;
@@ -178,7 +181,6 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<const 
   std::vector<RecordLog::Entry> entries;
   const uint64_t newest = table.newest();
   uint64_t repeated = duplicates;
-  rocksdb::PinnableSlice found;
   Writers changed;
   v1::LogTrailer trailer;
   for (size_t r = 0; r < checked.size(); ++r) {
@@ -206,13 +208,8 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<const 
     }
     for (size_t i = known; i < request.records.size(); ++i) {
       const NewRecord& record = request.records[i];
-      bool stored = !uids.insert(record.uid).second;
-      if (!stored) {
-        const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kUids], record.uid, &found);
-        if (!status.ok() && !status.IsNotFound()) return FailAll(checked, FromRocks(status));
-        stored = status.ok();
-        found.Reset();
-      }
+      const bool stored =
+          !uids.insert(record.uid).second || table.Find(record.row.row.uid_high, record.row.row.uid_low) != 0;
       if (stored) {
         ++repeated;
         replies[r]->set_duplicates(replies[r]->duplicates() + 1);
@@ -221,12 +218,14 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<const 
         continue;
       }
       records.push_back(&record);
-      entries.push_back({.number = newest + records.size(), .bytes = record.bytes});
+      entries.push_back({.number = newest + records.size(), .bytes = record.bytes, .hash = record.hash});
       logged.add_numbers(entries.back().number);
       replies[r]->set_inserted(replies[r]->inserted() + 1);
     }
     if (request.epoch != 0 && known < request.records.size()) *trailer.add_requests() = std::move(logged);
   }
+  if (newest + entries.size() > RecordTable::kMostRows)
+    return FailAll(checked, ResourceExhausted(directory + ": is full, no store has more than 2^32 records"));
   rocksdb::WriteBatch batch;
   std::vector<StoredRow> rows;
   if (!entries.empty() || !changed.empty()) {
@@ -238,15 +237,12 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<const 
     for (size_t i = 0; i < records.size(); ++i) {
       rows.push_back(records[i]->row);
       rows.back().row.place = places[i];
-      const std::string key = NumberKey(entries[i].number);
-      (void)batch.Put(families[kUids], records[i]->uid, key);
-      (void)batch.Put(families[kRows], key, EncodeRow(rows.back()));
+      unsaved_bytes += records[i]->bytes.size();
     }
-    for (const auto& [writer, state] : changed)
-      (void)batch.Put(families[kState], WriterKey(writer), state.SerializeAsString());
-    (void)batch.Put(families[kState], kLogEnd, EncodePlace(log->end()));
+    for (const auto& [writer, state] : changed) (void)batch.Put(WriterKey(writer), state.SerializeAsString());
+    (void)batch.Put(kLogEnd, EncodePlace(log->end()));
   }
-  if (repeated != duplicates) (void)batch.Put(families[kState], "duplicates", NumberKey(repeated));
+  if (repeated != duplicates) (void)batch.Put("duplicates", NumberKey(repeated));
   if (batch.Count() > 0) {
     if (const rocksdb::Status status = db->Write(rocksdb::WriteOptions(), &batch); !status.ok())
       return FailAll(checked, WriteFailed(FromRocks(status)));
@@ -257,37 +253,40 @@ std::vector<Result<v1::InsertReply>> Store::Impl::Write(const std::vector<const 
     std::unique_lock lock(state_mutex);
     for (const StoredRow& row : rows) table.Append(row);
   }
+  if (!rows.empty() || !changed.empty()) table_end = log->end();
+  SaveRowsLater();
   for (Result<v1::InsertReply>& reply : replies)
     if (reply.ok()) reply->set_watermark(newest + rows.size());
   return replies;
 }
 
-Status Store::Impl::ReplayFrame(const RecordLog::Frame& frame) {
+// `known`: its writers and duplicates are in RocksDB.
+Status Store::Impl::ReplayFrame(const RecordLog::Frame& frame, bool known) {
   v1::LogTrailer trailer;
   if (!trailer.ParseFromArray(frame.trailer.data(), static_cast<int>(frame.trailer.size())))
     return DataLoss(StrCat(log->PathOf(frame.end.segment), ": the frame before byte ", frame.end.offset,
                            " has no trailer that parses"));
-  rocksdb::WriteBatch batch;
   v1::Trajectory trajectory;
   for (size_t i = 0; i < frame.entries.size(); ++i) {
-    const auto& [number, bytes] = frame.entries[i];
+    const auto& [number, bytes, hash] = frame.entries[i];
+    if (number <= table.newest()) continue;
     if (number > table.newest() + 1)
       return DataLoss(StrCat(directory, ": the log goes on with record ", number, " after ", table.newest()));
     QUERN_RETURN_IF_ERROR(ParseTrajectory(bytes, options.limits, &trajectory));
     StoredRow row = MakeRow(trajectory, bytes.size());
     row.row.place = frame.places[i];
-    const std::string key = NumberKey(number);
-    (void)batch.Put(families[kUids], trajectory.uid(), key);
-    (void)batch.Put(families[kRows], key, EncodeRow(row));
-    if (number == table.newest() + 1) table.Append(row);
+    table.Append(row);
+    unsaved_bytes += bytes.size();
   }
+  if (known) return {};
+  rocksdb::WriteBatch batch;
   for (const v1::WriterState& state : trailer.writers()) {
     writers[state.writer()] = state;
-    (void)batch.Put(families[kState], WriterKey(state.writer()), state.SerializeAsString());
+    (void)batch.Put(WriterKey(state.writer()), state.SerializeAsString());
   }
   duplicates = std::max(duplicates, trailer.duplicates());
-  (void)batch.Put(families[kState], "duplicates", NumberKey(duplicates));
-  (void)batch.Put(families[kState], kLogEnd, EncodePlace(frame.end));
+  (void)batch.Put("duplicates", NumberKey(duplicates));
+  (void)batch.Put(kLogEnd, EncodePlace(frame.end));
   return options.read_only ? Status() : FromRocks(db->Write(rocksdb::WriteOptions(), &batch));
 }
 

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "replay/record_log.h"
@@ -21,27 +22,24 @@
 // Private to the store's sources.
 namespace quern {
 
-// Column families. Numbers are keys of 8 bytes, big-endian, so that RocksDB's order is insertion order. They are the
-// index: the records are in the record log, whose frames are what an acknowledgement rests on. Index writes are not
-// synced; what a crash takes of them is made again from the frames after "log".
-enum ColumnFamily : size_t {
-  kState,  // the default one: "format", "log" (LogEnd), "duplicates", "writer/" NAME -> WriterState
-  kUids,   // uid -> number (8 bytes, big-endian)
-  kRows,   // number -> EncodeRow
-  kColumnFamilies,
-};
+// RocksDB holds what is small and changes: "format", kLogEnd, "duplicates", kRowsNeeded, kLastBackup and "writer/" NAME
+// -> WriterState. An acknowledgement rests on the frames of the record log; what commits write to RocksDB is not
+// synced, and what a crash takes of it is made again from the frames behind kLogEnd. The table of all records is in
+// memory; files of rows (store_rows.cpp) spare an opening most of the log.
 
 std::string NumberKey(uint64_t number);
 uint64_t ParseNumber(const rocksdb::Slice& key);  // 0 when it is not a number key
 std::string WriterKey(const std::string& writer);
-// The end of the last frame that is in the index.
+// The end of the last frame whose writers and duplicates are in RocksDB.
 inline constexpr char kLogEnd[] = "log";
+inline constexpr char kRowsNeeded[] = "rows";    // so many rows cannot be made again from the log: some were pruned
 inline constexpr char kLastBackup[] = "backup";  // unix seconds
 std::string EncodePlace(RecordPlace place);
 
 // A request that was parsed and checked; all bytes are the caller's.
 struct NewRecord {
   std::string_view bytes;
+  uint64_t hash = 0;  // RecordLog::HashOf
   std::string uid;
   StoredRow row;
 };
@@ -66,9 +64,19 @@ struct Store::Impl {
   mutable std::shared_mutex state_mutex;
   std::unique_ptr<RecordLog> log;
   std::unique_ptr<rocksdb::DB> db;
-  std::vector<rocksdb::ColumnFamilyHandle*> families;
   RecordTable table;
-  uint64_t saved_rows = 0;  // of the table, in its snapshot
+  // Rows first..last are in a file, which goes with the log up to `end`.
+  struct RowFile {
+    uint64_t first = 0;
+    uint64_t last = 0;
+    RecordPlace end;
+    bool changed = false;  // in memory, since it was written
+  };
+  std::vector<RowFile> row_files;  // under write_mutex, when no saver runs
+  uint64_t unsaved_bytes = 0;      // of records whose rows are in no file
+  std::thread saver;               // writes a file of rows while commits go on
+  std::atomic<bool> saving{false};
+  RecordPlace table_end;  // the table has all frames of the log up to here
   Sampler sampler;
   uint64_t duplicates = 0;
   Writers writers;
@@ -90,22 +98,31 @@ struct Store::Impl {
   std::atomic<uint64_t> waiting_records{0};
   std::atomic<double> last_backup_seconds{0};  // kState "backup"
 
-  ~Impl() { Close(); }
+  ~Impl() {
+    WaitForSaver();
+    Close();
+  }
   void Close();
   Status OpenDatabase(bool create);
   Status LoadState();
-  // Reads rows that are in the database and not yet in the table.
-  Status LoadRows();
   Status LoadWriters();
-  // Enters frames of the log that the index does not have.
-  Status ReplayLog();
-  Status ReplayFrame(const RecordLog::Frame& frame);
+  // Enters frames of the log that table or RocksDB do not have.
+  Status ReplayLog(RecordPlace rows_end);
+  Status ReplayFrame(const RecordLog::Frame& frame, bool known);
   Status RemoveUnused();
   Status CheckPlaces() const;
-  std::string TablePath() const;
-  void SaveTable();
-  Status ForgetTable();
-  Status SyncIndex();
+  // store_rows.cpp
+  std::string RowsPath(uint64_t first) const;
+  Status LoadRowFiles(RecordPlace* end);
+  RowFile NextRowFile() const;
+  // All rows that no file has, or that have changed in one.
+  Status SaveRows();
+  // The same for new ones, beside what goes on, once they are many.
+  void SaveRowsLater();
+  void SaveRowsAtEnd();
+  void WaitForSaver();
+  void RowChanged(uint64_t number);
+  Status SyncState();
   // How many of the request's records, from its first, the writer's sequence has already; the new state is entered in
   // `changed`, what it adds to the ledger in `logged`. A fenced or unknown epoch and a gap are refused.
   Result<size_t> Admit(const CheckedRequest& request, Writers* changed, v1::LoggedRequest* logged) const;
@@ -124,6 +141,8 @@ struct Store::Impl {
   Status Reclaim();
   // What verify adds of the log: every frame, and the ledgers that they add up to.
   void VerifyLog(const std::function<void(const std::string&)>& problem) const;
+  // That the files of rows say what the table does.
+  void VerifyRowFiles(const std::function<void(const std::string&)>& problem);
 };
 
 }  // namespace quern

@@ -22,7 +22,7 @@ constexpr size_t kMaxProblems = 100;
 
 Result<VerifyReport> Store::Verify() {
   Impl& store = *impl_;
-  std::lock_guard write_lock(store.write_mutex);  // the column families are compared: nothing may be added meanwhile
+  std::lock_guard write_lock(store.write_mutex);  // nothing may be added meanwhile
   QUERN_RETURN_IF_ERROR(store.CheckOpen());
   VerifyReport report;
   const auto problem = [&](const std::string& text) {
@@ -34,46 +34,23 @@ Result<VerifyReport> Store::Verify() {
   read.readahead_size = 1 << 20;
   if (const rocksdb::Status status = store.db->VerifyChecksum(read); !status.ok()) problem(status.ToString());
 
-  const uint64_t newest = store.table.newest();
-  const std::unique_ptr<rocksdb::Iterator> rows(store.db->NewIterator(read, store.families[kRows]));
   v1::Trajectory trajectory;
   std::string bytes;
-  std::string found;
-  uint64_t pruned = 0;
-  rows->SeekToFirst();
-  for (uint64_t number = 1; number <= newest; ++number) {
+  for (uint64_t number = 1; number <= store.table.newest(); ++number) {
     const RecordRow& row = store.table.row(number);
-    while (rows->Valid() && ParseNumber(rows->key()) < number) rows->Next();
-    const bool has_row = rows->Valid() && ParseNumber(rows->key()) == number;
-    if (!has_row) problem(StrCat("record ", number, " has no index row"));
-    if (row.pruned) {
-      ++pruned;
-      continue;
-    }
+    if (const uint64_t found = store.table.Find(row.uid_high, row.uid_low); found != number)
+      problem(StrCat("record ", number, ": its uid leads to record ", found));
+    if (row.pruned) continue;
     ++report.records;
     report.bytes += row.bytes;
     Status status = store.ReadRecord(number, &bytes);
     if (status.ok()) status = ParseTrajectory(bytes, store.options.limits, &trajectory);
-    if (!status.ok()) {
+    if (!status.ok())
       problem(StrCat("record ", number, ": ", status.message()));
-      continue;
-    }
-    StoredRow expected = MakeRow(trajectory, bytes.size());
-    expected.row.place = row.place;
-    if (has_row && rows->value().ToStringView() != EncodeRow(expected))
-      problem(StrCat("record ", number, ": the index row does not agree with the record"));
-    const rocksdb::Status got = store.db->Get(read, store.families[kUids], trajectory.uid(), &found);
-    if (!got.ok() || ParseNumber(found) != number)
-      problem(StrCat("record ", number, ": uid ", trajectory.uid(), " leads ",
-                     got.ok() ? StrCat("to record ", ParseNumber(found)) : "nowhere"));
+    else if (!store.table.Agrees(number, MakeRow(trajectory, bytes.size())))
+      problem(StrCat("record ", number, ": its row does not agree with the record"));
   }
-  if (!rows->status().ok()) problem(rows->status().ToString());
-  uint64_t uids = 0;
-  const std::unique_ptr<rocksdb::Iterator> uid(store.db->NewIterator(read, store.families[kUids]));
-  for (uid->SeekToFirst(); uid->Valid(); uid->Next()) ++uids;
-  if (!uid->status().ok()) problem(uid->status().ToString());
-  if (uids != report.records + pruned)
-    problem(StrCat(uids, " uids for ", report.records, " records and ", pruned, " pruned ones"));
+  store.VerifyRowFiles(problem);
   store.VerifyLog(problem);
   return report;
 }
@@ -143,11 +120,9 @@ StoreHealth Store::Health() const {
   health.last_backup_seconds = store.last_backup_seconds;
   if (const Result<uint64_t> free = DiskFreeBytes(store.directory); free.ok()) health.disk_free_bytes = *free;
   if (store.db == nullptr) return health;
-  for (rocksdb::ColumnFamilyHandle* family : store.families) {
-    std::string files;
-    if (store.db->GetProperty(family, "rocksdb.num-files-at-level0", &files))
-      health.level0_files += std::strtoull(files.c_str(), nullptr, 10);
-  }
+  std::string level0;
+  if (store.db->GetProperty("rocksdb.num-files-at-level0", &level0))
+    health.level0_files = std::strtoull(level0.c_str(), nullptr, 10);
   rocksdb::VectorLogPtr logs;
   if (store.db->GetSortedWalFiles(logs).ok())
     for (const auto& log : logs) health.wal_bytes += log->SizeFileBytes();
@@ -167,8 +142,12 @@ Status Store::Backup(const std::string& to) {
   QUERN_RETURN_IF_ERROR(store.FromRocks(checkpoint->CreateCheckpoint(part)).Annotate("backup to " + to));
   // Sealed segments are never written again, so that both may have the same file.
   store.log->Seal();
-  for (const uint32_t segment : store.log->Segments()) {
-    const std::string from = store.log->PathOf(segment);
+  // Neither are files of rows, which are only ever replaced.
+  store.WaitForSaver();
+  std::vector<std::string> files;
+  for (const uint32_t segment : store.log->Segments()) files.push_back(store.log->PathOf(segment));
+  for (const Impl::RowFile& file : store.row_files) files.push_back(store.RowsPath(file.first));
+  for (const std::string& from : files) {
     const std::string copy = JoinPath(part, from.substr(from.rfind('/') + 1));
     if (link(from.c_str(), copy.c_str()) == 0) continue;
     const Status status = WriteFileAtomic(copy, [&](const WriteSink& sink) -> Status {
@@ -183,17 +162,14 @@ Status Store::Backup(const std::string& to) {
       std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   if (store.options.read_only) return {};
   const auto seconds = static_cast<uint64_t>(store.last_backup_seconds);
-  return store.FromRocks(
-      store.db->Put(rocksdb::WriteOptions(), store.families[kState], kLastBackup, NumberKey(seconds)));
+  return store.FromRocks(store.db->Put(rocksdb::WriteOptions(), kLastBackup, NumberKey(seconds)));
 }
 
 Status Store::Compact() {
-  std::shared_lock lock(impl_->state_mutex);
+  std::lock_guard write_lock(impl_->write_mutex);
   QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
-  for (rocksdb::ColumnFamilyHandle* family : impl_->families)
-    QUERN_RETURN_IF_ERROR(
-        impl_->FromRocks(impl_->db->CompactRange(rocksdb::CompactRangeOptions(), family, nullptr, nullptr)));
-  return {};
+  if (!impl_->options.read_only && impl_->options.env == nullptr) QUERN_RETURN_IF_ERROR(impl_->SaveRows());
+  return impl_->FromRocks(impl_->db->CompactRange(rocksdb::CompactRangeOptions(), nullptr, nullptr));
 }
 
 }  // namespace quern

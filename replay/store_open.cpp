@@ -1,9 +1,6 @@
 #include <fcntl.h>
-#include <rocksdb/cache.h>
 #include <rocksdb/env.h>
 #include <rocksdb/file_system.h>
-#include <rocksdb/filter_policy.h>
-#include <rocksdb/table.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,9 +19,7 @@ namespace quern {
 
 namespace {
 
-constexpr uint64_t kRowsWorthSaving = 200'000;  // reading so many takes some tenths of a second
-constexpr std::string_view kFormat = "quern-replay-5";
-constexpr const char* kFamilyNames[kColumnFamilies] = {"default", "uids", "rows"};
+constexpr std::string_view kFormat = "quern-replay-6";
 
 // RocksDB's warnings go to our log. Its own log file would fill the disk further, and an assertion of Debian's build
 // ends the process when that file cannot be written.
@@ -44,34 +39,18 @@ class RocksLogger : public rocksdb::Logger {
 
 // What is in the database can be made again from the record log. These options keep a store that is killed over and
 // over alive: with the default level-0 limits, compaction never finishes between two kills and writes stop for good.
-rocksdb::DBOptions DatabaseOptions() {
-  rocksdb::DBOptions options;
+rocksdb::Options DatabaseOptions() {
+  rocksdb::Options options;
   options.max_background_jobs = 2;
   options.avoid_flush_during_recovery = true;
-  options.max_total_wal_size = uint64_t{512} << 20;
   options.info_log = std::make_shared<RocksLogger>();
   options.track_and_verify_wals_in_manifest = true;
   options.paranoid_checks = true;
   options.max_bgerror_resume_count = 0;  // Recover does it
+  options.level0_slowdown_writes_trigger = 500;
+  options.level0_stop_writes_trigger = 1000;
+  options.write_buffer_size = size_t{16} << 20;
   return options;
-}
-
-std::vector<rocksdb::ColumnFamilyDescriptor> Families() {
-  rocksdb::BlockBasedTableOptions blocks;
-  blocks.block_cache = rocksdb::NewLRUCache(size_t{64} << 20);
-  blocks.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  std::vector<rocksdb::ColumnFamilyDescriptor> families;
-  for (const char* name : kFamilyNames) {
-    rocksdb::ColumnFamilyOptions options;
-    options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(blocks));
-    options.level0_slowdown_writes_trigger = 500;
-    options.level0_stop_writes_trigger = 1000;
-    options.write_buffer_size = size_t{16} << 20;
-    families.emplace_back(name, options);
-  }
-  families[kUids].options.memtable_whole_key_filtering = true;
-  families[kUids].options.memtable_prefix_bloom_size_ratio = 0.05;
-  return families;
 }
 
 // What a killed process wrote but did not sync is found again at open and built upon: so it is synced first. The record
@@ -137,144 +116,125 @@ Status Store::Impl::FromRocks(const rocksdb::Status& status) const {
 
 void Store::Impl::Close() {
   if (db == nullptr) return;
-  for (rocksdb::ColumnFamilyHandle* family : families) db->DestroyColumnFamilyHandle(family);
-  families.clear();
   db->Close();
   db.reset();
 }
 
 Status Store::Impl::OpenDatabase(bool create) {
   QUERN_RETURN_IF_ERROR(CheckDirectory(directory, create));
-  rocksdb::DBOptions database = DatabaseOptions();
+  rocksdb::Options database = DatabaseOptions();
   database.create_if_missing = create;
-  database.create_missing_column_families = !options.read_only;
   if (options.env != nullptr) database.env = options.env.get();
   rocksdb::DB* opened = nullptr;
   std::vector<std::string> names;
   if (PathExists(JoinPath(directory, "CURRENT")) && rocksdb::DB::ListColumnFamilies(database, directory, &names).ok() &&
-      std::find(names.begin(), names.end(), "records") != names.end())
+      names.size() > 1)
     return Unimplemented(directory +
-                         ": a store of an older format, which keeps its records in RocksDB: export it with " +
-                         "the program that wrote it ('quern replay export') and import the rows into a new one");
-  QUERN_RETURN_IF_ERROR(
-      FromRocks(options.read_only ? rocksdb::DB::OpenForReadOnly(database, directory, Families(), &families, &opened)
-                                  : rocksdb::DB::Open(database, directory, Families(), &families, &opened)));
+                         ": a store of an older format, which keeps its records or their index in RocksDB: export it " +
+                         "with the program that wrote it ('quern replay export') and import the rows into a new one");
+  QUERN_RETURN_IF_ERROR(FromRocks(options.read_only ? rocksdb::DB::OpenForReadOnly(database, directory, &opened)
+                                                    : rocksdb::DB::Open(database, directory, &opened)));
   db.reset(opened);
   return {};
 }
 
 Status Store::Impl::LoadState() {
   std::string format;
-  rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kState], "format", &format);
+  rocksdb::Status status = db->Get(rocksdb::ReadOptions(), "format", &format);
   if (status.IsNotFound()) {
     rocksdb::WriteOptions synced;
     synced.sync = true;
-    status = db->Put(synced, families[kState], "format", rocksdb::Slice(kFormat.data(), kFormat.size()));
+    status = db->Put(synced, "format", rocksdb::Slice(kFormat.data(), kFormat.size()));
   } else if (status.ok() && format != kFormat) {
     return Unimplemented(directory + ": a store of format '" + format + "', this program reads " +
                          std::string(kFormat));
   }
   QUERN_RETURN_IF_ERROR(FromRocks(status));
   std::string value;
-  status = db->Get(rocksdb::ReadOptions(), families[kState], "duplicates", &value);
+  status = db->Get(rocksdb::ReadOptions(), "duplicates", &value);
   duplicates = status.ok() ? ParseNumber(value) : 0;
   if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
-  status = db->Get(rocksdb::ReadOptions(), families[kState], kLastBackup, &value);
+  status = db->Get(rocksdb::ReadOptions(), kLastBackup, &value);
   if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
   if (status.ok()) last_backup_seconds = static_cast<double>(ParseNumber(value));
   QUERN_RETURN_IF_ERROR(LoadWriters());
-  if (!table.LoadFrom(TablePath())) table.Clear();
-  saved_rows = table.newest();
+  RecordPlace rows_end;
+  QUERN_RETURN_IF_ERROR(LoadRowFiles(&rows_end));
   sampler.Clear();
   rocksdb::Env* const disk = options.env != nullptr ? options.env.get() : rocksdb::Env::Default();
   log = std::make_unique<RecordLog>(directory, disk->GetFileSystem().get());
   QUERN_RETURN_IF_ERROR(log->Open());
-  QUERN_RETURN_IF_ERROR(LoadRows());
-  QUERN_RETURN_IF_ERROR(ReplayLog());
+  QUERN_RETURN_IF_ERROR(ReplayLog(rows_end));
   QUERN_RETURN_IF_ERROR(CheckPlaces());
-  SaveTable();
+  SaveRowsLater();
   return options.read_only ? Status() : RemoveUnused();
-}
-
-std::string Store::Impl::TablePath() const { return JoinPath(directory, "table.snapshot"); }
-
-// So that a store of millions opens in a moment, also one that is killed again and again.
-void Store::Impl::SaveTable() {
-  if (options.read_only || options.env != nullptr || table.newest() < saved_rows + kRowsWorthSaving) return;
-  if (const Status saved = table.SaveTo(TablePath()); !saved.ok())
-    LogWarning("the next opening reads every index row: " + saved.message());
-  else
-    saved_rows = table.newest();
-}
-
-Status Store::Impl::ForgetTable() {
-  saved_rows = 0;
-  if (unlink(TablePath().c_str()) != 0) return errno == ENOENT ? Status() : FromErrno(errno, TablePath());
-  return SyncFolderOf(TablePath());
 }
 
 // Every record lies in a segment that is there and long enough.
 Status Store::Impl::CheckPlaces() const {
   std::unordered_map<uint32_t, uint64_t> last;  // of each segment, the record that reaches farthest
+  uint32_t segment = 0;
+  uint64_t* farthest = nullptr;
   for (uint64_t number = 1; number <= table.newest(); ++number) {
     const RecordRow& row = table.row(number);
     if (row.pruned) continue;
-    uint64_t& farthest = last[row.place.segment];
-    if (farthest == 0 || table.row(farthest).place.offset < row.place.offset) farthest = number;
+    if (farthest == nullptr || row.place.segment != segment) {
+      segment = row.place.segment;
+      farthest = &last[segment];
+    }
+    if (*farthest == 0 || table.row(*farthest).place.offset < row.place.offset) *farthest = number;
   }
-  for (const auto& [segment, number] : last) {
+  for (const auto& [in, number] : last) {
     const RecordRow& row = table.row(number);
     if (!log->Holds(row.place, row.bytes))
-      return DataLoss(StrCat(log->PathOf(segment), ": record ", number, " at byte ", row.place.offset, " is missing"));
+      return DataLoss(StrCat(log->PathOf(in), ": record ", number, " at byte ", row.place.offset, " is missing"));
   }
   return {};
 }
 
-Status Store::Impl::ReplayLog() {
+// `rows_end`: where the log goes on from what the table has.
+Status Store::Impl::ReplayLog(RecordPlace rows_end) {
   std::string value;
-  RecordPlace end;
-  const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kState], kLogEnd, &value);
+  RecordPlace state_end;
+  const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), kLogEnd, &value);
   if (!status.ok() && !status.IsNotFound()) return FromRocks(status);
   if (status.ok()) {
     if (value.size() != 16) return DataLoss(directory + ": the end of the record log is damaged");
-    end = {.segment = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data(), 8))),
-           .offset = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data() + 8, 8)))};
+    state_end = {.segment = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data(), 8))),
+                 .offset = static_cast<uint32_t>(ParseNumber(rocksdb::Slice(value.data() + 8, 8)))};
   }
-  return log->Replay(end, [this](const RecordLog::Frame& frame) { return ReplayFrame(frame); });
+  QUERN_RETURN_IF_ERROR(
+      log->Replay(std::min(rows_end, state_end), std::max(rows_end, state_end),
+                  [&](const RecordLog::Frame& frame) { return ReplayFrame(frame, frame.end <= state_end); }));
+  table_end = log->end();
+  return {};
 }
 
 // Segments that a broken-off prune left behind, and such that were begun in vain.
 Status Store::Impl::RemoveUnused() {
   std::unordered_set<uint32_t> used;
-  for (uint64_t number = 1; number <= table.newest(); ++number)
-    if (!table.row(number).pruned) used.insert(table.row(number).place.segment);
+  uint32_t segment = 0;
+  for (uint64_t number = 1; number <= table.newest(); ++number) {
+    const RecordRow& row = table.row(number);
+    if (row.pruned || row.place.segment == segment) continue;
+    segment = row.place.segment;
+    used.insert(segment);
+  }
   std::vector<uint32_t> unused;
-  for (const uint32_t segment : log->Segments())
-    if (segment < log->end().segment && used.count(segment) == 0) unused.push_back(segment);
-  if (unused.empty()) return {};
-  QUERN_RETURN_IF_ERROR(SyncIndex());
-  for (const uint32_t segment : unused) QUERN_RETURN_IF_ERROR(log->Remove(segment));
+  for (const uint32_t one : log->Segments())
+    if (one < log->end().segment && used.count(one) == 0) unused.push_back(one);
+  if (unused.empty() || table.newest() == 0) return {};
+  QUERN_RETURN_IF_ERROR(SaveRows());
+  QUERN_RETURN_IF_ERROR(SyncState());
+  for (const uint32_t one : unused) QUERN_RETURN_IF_ERROR(log->Remove(one));
   return {};
 }
 
-// From here on the log is not needed before its end.
-Status Store::Impl::SyncIndex() {
+// With SaveRows before: from here on the log is not needed before its end.
+Status Store::Impl::SyncState() {
   rocksdb::WriteOptions synced;
   synced.sync = true;
-  return FromRocks(db->Put(synced, families[kState], kLogEnd, EncodePlace(log->end())));
-}
-
-Status Store::Impl::LoadRows() {
-  rocksdb::ReadOptions read;
-  read.readahead_size = 1 << 20;
-  const std::unique_ptr<rocksdb::Iterator> rows(db->NewIterator(read, families[kRows]));
-  StoredRow stored;
-  for (rows->Seek(NumberKey(table.newest() + 1)); rows->Valid(); rows->Next()) {
-    if (ParseNumber(rows->key()) != table.newest() + 1 || !DecodeRow(rows->value().ToStringView(), &stored))
-      return DataLoss(StrCat(directory, ": the index row after record ", table.newest(), " is missing or damaged"));
-    table.Append(stored);
-  }
-  return FromRocks(rows->status());
+  return FromRocks(db->Put(synced, kLogEnd, EncodePlace(log->end())));
 }
 
 Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreOptions options) {
@@ -289,9 +249,7 @@ Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreOp
 }
 
 Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Store::~Store() {
-  if (impl_->db != nullptr && impl_->read_only.empty()) impl_->SaveTable();
-}
+Store::~Store() { impl_->SaveRowsAtEnd(); }
 
 // Whether the disk takes some bytes.
 bool Store::Impl::HasRoom() const {
@@ -310,11 +268,10 @@ Status Store::Impl::Recover() {
   std::unique_lock lock(state_mutex);
   Close();
   QUERN_RETURN_IF_ERROR(OpenDatabase(false));
-  const rocksdb::Status flushed = db->Flush(rocksdb::FlushOptions(), families);
+  const rocksdb::Status flushed = db->Flush(rocksdb::FlushOptions());
   if (!flushed.ok()) return FromRocks(flushed);
   QUERN_RETURN_IF_ERROR(LoadWriters());  // a write that failed may be on disk all the same
-  QUERN_RETURN_IF_ERROR(LoadRows());
-  QUERN_RETURN_IF_ERROR(ReplayLog());
+  QUERN_RETURN_IF_ERROR(ReplayLog(table_end));
   LogInfo(directory + ": writable again");
   read_only.clear();
   return {};

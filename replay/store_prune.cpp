@@ -1,5 +1,3 @@
-#include <rocksdb/write_batch.h>
-
 #include <map>
 
 #include "base/strings.h"
@@ -9,7 +7,6 @@ namespace quern {
 
 namespace {
 
-constexpr size_t kPruneBatch = 1000;
 constexpr size_t kMoveBytes = size_t{16} << 20;  // of one frame of moved records
 constexpr uint64_t kDeadShare = 8;               // a segment that lost less than 1 / kDeadShare is left as it is
 
@@ -23,57 +20,46 @@ Result<PruneReport> Store::Prune(const PruneOptions& options) {
   for (uint64_t number = 1; number <= store.table.newest(); ++number)
     if (!store.table.row(number).pruned) report.left_bytes += store.table.row(number).bytes;
 
-  if (!options.dry_run) QUERN_RETURN_IF_ERROR(store.ForgetTable());
-  std::vector<uint64_t> batch;
-  const auto flush = [&]() -> Status {
-    if (batch.empty() || options.dry_run) return {};
-    rocksdb::WriteBatch writes;
-    std::string value;
-    StoredRow stored;
-    for (const uint64_t number : batch) {
-      const std::string key = NumberKey(number);
-      const rocksdb::Status status = store.db->Get(rocksdb::ReadOptions(), store.families[kRows], key, &value);
-      if (!status.ok()) return store.FromRocks(status);
-      if (!DecodeRow(value, &stored)) return DataLoss(StrCat(store.directory, ": index row ", number, " is damaged"));
-      stored.row.pruned = true;
-      (void)writes.Put(store.families[kRows], key, EncodeRow(stored));
-    }
-    rocksdb::WriteOptions write;
-    write.sync = true;
-    if (const rocksdb::Status status = store.db->Write(write, &writes); !status.ok())
-      return store.WriteFailed(store.FromRocks(status));
-    std::unique_lock lock(store.state_mutex);
-    for (const uint64_t number : batch) store.table.SetPruned(number);
-    store.sampler.Clear();
-    batch.clear();
-    return {};
-  };
+  std::vector<uint64_t> going;
   for (uint64_t number = 1; number <= store.table.newest(); ++number) {
     const RecordRow& row = store.table.row(number);
     if (row.pruned) continue;
     const bool goes = report.left_bytes > options.max_bytes || row.created_unix_ms < options.before_unix_ms;
     if (!goes) continue;
-    if (row.source == v1::SOURCE_REAL && !options.real_too) {
+    if (store.table.KindOf(number).source == v1::SOURCE_REAL && !options.real_too) {
       ++report.spared_real;
       continue;
     }
     ++report.records;
     report.bytes += row.bytes;
     report.left_bytes -= row.bytes;
-    batch.push_back(number);
-    if (batch.size() >= kPruneBatch) QUERN_RETURN_IF_ERROR(flush());
+    going.push_back(number);
   }
-  QUERN_RETURN_IF_ERROR(flush());
-  if (options.dry_run || report.records == 0) return report;
+  if (options.dry_run || going.empty()) return report;
+  // From now on the log alone does not say which records there are.
+  QUERN_RETURN_IF_ERROR(store.SaveRows());
+  rocksdb::WriteOptions synced;
+  synced.sync = true;
+  const rocksdb::Status kept = store.db->Put(synced, kRowsNeeded, NumberKey(store.table.newest()));
+  if (!kept.ok()) return store.WriteFailed(store.FromRocks(kept));
+  {
+    std::unique_lock lock(store.state_mutex);
+    for (const uint64_t number : going) store.table.SetPruned(number);
+    store.sampler.Clear();
+  }
+  for (const uint64_t number : going) store.RowChanged(number);
+  if (const Status status = store.SaveRows(); !status.ok()) return store.WriteFailed(status);
   QUERN_RETURN_IF_ERROR(store.Reclaim());
   return report;
 }
 
 Status Store::Impl::Reclaim() {
-  // All that was written so far is in the index for good, and nothing is added to its segments: none is needed but for
-  // the records in it.
+  // All rows and writers are on disk without the log, and nothing is added to its segments: none is needed but for the
+  // records in it.
   QUERN_RETURN_IF_ERROR(log->Begin());
-  QUERN_RETURN_IF_ERROR(SyncIndex());
+  table_end = log->end();
+  QUERN_RETURN_IF_ERROR(SaveRows());
+  QUERN_RETURN_IF_ERROR(SyncState());
   std::map<uint32_t, std::vector<uint64_t>> living;
   std::map<uint32_t, uint64_t> bytes;
   for (uint64_t number = 1; number <= table.newest(); ++number) {
@@ -96,27 +82,19 @@ Status Store::Impl::Reclaim() {
         entries.push_back({.number = numbers[begin], .bytes = {}});
         sum += contents.back().size();
       }
-      for (size_t i = 0; i < entries.size(); ++i) entries[i].bytes = contents[i];
+      for (size_t i = 0; i < entries.size(); ++i) {
+        entries[i].bytes = contents[i];
+        entries[i].hash = RecordLog::HashOf(contents[i]);
+      }
       std::vector<RecordPlace> places;
       if (const Status status = log->Move(entries, &places); !status.ok()) return WriteFailed(status);
-      rocksdb::WriteBatch writes;
-      std::string value;
-      StoredRow stored;
-      for (size_t i = 0; i < entries.size(); ++i) {
-        const std::string key = NumberKey(entries[i].number);
-        const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), families[kRows], key, &value);
-        if (!status.ok()) return FromRocks(status);
-        if (!DecodeRow(value, &stored))
-          return DataLoss(StrCat(directory, ": index row ", entries[i].number, " is damaged"));
-        stored.row.place = places[i];
-        (void)writes.Put(families[kRows], key, EncodeRow(stored));
-      }
-      rocksdb::WriteOptions write;
-      write.sync = true;
-      if (const rocksdb::Status status = db->Write(write, &writes); !status.ok()) return WriteFailed(FromRocks(status));
       std::unique_lock lock(state_mutex);
-      for (size_t i = 0; i < entries.size(); ++i) table.SetPlace(entries[i].number, places[i]);
+      for (size_t i = 0; i < entries.size(); ++i) {
+        table.SetPlace(entries[i].number, places[i]);
+        RowChanged(entries[i].number);
+      }
     }
+    if (const Status status = SaveRows(); !status.ok()) return WriteFailed(status);
     QUERN_RETURN_IF_ERROR(log->Remove(segment));
   }
   log->Seal();

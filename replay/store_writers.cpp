@@ -22,7 +22,7 @@ std::string WriterKey(const std::string& writer) { return StrCat(kWriterPrefix, 
 Status Store::Impl::LoadWriters() {
   Writers loaded;
   const rocksdb::Slice prefix(kWriterPrefix.data(), kWriterPrefix.size());
-  const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(rocksdb::ReadOptions(), families[kState]));
+  const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(rocksdb::ReadOptions()));
   for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
     v1::WriterState state;
     if (!state.ParseFromArray(it->value().data(), static_cast<int>(it->value().size())) || state.epoch() == 0 ||
@@ -56,8 +56,7 @@ Result<v1::OpenWriterReply> Store::OpenWriter(const v1::OpenWriterRequest& reque
   state.set_epoch(state.epoch() + 1);
   rocksdb::WriteOptions write;
   write.sync = true;
-  const rocksdb::Status status =
-      store.db->Put(write, store.families[kState], WriterKey(name), state.SerializeAsString());
+  const rocksdb::Status status = store.db->Put(write, WriterKey(name), state.SerializeAsString());
   if (!status.ok()) return store.WriteFailed(store.FromRocks(status));
   store.writers[name] = state;
   v1::OpenWriterReply reply;

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/strings.h"
 #include "proto/replay.pb.h"
+#include "replay/filter.h"
 #include "replay/record_table.h"
 #include "replay/store.h"
 #include "replay/writer.h"
@@ -34,7 +35,7 @@ class RecordLogTest : public ::testing::Test {
   // Numbers of the records after `from`.
   std::vector<uint64_t> Replay(RecordLog& log, RecordPlace from = {}) {
     std::vector<uint64_t> numbers;
-    const Status status = log.Replay(from, [&](const RecordLog::Frame& frame) -> Status {
+    const Status status = log.Replay(from, {}, [&](const RecordLog::Frame& frame) -> Status {
       EXPECT_EQ(frame.trailer, "t");
       for (size_t i = 0; i < frame.entries.size(); ++i) {
         const RecordLog::Entry& entry = frame.entries[i];
@@ -53,7 +54,8 @@ class RecordLogTest : public ::testing::Test {
     std::vector<std::string> bytes;
     for (uint64_t n = first; n <= last; ++n) bytes.push_back(Bytes(n));
     std::vector<RecordLog::Entry> entries;
-    for (uint64_t n = first; n <= last; ++n) entries.push_back({.number = n, .bytes = bytes[n - first]});
+    for (uint64_t n = first; n <= last; ++n)
+      entries.push_back({.number = n, .bytes = bytes[n - first], .hash = RecordLog::HashOf(bytes[n - first])});
     std::vector<RecordPlace> places;
     const Status status = log.Append(entries, "t", &places);
     ASSERT_TRUE(status.ok()) << status.message();
@@ -95,6 +97,9 @@ TEST_F(RecordLogTest, AFrameThatWasBrokenOffEndsTheLogAndOneInTheMiddleIsAnError
     path = log->PathOf(1);
   }
   fs::resize_file(path, fs::file_size(path) - 5);
+  const RecordPlace beyond{.segment = 1, .offset = end.offset + 1};
+  const Status lost = Open()->Replay({}, beyond, [](const RecordLog::Frame&) { return Status(); });
+  EXPECT_EQ(lost.code(), StatusCode::kDataLoss) << "it was acknowledged: " << lost.message();
   auto log = Open();
   EXPECT_EQ(Replay(*log), (std::vector<uint64_t>{1, 2, 3}));
   EXPECT_EQ(log->end().offset, end.offset);
@@ -104,14 +109,14 @@ TEST_F(RecordLogTest, AFrameThatWasBrokenOffEndsTheLogAndOneInTheMiddleIsAnError
   bytes[60] = static_cast<char>(bytes[60] ^ 1);
   ASSERT_TRUE(WriteFileAtomic(path, bytes).ok());
   log = Open();
-  const Status damaged = log->Replay({}, [](const RecordLog::Frame&) { return Status(); });
+  const Status damaged = log->Replay({}, {}, [](const RecordLog::Frame&) { return Status(); });
   EXPECT_EQ(damaged.code(), StatusCode::kDataLoss) << damaged.message();
   fs::resize_file(path, end.offset - 1);
   RecordLog shorter(folder_.path(), rocksdb::FileSystem::Default().get());
   EXPECT_EQ(shorter.Open().code(), StatusCode::kDataLoss);
   fs::remove(path);
   log = Open();
-  EXPECT_EQ(log->Replay({}, [](const RecordLog::Frame&) { return Status(); }).code(), StatusCode::kDataLoss);
+  EXPECT_EQ(log->Replay({}, {}, [](const RecordLog::Frame&) { return Status(); }).code(), StatusCode::kDataLoss);
 }
 
 // A write that failed leaves a part of a frame behind. Where the segment ended before it stands in the next one's
@@ -208,7 +213,7 @@ TEST(StoreLog, VerifyAddsUpTheLedgersOfTheLog) {
   {  // a frame that goes on from another ledger, and ends with one that its record does not lead to
     RecordLog log(folder.path(), rocksdb::FileSystem::Default().get());
     ASSERT_TRUE(log.Open().ok());
-    ASSERT_TRUE(log.Replay({}, [](const RecordLog::Frame&) { return Status(); }).ok());
+    ASSERT_TRUE(log.Replay({}, {}, [](const RecordLog::Frame&) { return Status(); }).ok());
     v1::LogTrailer trailer;
     v1::LoggedRequest& request = *trailer.add_requests();
     request.set_writer("w");
@@ -269,47 +274,145 @@ TEST(StoreLog, RequestsAreReadAsTheyCame) {
   EXPECT_NE(many.message().find("more than 4096 trajectories"), std::string::npos) << many.message();
 }
 
+v1::Trajectory Numbered(int i) {
+  v1::Trajectory t;
+  t.set_uid(StrCat("u", i));
+  t.set_run(i % 2 == 0 ? "one" : "two");
+  if (i % 3 == 0) t.add_tags("third");
+  if (i % 6 == 0) t.add_tags("a sixth");
+  t.set_task(StrCat("task ", i / 10));
+  t.set_generation_depth(static_cast<uint32_t>(i / 20'000));
+  t.set_episode_return(i);
+  return t;
+}
+
 TEST(RecordTable, AFileOfItIsReadBackOrRefused) {
   TemporaryFolder folder;
   const std::string path = JoinPath(folder.path(), "table");
+  constexpr int kRows = 70'000;  // more than one chunk
   RecordTable table;
-  for (int i = 0; i < 70'000; ++i) {  // more than one chunk
-    v1::Trajectory t;
-    t.set_uid(StrCat("u", i));
-    t.set_run(i % 2 == 0 ? "one" : "two");
-    if (i % 3 == 0) t.add_tags("third");
-    t.set_episode_return(i);
-    table.Append(MakeRow(t, 10));
-  }
-  table.SetPruned(7);
-  ASSERT_TRUE(table.SaveTo(path).ok());
+  for (int i = 1; i <= kRows; ++i) table.Append(MakeRow(Numbered(i), 10));
+  table.SetPruned(60'007);
+  const RecordPlace end{.segment = 3, .offset = 99};
+  const std::string whole = table.EncodeRows(1001, kRows, end);
+  ASSERT_TRUE(WriteFileAtomic(path, whole).ok());
   RecordTable read;
-  ASSERT_TRUE(read.LoadFrom(path));
+  RecordPlace found;
+  EXPECT_FALSE(read.LoadRows(path, &found)) << "the rows before are not there";
+  // Names that the file does not have, and in another order.
+  for (int i = 1000; i >= 1; --i) read.Append(MakeRow(Numbered(i), 10));
+  ASSERT_TRUE(read.LoadRows(path, &found));
+  EXPECT_EQ(found, end);
   ASSERT_EQ(read.newest(), table.newest());
-  for (uint64_t n = 1; n <= table.newest(); n += 13) {
-    EXPECT_EQ(read.row(n).episode_return, table.row(n).episode_return);
-    EXPECT_EQ(read.row(n).uid_low, table.row(n).uid_low);
-    EXPECT_EQ(read.name(read.row(n).run), table.name(table.row(n).run));
-    EXPECT_EQ(read.tag_set(read.row(n).tag_set), table.tag_set(table.row(n).tag_set));
+  for (int i = 1001; i <= kRows; i += 13) {
+    const auto n = static_cast<uint64_t>(i);
+    EXPECT_TRUE(read.Agrees(n, MakeRow(Numbered(i), 10))) << i;
+    EXPECT_FALSE(read.Agrees(n, MakeRow(Numbered(i + 1), 10))) << i;
+    EXPECT_EQ(read.Find(StrCat("u", i)), n);
+    EXPECT_EQ(read.row(n).pruned, n == 60'007);
   }
-  EXPECT_TRUE(read.row(7).pruned);
-  // Names go on where they were.
-  v1::Trajectory next;
-  next.set_run("two");
-  read.Append(MakeRow(next, 1));
-  EXPECT_EQ(read.row(70'001).run, read.row(2).run);
+  EXPECT_EQ(read.Find("u70001"), 0u);
+  EXPECT_EQ(read.EncodeRows(1001, kRows, end), whole);
 
-  const std::string whole = *ReadFile(path);
   for (const size_t place : {size_t{0}, size_t{12}, size_t{50}, whole.size() / 2, whole.size() - 1}) {
     std::string damaged = whole;
     damaged[place] = static_cast<char>(damaged[place] ^ 4);
     ASSERT_TRUE(WriteFileAtomic(path, damaged).ok());
-    EXPECT_FALSE(read.LoadFrom(path)) << place;
-    EXPECT_EQ(read.newest(), 0u);
+    RecordTable first;
+    for (int i = 1; i <= 1000; ++i) first.Append(MakeRow(Numbered(i), 10));
+    EXPECT_FALSE(first.LoadRows(path, &found)) << place;
+    EXPECT_EQ(first.newest(), 1000u);
   }
-  ASSERT_TRUE(WriteFileAtomic(path, whole.substr(0, whole.size() - 1)).ok());
-  EXPECT_FALSE(read.LoadFrom(path));
-  EXPECT_FALSE(read.LoadFrom(path + ".none"));
+  EXPECT_FALSE(read.LoadRows(path + ".none", &found));
+}
+
+TEST(RecordTable, FiltersPassOverZonesAndMissNothing) {
+  RecordTable table;
+  for (int i = 1; i <= 30'000; ++i) table.Append(MakeRow(Numbered(i), 10));
+  std::vector<v1::Filter> filters(7);
+  filters[0].set_task("task 1234");
+  filters[1].set_task("no such task");
+  filters[2].set_min_return(20'000.5);
+  filters[2].set_max_return(20'002.5);
+  filters[3].set_min_depth(1);
+  filters[3].add_tags("third");
+  filters[4].set_run("one");
+  filters[4].add_without_tags("a sixth");
+  filters[5].set_run("nobody");
+  for (const v1::Filter& wanted : filters) {
+    const RowFilter filter(wanted, table);
+    std::vector<uint64_t> expected, up, down;
+    for (uint64_t n = 1; n <= table.newest(); ++n)
+      if (filter.Matches(table.row(n))) expected.push_back(n);
+    for (uint64_t n = 0; (n = filter.FirstMatch(n + 1, table.newest())) != 0;) up.push_back(n);
+    for (uint64_t n = table.newest() + 1; n > 1 && (n = filter.LastMatch(1, n - 1)) != 0;) down.push_back(n);
+    EXPECT_EQ(up, expected) << wanted.ShortDebugString();
+    EXPECT_EQ(down, std::vector<uint64_t>(expected.rbegin(), expected.rend())) << wanted.ShortDebugString();
+  }
+  EXPECT_EQ(RowFilter(filters[0], table).FirstMatch(1, 30'000), 12'340u);
+}
+
+// What a killed process leaves: a copy of the files while the store is open.
+std::string Killed(const TemporaryFolder& folder, const std::string& directory) {
+  const std::string copy = JoinPath(folder.path(), "killed");
+  fs::remove_all(copy);
+  fs::copy(directory, copy);
+  return copy;
+}
+
+TEST(StoreRows, OpeningReadsThemOrTheLog) {
+  TemporaryFolder folder;
+  const std::string directory = JoinPath(folder.path(), "replay");
+  const auto put = [](Store& store, int first, int last) {
+    v1::InsertRequest request;
+    for (int i = first; i <= last; ++i)
+      request.add_trajectories(MakeTrajectory(StrCat("u", i), static_cast<float>(i)).SerializeAsString());
+    ASSERT_TRUE(store.Insert(request).ok());
+  };
+  const auto expect_whole = [](const std::string& where, uint64_t records) {
+    auto store = Store::Open(where);
+    ASSERT_TRUE(store.ok()) << store.status().message();
+    EXPECT_EQ((*store)->watermark(), records);
+    const auto report = (*store)->Verify();
+    EXPECT_EQ(report->records, records);
+    for (const std::string& problem : report->problems) ADD_FAILURE() << problem;
+  };
+  std::string rows;
+  {
+    auto store = *Store::Open(directory);
+    put(*store, 1, 100);
+    expect_whole(Killed(folder, directory), 100);  // no file of rows yet
+    ASSERT_TRUE(store->Compact().ok());
+    rows = JoinPath(directory, "rows-000000000001.table");
+    ASSERT_TRUE(PathExists(rows));
+    put(*store, 101, 150);
+    expect_whole(Killed(folder, directory), 150);  // one, and the rest of the log
+  }
+  expect_whole(directory, 150);
+  std::string bytes = *ReadFile(rows);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  ASSERT_TRUE(WriteFileAtomic(rows, bytes).ok());
+  expect_whole(directory, 150);  // made again from the log
+  // What was pruned is in no log: without its rows the store does not open, and nothing comes back.
+  {
+    auto store = *Store::Open(directory);
+    PruneOptions options;
+    options.max_bytes = 1;
+    ASSERT_EQ(store->Prune(options)->records, 150u);
+    put(*store, 151, 151);
+  }
+  {
+    auto store = *Store::Open(directory);
+    EXPECT_EQ(store->watermark(), 151u);
+    EXPECT_EQ(store->Insert(MakeInsert({MakeTrajectory("u7")}))->duplicates(), 1u);
+    EXPECT_EQ(store->Stats({})->records(), 1u);
+    EXPECT_TRUE(store->Verify()->problems.empty());
+  }
+  ASSERT_TRUE(PathExists(rows));
+  fs::remove(rows);
+  const Status refused = Store::Open(directory).status();
+  EXPECT_EQ(refused.code(), StatusCode::kDataLoss);
+  EXPECT_NE(refused.message().find("rows-000000000001.table"), std::string::npos) << refused.message();
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <map>
 #include <set>
 
+#include "base/random.h"
+#include "base/strings.h"
 #include "tests/replay/trajectories.h"
 
 namespace quern {
@@ -83,6 +85,39 @@ TEST_F(SamplerTest, AListThatGrewEqualsOneBuiltAtOnce) {
       EXPECT_EQ(Choose(request)->numbers, grown[k]);
     }
   }
+}
+
+// Sets that grow by one and by many, whose buckets divide, with many records of one name in different runs.
+TEST(CandidateSet, IsInOrderHoweverItGrew) {
+  RecordTable table;
+  CandidateSet set(&table);
+  std::vector<uint64_t> sorted;
+  std::vector<std::pair<uint64_t, std::vector<uint64_t>>> earlier;
+  Random random(5);
+  while (table.newest() < 20'000) {
+    std::vector<uint32_t> fresh;
+    const uint64_t count = random.Below(4) == 0 ? 3000 : 1 + random.Below(200);
+    for (uint64_t i = 0; i < count; ++i) {
+      v1::Trajectory t;
+      t.set_run(StrCat("run", random.Below(5)));
+      t.set_uid(StrCat(t.run(), "/", table.newest() / 5));
+      table.Append(MakeRow(t, 1));
+      if (random.Below(3) > 0) fresh.push_back(static_cast<uint32_t>(table.newest()));
+    }
+    set.Extend(fresh, table.newest());
+    sorted.insert(sorted.end(), fresh.begin(), fresh.end());
+    std::sort(sorted.begin(), sorted.end(), [&](uint64_t a, uint64_t b) { return table.Before(a, b); });
+    ASSERT_EQ(set.InOrder(), sorted);
+    ASSERT_EQ(set.size(), sorted.size());
+    for (int i = 0; i < 100; ++i) {
+      const uint64_t rank = random.Below(sorted.size());
+      ASSERT_EQ(set[rank], sorted[rank]);
+    }
+    earlier.emplace_back(set.watermark(), sorted);
+  }
+  for (const auto& [watermark, numbers] : earlier) EXPECT_EQ(set.At(watermark)->InOrder(), numbers);
+  const auto half = set.At(earlier[earlier.size() / 2].first);
+  EXPECT_EQ((*half)[17], earlier[earlier.size() / 2].second[17]);
 }
 
 TEST_F(SamplerTest, TopFractionKeepsTheHighestReturns) {
@@ -162,7 +197,7 @@ TEST_F(SamplerTest, PartsAreDrawnByClassAndDescribed) {
   const auto choice = *Choose(request);
   ASSERT_EQ(choice.numbers.size(), 48u);
   for (size_t i = 0; i < choice.numbers.size(); ++i) {
-    const RecordRow& row = table_.row(choice.numbers[i]);
+    const RecordKind& row = table_.KindOf(choice.numbers[i]);
     const int expected = i < 30 ? 1 : 2 + static_cast<int>(i - 30) / 6;
     EXPECT_EQ(ClassOf(row.source, row.verdict), expected) << i;
   }
