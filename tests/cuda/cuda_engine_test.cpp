@@ -10,6 +10,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "compute/cuda/cuda_ops.h"
 #include "learner/trainer.h"
+#include "methods/policy_log_probs.h"
 #include "tests/actors/same_completion.h"
 #include "tests/compute/test_tensors.h"
 #include "tests/cuda/backend.h"
@@ -118,17 +119,22 @@ class CudaEngineTest : public ::testing::TestWithParam<Case> {
     return out;
   }
 
-  // What the trainer says of the generated tokens.
+  // What the trainer says of the generated tokens; of a policy that never takes `never`.
   std::vector<float> Scored(Trainer& trainer, const std::vector<int32_t>& prompt, const Completion& completion,
                             int32_t never = -1) const {
     std::vector<int32_t> ids = prompt;
     TrainingBatch batch;
+    std::vector<int64_t> rows;
     for (const int32_t id : completion.tokens) {
-      batch.rows.push_back({.row = static_cast<int64_t>(ids.size()) - 1, .target = id});
+      rows.push_back(static_cast<int64_t>(ids.size()) - 1);
+      batch.rows.push_back({.row = rows.back(), .target = id});
       ids.push_back(id);
     }
     batch.tokens.Add(ids.data(), static_cast<int64_t>(ids.size()), 0, nullptr);
-    return trainer.Score(batch, never);
+    if (never < 0) return trainer.Score(batch);
+    Arena arena(device_->memory());
+    const PolicyModel model{.transformer = &trainer.transformer(), .weights = &trainer.weights()};
+    return PolicyLogProbs(*device_, {&model, 1}, SingleModelHead(never), batch.tokens, rows, completion.tokens, arena);
   }
 
   std::unique_ptr<Trainer> NewTrainer(uint64_t seed) {

@@ -149,9 +149,9 @@ TEST_F(Queue, AKilledLauncherAndAKilledJobGoOn) {
   const std::string first = Submit({"qsft.max_steps=400", "data.collect.0.episodes=1000"});
   const std::string second = Submit();
   ASSERT_TRUE(Eventually([&] { return State(first) == "running"; }));
-  const auto launchers = Launchers();
-  ASSERT_EQ(launchers.size(), 1u);
-  kill(launchers[0], SIGKILL);
+  // Each of the commands started one; those that came second go.
+  ASSERT_TRUE(Eventually([&] { return Launchers().size() == 1; }));
+  kill(Launchers()[0], SIGKILL);
   ASSERT_TRUE(Eventually([&] { return Launchers().empty(); }));
   EXPECT_EQ(State(first), "running");  // and this command has started another launcher
   ASSERT_TRUE(Eventually([&] { return Launchers().size() == 1; }));
