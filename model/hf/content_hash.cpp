@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <xxhash.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // XXH3 by the widest vectors that the CPU has: the same numbers
+#endif
 
 #include <cerrno>
 #include <memory>
