@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "actors/engine_sequence.h"
+#include "methods/policy_log_probs.h"
 
 namespace quern {
 
@@ -275,41 +277,14 @@ void Engine::Sample(const TensorView& logits) {
 }
 
 std::vector<float> Engine::WholeLogProbs(std::span<const int32_t> tokens) {
-  constexpr int64_t kRows = 64;
-  std::vector<float> out;
-  const auto count = static_cast<int64_t>(tokens.size());
-  if (count < 2) return out;
-  const Arena::Scope scope(arena_), host_scope(host_);
-  std::vector<TensorView> hidden;
+  if (tokens.size() < 2) return {};
   TokenBatch batch;
-  batch.Add(tokens.data(), count, 0, nullptr);
-  for (const auto& model : policy_->models) {
-    const Transformer& transformer = model->transformer;
-    hidden.push_back(arena_.New(transformer.dtype(), count, transformer.config().hidden_size));
-    std::vector<void*> page_table;
-    const KvView kv = MakeTrainingKv(transformer.kv_layout(), batch, arena_, page_table);
-    transformer.Forward(model->weights, batch, kv, arena_, hidden.back());
-  }
-  for (int64_t begin = 0; begin + 1 < count; begin += kRows) {
-    const Arena::Scope chunk(arena_), host_chunk(host_);
-    const int64_t rows = std::min(kRows, count - 1 - begin);
-    std::vector<TensorView> logits;
-    for (size_t m = 0; m < hidden.size(); ++m) {
-      const Transformer& transformer = policy_->models[m]->transformer;
-      logits.push_back(arena_.New(DType::kF32, rows, transformer.config().vocab_size));
-      transformer.Logits(policy_->models[m]->weights, hidden[m].Rows(begin, rows), logits.back());
-    }
-    const TensorView log_prob = arena_.New(DType::kF32, 1, rows);
-    ops_.LogSoftmax({.logits = Combined(logits),
-                     .targets = tokens.subspan(static_cast<size_t>(begin) + 1, static_cast<size_t>(rows)),
-                     .lse = arena_.New(DType::kF32, 1, rows),
-                     .log_prob = log_prob,
-                     .mean_log_prob = {},
-                     .entropy = {}});
-    const float* values = OnHost(log_prob).Row<float>(0);
-    out.insert(out.end(), values, values + rows);
-  }
-  return out;
+  batch.Add(tokens.data(), static_cast<int64_t>(tokens.size()), 0, nullptr);
+  std::vector<int64_t> rows(tokens.size() - 1);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<PolicyModel> models;
+  for (const auto& model : policy_->models) models.push_back({&model->transformer, &model->weights});
+  return PolicyLogProbs(ops_, models, *policy_->head, batch, rows, tokens.subspan(1), arena_);
 }
 
 bool Engine::Finish(Sequence& s, Completion& completion) {
