@@ -14,7 +14,7 @@ using Json = nlohmann::json;
 
 const std::vector<std::string> kJob = {
     "data.collect.0.episodes=2000", "qsft.max_steps=60",          "sft.max_steps=20",   "online.episodes=96",
-    "checkpoint.every_steps=5",     "checkpoint.every_seconds=0", "rollout.lease_s=10", "max_restarts=100"};
+    "checkpoint.every_steps=5",     "checkpoint.every_seconds=0", "rollout.lease_s=30", "max_restarts=100"};
 
 struct Trace {
   std::map<std::string, std::string> weights;  // content hash by stage
