@@ -28,19 +28,36 @@ class FileDescriptor {
   int fd_;
 };
 
-Status WriteAll(int fd, const void* data, size_t size, const std::string& path) {
-  const auto* bytes = static_cast<const uint8_t*>(data);
-  while (size > 0) {
-    const ssize_t written = write(fd, bytes, size);
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      return FromErrno(errno, path);
+// Has the disk begin with a piece while the next is written, so that little is left for fsync to wait for.
+class WriteBehind {
+ public:
+  WriteBehind(int fd, const std::string& path) : fd_(fd), path_(path) {}
+  Status Write(const void* data, size_t size) {
+    const auto* bytes = static_cast<const uint8_t*>(data);
+    while (size > 0) {
+      const ssize_t written = write(fd_, bytes, std::min(size, kPiece));
+      if (written < 0) {
+        if (errno == EINTR) continue;
+        return FromErrno(errno, path_);
+      }
+      bytes += written;
+      size -= static_cast<size_t>(written);
+      written_ += written;
+      if (written_ - begun_ < static_cast<off_t>(kPiece)) continue;
+      // Where a file system can't do this, fsync does it all.
+      (void)sync_file_range(fd_, begun_, written_ - begun_, SYNC_FILE_RANGE_WRITE);
+      begun_ = written_;
     }
-    bytes += written;
-    size -= static_cast<size_t>(written);
+    return {};
   }
-  return {};
-}
+
+ private:
+  static constexpr size_t kPiece = size_t{4} << 20;
+  int fd_;
+  const std::string& path_;
+  off_t written_ = 0;
+  off_t begun_ = 0;  // of these bytes the disk was told
+};
 
 }  // namespace
 
@@ -99,7 +116,8 @@ Status WriteFileAtomic(const std::string& path, const std::function<Status(const
   {
     FileDescriptor fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (fd.get() < 0) return FromErrno(errno, temporary);
-    status = write([&](const void* data, size_t size) { return WriteAll(fd.get(), data, size, path); });
+    WriteBehind file(fd.get(), path);
+    status = write([&](const void* data, size_t size) { return file.Write(data, size); });
     if (status.ok() && fsync(fd.get()) != 0) status = FromErrno(errno, path);
   }
   if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) status = FromErrno(errno, path);

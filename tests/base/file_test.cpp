@@ -60,6 +60,23 @@ TEST(File, StreamedWriteIsOneFile) {
   EXPECT_EQ(ReadFile(folder.File("big"))->size(), 500000u);
 }
 
+// Longer than the pieces in which it goes to the disk, in sinks shorter and longer than those.
+TEST(File, StreamedWriteOfManyPieces) {
+  const ScratchFolder folder;
+  std::string contents(23'000'007, '\0');
+  for (size_t i = 0; i < contents.size(); ++i) contents[i] = static_cast<char>(i * 2654435761u >> 13);
+  const Status written = WriteFileAtomic(folder.File("long"), [&](const WriteSink& sink) -> Status {
+    size_t done = 0;
+    for (const size_t size : {size_t{1}, size_t{9'000'000}, size_t{3'999'999}, size_t{0}, size_t{10'000'007}}) {
+      QUERN_RETURN_IF_ERROR(sink(contents.data() + done, size));
+      done += size;
+    }
+    return done == contents.size() ? Status() : Internal(StrCat(done));
+  });
+  ASSERT_TRUE(written.ok()) << written.ToString();
+  EXPECT_TRUE(*ReadFile(folder.File("long")) == contents);
+}
+
 TEST(File, ErrorsNameThePath) {
   const ScratchFolder folder;
   const std::string missing = folder.File("missing");

@@ -243,11 +243,14 @@ class Bench {
     const std::string unfinished = VersionDirectory() + ".unfinished";
     QUERN_CHECK(MakeDirectories(unfinished).ok());
     const std::string path = unfinished + "/model.safetensors";
-    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    QUERN_CHECK(fd >= 0);
-    WriteAll(fd, weights_.data(), weights_.size());
-    if (sync) QUERN_CHECK(fsync(fd) == 0);
-    close(fd);
+    if (sync) {
+      QUERN_CHECK(WriteFileAtomic(path, weights_).ok());
+    } else {
+      const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+      QUERN_CHECK(fd >= 0);
+      WriteAll(fd, weights_.data(), weights_.size());
+      close(fd);
+    }
     if (hash) QUERN_CHECK(HashOf(unfinished) == hash_);
     QUERN_CHECK(rename(unfinished.c_str(), VersionDirectory().c_str()) == 0);
   }
