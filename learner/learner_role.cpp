@@ -1,9 +1,7 @@
 #include "learner/learner_role.h"
 
 #include <cmath>
-#include <cstdio>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
 
@@ -13,13 +11,13 @@
 #include "compute/device.h"
 #include "learner/batch_source.h"
 #include "learner/batch_statistics.h"
-#include "learner/event_file.h"
 #include "learner/heldout.h"
 #include "learner/nccl_communicator.h"
 #include "learner/probes.h"
 #include "learner/rollout_check.h"
+#include "learner/stage_state.h"
+#include "learner/step_log.h"
 #include "learner/train_stage.h"
-#include "learner/trainer_state.h"
 #include "methods/sft.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
@@ -36,6 +34,7 @@ class Learner {
   explicit Learner(const LearnerRoleOptions& options)
       : options_(options),
         metrics_(options.metrics, kRoleLearner),
+        log_(*metrics_.get(), options.metrics_path, options.tensorboard_directory),
         pool_(options.threads),
         batch_options_(options.batch) {}
 
@@ -75,7 +74,7 @@ class Learner {
       metrics_->Set(kLearnerTraining, 1);
       const Status trained = RunStage(next.stage(), *done.mutable_metrics());
       metrics_->Set(kLearnerTraining, 0);
-      events_.reset();
+      log_.EndStage();
       if (trained.code() == StatusCode::kCancelled) return {};
       if (!trained.ok()) {
         LogError(next.stage().name() + ": " + trained.ToString());
@@ -141,7 +140,15 @@ class Learner {
     return trainer_->CopyFrom(checkpoint->Source());
   }
 
-  using Metrics = google::protobuf::Map<std::string, double>;
+  // As products read them, for those that are only asked.
+  Result<std::unique_ptr<Weights>> LoadWeights(const v1::WeightVersion& version) {
+    QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, OpenVersion(version));
+    auto weights = std::make_unique<Weights>(*ops_, config_, options_.precision, false);
+    QUERN_RETURN_IF_ERROR(weights->Load(checkpoint->Source()));
+    return weights;
+  }
+
+  using Numbers = google::protobuf::Map<std::string, double>;
 
   DrawOptions Draw(const TrainStageOptions& o) const {
     DrawOptions draw;
@@ -173,7 +180,7 @@ class Learner {
     return HeldoutSet::Load(draw, kMostHeldoutRecords);
   }
 
-  Status RunHeldoutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
+  Status RunHeldoutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Numbers& metrics) {
     if (stage.initial_size() != 1) {
       return InvalidArgument(StrCat(stage.name(), ": ", stage.initial_size(), " weight versions to score"));
     }
@@ -191,7 +198,7 @@ class Learner {
 
   // Counts what there is, measures what the controller lacks, and says so in `metrics`.
   Result<Mixture> PrepareMixture(const v1::TrainStage& stage, const TrainStageOptions& o, const HeldoutSet& heldout,
-                                 Metrics& metrics) {
+                                 Numbers& metrics) {
     using Policy = MixtureOptions::Policy;
     const DrawOptions draw = Draw(o);
     QUERN_ASSIGN_OR_RETURN(const DataSummary data, DescribeData(draw));
@@ -259,178 +266,221 @@ class Learner {
     return status.code() == StatusCode::kCancelled ? status : status.Annotate(stage.name());
   }
 
-  Status RunStage(const v1::TrainStage& stage, Metrics& metrics) {
+  Status RunStage(const v1::TrainStage& stage, Numbers& metrics) {
     QUERN_ASSIGN_OR_RETURN(TrainStageOptions o, ParseTrainStage(stage));
     if (o.method == kHeldoutMethod) return RunHeldoutStage(stage, o, metrics);
     if (o.method == kRolloutMethod) return RunRolloutStage(stage, o, metrics);
-    const bool q_sft = o.method == "q_sft";
-    if (stage.initial_size() != (q_sft ? 2 : 1)) {
+    if (stage.initial_size() != (o.method == "q_sft" ? 2 : 1))
       return InvalidArgument(StrCat(stage.name(), ": ", stage.initial_size(), " initial weight versions"));
-    }
     o.q_sft.reserved_token = options_.reserved_token;
     trainer_->set_max_micro_batch_tokens(o.micro_batch_tokens);
-    const auto begin = Clock::now();
-    const bool controlled = o.mixture.policy == MixtureOptions::Policy::kController;
-    HeldoutSet heldout;
-    if (controlled) {
-      QUERN_ASSIGN_OR_RETURN(heldout, Heldout(o));
+    TrainRun run(stage, o, Checkpoints(stage));
+    if (run.controlled()) {
+      QUERN_ASSIGN_OR_RETURN(run.heldout, Heldout(o));
     }
-    const auto start = [&]() -> Status {
-      QUERN_RETURN_IF_ERROR(LoadIntoTrainer(stage.initial(stage.initial_size() - 1)));
-      return trainer_->Begin(o.optimizer, q_sft ? std::optional<float>(o.q_sft.polyak) : std::nullopt);
-    };
-    StageCheckpoints checkpoints = Checkpoints(stage);
-    std::optional<StageState> before;
-    std::string any = checkpoints.any() ? "any" : "none";
-    QUERN_RETURN_IF_ERROR(Share(any));
-    if (any == "any") {
-      QUERN_RETURN_IF_ERROR(start());
-      if (leads()) {
-        QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
-      }
-      std::string step = before ? StrCat(before->step) : "";
-      QUERN_RETURN_IF_ERROR(Share(step));
-      if (!leads() && !step.empty()) {
-        QUERN_ASSIGN_OR_RETURN(before, LoadState(checkpoints));
-        if (!before || StrCat(before->step) != step)
-          return Internal(
-              StrCat(checkpoints.directory(), ": rank 0 goes on after step ", step, ", which is not there"));
-      }
-    }
-    if (before) {
-      LogInfo(StrCat(stage.name(), ": going on after step ", before->step));
-      for (const auto& [name, value] : before->metrics) metrics[name] = value;
-    }
-    Result<Mixture> prepared =
-        before ? Mixture(o.mixture, before->mixture) : PrepareMixture(stage, o, heldout, metrics);
-    QUERN_RETURN_IF_ERROR(prepared.status());
-    Mixture& mixture = *prepared;
-    mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
-    if (!before) {
-      QUERN_RETURN_IF_ERROR(start());
-      QUERN_ASSIGN_OR_RETURN(const RolloutDifference difference,
-                             CompareRolloutsOf(stage.initial(stage.initial_size() - 1), stage, o));
-      ReportRollouts(stage.name(), difference, metrics);
-    }
-    const std::map<std::string, double> prepared_metrics(metrics.begin(), metrics.end());
+    QUERN_ASSIGN_OR_RETURN(run.restored, Restore(run));
+    if (!run.restored) QUERN_RETURN_IF_ERROR(Begin(run));
+    metrics.insert(run.state.metrics.begin(), run.state.metrics.end());
+    QUERN_RETURN_IF_ERROR(PrepareObjective(run));
+    QUERN_RETURN_IF_ERROR(TakeSteps(run));
+    return Finish(run, metrics);
+  }
 
-    std::unique_ptr<Objective> objective = std::make_unique<SftObjective>();
-    std::unique_ptr<Weights> behaviour;
-    Trainer::Bootstrap bootstrap{nullptr, o.q_sft.support_epsilon, o.q_sft.support_top_p, o.q_sft.reserved_token};
-    if (q_sft) {
-      objective = std::make_unique<QSftObjective>(o.q_sft, config_.vocab_size);
-      QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> phi, OpenVersion(stage.initial(0)));
-      behaviour = std::make_unique<Weights>(*ops_, config_, options_.precision, false);
-      QUERN_RETURN_IF_ERROR(behaviour->Load(phi->Source()));
-      bootstrap.behaviour = behaviour.get();
-    }
+  // A stage that trains.
+  struct TrainRun {
+    TrainRun(const v1::TrainStage& train_stage, const TrainStageOptions& options, StageCheckpoints stage_checkpoints)
+        : stage(train_stage), o(options), checkpoints(std::move(stage_checkpoints)) {}
 
-    const int64_t steps = o.optimizer.max_steps;
-    SampleLimiter limiter(o.limits, o.batch_size, [this, draw = Draw(o)] { return CountRecords(draw); });
-    BatchSource source(Draw(o), DrawPlan(mixture, o.batch_size, steps), steps);
-    const double omega = GeneratedShare(mixture.Current(0, steps));
-    const int64_t check_every =
-        controlled && !heldout.empty() && o.mixture_checks > 0 ? std::max<int64_t>(1, steps / o.mixture_checks) : steps;
-    BatchStatistics statistics;
-    int64_t tokens = 0;
-    double seconds_before = 0;
-    int64_t first_step = 0;
-    if (before) {
-      first_step = before->step;
-      tokens = before->tokens;
-      seconds_before = before->seconds;
-      mixture.set_progress(before->progress);
-    }
-    const auto save = [&](int64_t step) -> Status {
-      // Training is worth more than the checkpoint: without room for it the stage goes on.
-      const auto save_begin = Clock::now();
-      QUERN_RETURN_IF_ERROR(trainer_->CollectState());
-      if (!leads()) return Status();
-      const Status saved = SaveState(checkpoints, {.step = step,
-                                                   .tokens = tokens,
-                                                   .seconds = seconds_before + SecondsSince(begin),
-                                                   .metrics = prepared_metrics,
-                                                   .mixture = mixture.state(),
-                                                   .progress = mixture.progress()});
-      if (!saved.ok()) {
-        LogWarning(StrCat(stage.name(), ": no checkpoint of step ", step, ": ", saved.message()));
-        return Status();
-      }
-      metrics_->Observe(kLearnerCheckpoint, SecondsSince(save_begin));
-      metrics_->Set(kLearnerCheckpointTime, UnixSeconds());
-      return Status();
-    };
+    const v1::TrainStage& stage;
+    TrainStageOptions o;
+    StageCheckpoints checkpoints;
+    Clock::time_point begin = Clock::now();
+    HeldoutSet heldout;  // for the mixture's controller
+    bool restored = false;
+    StageState state;  // after the steps so far; its seconds are those before this run
+    Mixture mixture = Mixture({}, {});
+    std::unique_ptr<Objective> objective;
+    std::unique_ptr<Weights> behaviour;           // Q-SFT's phi
+    std::optional<Trainer::Bootstrap> bootstrap;  // Q-SFT
+    double omega = 0;                             // the generated share it began with
     StepReport last;
-    for (int64_t step = first_step; step < steps; ++step) {
+
+    bool q_sft() const { return o.method == "q_sft"; }
+    bool controlled() const { return o.mixture.policy == MixtureOptions::Policy::kController; }
+    int64_t steps() const { return o.optimizer.max_steps; }
+    double seconds() const { return state.seconds + SecondsSince(begin); }
+  };
+
+  Status LoadInitial(const TrainRun& run) {
+    QUERN_RETURN_IF_ERROR(LoadIntoTrainer(run.stage.initial(run.stage.initial_size() - 1)));
+    return trainer_->Begin(run.o.optimizer, run.q_sft() ? std::optional<float>(run.o.q_sft.polyak) : std::nullopt);
+  }
+
+  // From the newest checkpoint, where there is one; every rank from the same.
+  Result<bool> Restore(TrainRun& run) {
+    std::string any = run.checkpoints.any() ? "any" : "none";
+    QUERN_RETURN_IF_ERROR(Share(any));
+    if (any != "any") return false;
+    QUERN_RETURN_IF_ERROR(LoadInitial(run));
+    std::optional<StageState> before;
+    if (leads()) {
+      QUERN_ASSIGN_OR_RETURN(before, LoadStage(run.checkpoints, *ops_, *trainer_));
+    }
+    std::string step = before ? StrCat(before->step) : "";
+    QUERN_RETURN_IF_ERROR(Share(step));
+    if (step.empty()) return false;
+    if (!leads()) {
+      QUERN_ASSIGN_OR_RETURN(before, LoadStage(run.checkpoints, *ops_, *trainer_));
+      if (!before || StrCat(before->step) != step)
+        return Internal(
+            StrCat(run.checkpoints.directory(), ": rank 0 goes on after step ", step, ", which is not there"));
+    }
+    LogInfo(StrCat(run.stage.name(), ": going on after step ", step));
+    run.state = *before;
+    run.mixture = Mixture(run.o.mixture, before->mixture);
+    return true;
+  }
+
+  Status Begin(TrainRun& run) {
+    Numbers metrics;
+    QUERN_ASSIGN_OR_RETURN(run.mixture, PrepareMixture(run.stage, run.o, run.heldout, metrics));
+    QUERN_RETURN_IF_ERROR(LoadInitial(run));
+    const v1::WeightVersion& initial = run.stage.initial(run.stage.initial_size() - 1);
+    QUERN_ASSIGN_OR_RETURN(const RolloutDifference difference, CompareRolloutsOf(initial, run.stage, run.o));
+    ReportRollouts(run.stage.name(), difference, metrics);
+    run.state.metrics = {metrics.begin(), metrics.end()};
+    return {};
+  }
+
+  Status PrepareObjective(TrainRun& run) {
+    run.objective = std::make_unique<SftObjective>();
+    if (!run.q_sft()) return {};
+    const QSftOptions& q = run.o.q_sft;
+    run.objective = std::make_unique<QSftObjective>(q, config_.vocab_size);
+    QUERN_ASSIGN_OR_RETURN(run.behaviour, LoadWeights(run.stage.initial(0)));
+    run.bootstrap = Trainer::Bootstrap{run.behaviour.get(), q.support_epsilon, q.support_top_p, q.reserved_token};
+    return {};
+  }
+
+  // Training is worth more than a checkpoint: without room for it the stage goes on.
+  Status Save(TrainRun& run) {
+    const auto begin = Clock::now();
+    QUERN_RETURN_IF_ERROR(trainer_->CollectState());
+    if (!leads()) return {};
+    StageState state = run.state;
+    state.seconds = run.seconds();
+    state.mixture = run.mixture.state();
+    state.progress = run.mixture.progress();
+    const Status saved = SaveStage(run.checkpoints, *ops_, *trainer_, state);
+    if (!saved.ok()) {
+      LogWarning(StrCat(run.stage.name(), ": no checkpoint of step ", state.step, ": ", saved.message()));
+      return {};
+    }
+    metrics_->Observe(kLearnerCheckpoint, SecondsSince(begin));
+    metrics_->Set(kLearnerCheckpointTime, UnixSeconds());
+    return {};
+  }
+
+  Status TakeSteps(TrainRun& run) {
+    const TrainStageOptions& o = run.o;
+    const int64_t steps = run.steps();
+    run.mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
+    run.omega = GeneratedShare(run.mixture.Current(0, steps));
+    SampleLimiter limiter(o.limits, o.batch_size, [this, draw = Draw(o)] { return CountRecords(draw); });
+    BatchSource source(Draw(o), DrawPlan(run.mixture, o.batch_size, steps), steps);
+    if (run.restored) run.mixture.set_progress(run.state.progress);
+    BatchStatistics statistics;
+    const int64_t first = run.state.step;
+    while (run.state.step < steps) {
+      const int64_t step = run.state.step;
       if (options_.ranks == nullptr && options_.stop->load()) {
-        if (step > first_step && checkpoints.enabled()) QUERN_RETURN_IF_ERROR(save(step));
+        if (step > first && run.checkpoints.enabled()) QUERN_RETURN_IF_ERROR(Save(run));
         return Cancelled("stopped");
       }
       const auto wait_begin = Clock::now();
-      QUERN_RETURN_IF_ERROR(WaitForRecords(stage, limiter, step, steps));
+      QUERN_RETURN_IF_ERROR(WaitForRecords(run.stage, limiter, step, steps));
       QUERN_ASSIGN_OR_RETURN(TrainingBatch batch, source.Next(step));
-      const double wait = SecondsSince(wait_begin);
-      const auto step_begin = Clock::now();
-      const Shares shares = mixture.Current(step, steps);
-      statistics.Add(batch, WeightRows(shares, batch));
-      objective->SetProgress(static_cast<double>(step) / static_cast<double>(steps));
-      QUERN_ASSIGN_OR_RETURN(last, trainer_->Step(batch, *objective, q_sft ? &bootstrap : nullptr));
-      tokens += last.tokens;
-      CountStep(last, wait, GeneratedShare(shares));
-      const bool final_step = step + 1 == steps;
-      std::map<std::string, double> numbers = {{"omega", GeneratedShare(shares)}};
-      CountAges(last, batch, stage.version(), numbers);
-      const bool check = !final_step && (step + 1) % check_every == 0;
-      if (check) {
-        numbers["heldout_loss"] = heldout.Measure(*trainer_).loss;
-        metrics_->Set(kLearnerHeldout, numbers["heldout_loss"]);
-        if (mixture.ObserveCheck(numbers["heldout_loss"], numbers["omega"])) {
-          LogWarning(StrCat(stage.name(), ": the held-out loss rose; the generated share is halved"));
-        }
-      }
-      if (check || final_step || step % options_.log_every_steps == 0) {
-        numbers.merge(statistics.Report());
-        LogStep(stage.name(), step + 1, last, numbers, wait, SecondsSince(step_begin));
-      }
-      bool leave = options_.ranks != nullptr && options_.stop->load();
-      if (leads() && Clock::now() - last_heartbeat_ > std::chrono::milliseconds(500)) {
-        QUERN_ASSIGN_OR_RETURN(
-            const bool go_on,
-            Heartbeat(stage.name(), {{"step", static_cast<double>(step + 1)},
-                                     {"max_steps", static_cast<double>(steps)},
-                                     {"loss", last.loss},
-                                     {"tokens_per_second", static_cast<double>(tokens) / SecondsSince(begin)}}));
-        leave = leave || !go_on;
-      }
-      const bool due = !final_step && ((leave && checkpoints.enabled()) || checkpoints.Due(step + 1));
-      std::string then = StrCat(due ? "save " : "", leave ? "leave" : "");
+      QUERN_RETURN_IF_ERROR(TakeStep(run, batch, statistics, SecondsSince(wait_begin)));
+      QUERN_ASSIGN_OR_RETURN(const bool go_on, ReportStep(run));
+      const bool due =
+          run.state.step < steps && ((!go_on && run.checkpoints.enabled()) || run.checkpoints.Due(run.state.step));
+      std::string then = StrCat(due ? "save " : "", go_on ? "" : "leave");
       QUERN_RETURN_IF_ERROR(Share(then));
-      if (then.starts_with("save")) QUERN_RETURN_IF_ERROR(save(step + 1));
+      if (then.starts_with("save")) QUERN_RETURN_IF_ERROR(Save(run));
       if (then.ends_with("leave")) return Cancelled("asked to stop");
     }
+    return {};
+  }
+
+  // One step, what the mixture's controller makes of it, and a line of it now and then. `wait`: seconds for the batch.
+  Status TakeStep(TrainRun& run, TrainingBatch& batch, BatchStatistics& statistics, double wait) {
+    const auto begin = Clock::now();
+    const int64_t step = run.state.step, steps = run.steps();
+    const Shares shares = run.mixture.Current(step, steps);
+    statistics.Add(batch, WeightRows(shares, batch));
+    run.objective->SetProgress(static_cast<double>(step) / static_cast<double>(steps));
+    QUERN_ASSIGN_OR_RETURN(run.last, trainer_->Step(batch, *run.objective, run.bootstrap ? &*run.bootstrap : nullptr));
+    run.state.step = step + 1;
+    run.state.tokens += run.last.tokens;
+    const bool final_step = step + 1 == steps;
+    StepLog::Numbers numbers = {{"omega", GeneratedShare(shares)}};
+    log_.Count(run.last, wait, numbers["omega"]);
+    log_.CountAges(run.last, batch, run.stage.version(), numbers);
+    const bool checks = run.controlled() && !run.heldout.empty() && run.o.mixture_checks > 0;
+    const int64_t check_every = checks ? std::max<int64_t>(1, steps / run.o.mixture_checks) : steps;
+    const bool check = !final_step && (step + 1) % check_every == 0;
+    if (check) {
+      numbers["heldout_loss"] = run.heldout.Measure(*trainer_).loss;
+      metrics_->Set(kLearnerHeldout, numbers["heldout_loss"]);
+      if (run.mixture.ObserveCheck(numbers["heldout_loss"], numbers["omega"]))
+        LogWarning(StrCat(run.stage.name(), ": the held-out loss rose; the generated share is halved"));
+    }
+    if (!leads() || !(check || final_step || step % options_.log_every_steps == 0)) return {};
+    numbers.merge(statistics.Report());
+    numbers["wait_seconds"] = wait;
+    numbers["step_seconds"] = SecondsSince(begin);
+    if (config_.selective_attention) numbers["live_share"] = run.last.live_share;
+    log_.Write(run.stage.name(), step + 1, run.last, trainer_->parameters(), numbers);
+    return {};
+  }
+
+  // Tells the coordinator now and then. False: it asks to stop.
+  Result<bool> ReportStep(const TrainRun& run) {
+    const bool stop = options_.ranks != nullptr && options_.stop->load();
+    if (!leads() || Clock::now() - last_heartbeat_ <= std::chrono::milliseconds(500)) return !stop;
+    const auto tokens = static_cast<double>(run.state.tokens);
+    QUERN_ASSIGN_OR_RETURN(const bool go_on,
+                           Heartbeat(run.stage.name(), {{"step", static_cast<double>(run.state.step)},
+                                                        {"max_steps", static_cast<double>(run.steps())},
+                                                        {"loss", run.last.loss},
+                                                        {"tokens_per_second", tokens / SecondsSince(run.begin)}}));
+    return go_on && !stop;
+  }
+
+  Status Finish(TrainRun& run, Numbers& metrics) {
     const TrainerMemory memory = trainer_->Memory();
     const auto text = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
-    LogInfo(StrCat(stage.name(), ": memory: weights ", text(memory.parameters), ", gradients ", text(memory.gradients),
-                   ", moments ", text(memory.moments), ", packed weights ", text(memory.packed), ", target ",
-                   text(memory.target), ", activations ", text(memory.activations)));
-    metrics["omega"] = omega;
-    if (controlled) {
-      if (!heldout.empty() && mixture.state().n[kRealData] > 0) {
-        const double loss = heldout.Measure(*trainer_).loss;
+    LogInfo(StrCat(run.stage.name(), ": memory: weights ", text(memory.parameters), ", gradients ",
+                   text(memory.gradients), ", moments ", text(memory.moments), ", packed weights ", text(memory.packed),
+                   ", target ", text(memory.target), ", activations ", text(memory.activations)));
+    metrics["omega"] = run.omega;
+    if (run.controlled()) {
+      if (!run.heldout.empty() && run.mixture.state().n[kRealData] > 0) {
+        const double loss = run.heldout.Measure(*trainer_).loss;
         metrics["heldout_loss"] = loss;
-        mixture.ObservePhase(o.phases, loss, omega);
+        run.mixture.ObservePhase(run.o.phases, loss, run.omega);
       }
-      metrics["halvings"] = mixture.halvings();
+      metrics["halvings"] = run.mixture.halvings();
     }
-    if (leads()) QUERN_RETURN_IF_ERROR(Publish(stage, o));
-    const double seconds = seconds_before + SecondsSince(begin);
-    metrics["loss"] = last.loss;
-    metrics["steps"] = static_cast<double>(steps);
-    metrics["tokens"] = static_cast<double>(tokens);
-    metrics["seconds"] = seconds;
-    metrics["tokens_per_second"] = static_cast<double>(tokens) / seconds;
-    if (config_.selective_attention) metrics["live_share"] = last.live_share;
-    for (const auto& [name, value] : last.method) metrics[name] = value;
+    if (leads()) QUERN_RETURN_IF_ERROR(Publish(run.stage, run.o));
+    const auto tokens = static_cast<double>(run.state.tokens);
+    metrics["loss"] = run.last.loss;
+    metrics["steps"] = static_cast<double>(run.steps());
+    metrics["tokens"] = tokens;
+    metrics["seconds"] = run.seconds();
+    metrics["tokens_per_second"] = tokens / run.seconds();
+    if (config_.selective_attention) metrics["live_share"] = run.last.live_share;
+    for (const auto& [name, value] : run.last.method) metrics[name] = value;
     return {};
   }
 
@@ -446,75 +496,6 @@ class Learner {
     return StageCheckpoints(options_.checkpoints, stage.name(), key);
   }
 
-  // A train stage between two steps, beside what the trainer holds.
-  struct StageState {
-    int64_t step = 0;
-    int64_t tokens = 0;
-    double seconds = 0;
-    std::map<std::string, double> metrics;  // of what came before the first step
-    MixtureState mixture;
-    Mixture::Progress progress;
-  };
-
-  Status SaveState(StageCheckpoints& checkpoints, const StageState& state) {
-    const nlohmann::json json = {{"tokens", state.tokens},
-                                 {"seconds", state.seconds},
-                                 {"metrics", state.metrics},
-                                 {"sigma2d", state.mixture.sigma2d},
-                                 {"n", state.mixture.n},
-                                 {"c2", state.mixture.c2},
-                                 {"halvings", state.progress.halvings},
-                                 {"checked", state.progress.checked},
-                                 {"best_check", state.progress.best_check}};
-    TrainerState arrays(*ops_, *trainer_);
-    arrays.Read();
-    const Status saved = checkpoints.Save({.step = state.step, .state = json.dump()}, arrays.arrays());
-    trainer_->ReleaseState();
-    return saved;
-  }
-
-  // Also makes the trainer what it was.
-  Result<std::optional<StageState>> LoadState(StageCheckpoints& checkpoints) {
-    TrainerState arrays(*ops_, *trainer_);
-    QUERN_ASSIGN_OR_RETURN(const std::optional<CheckpointMark> mark, checkpoints.Load(arrays.arrays()));
-    if (!mark) return std::optional<StageState>();
-    arrays.Write();
-    const nlohmann::json json = nlohmann::json::parse(mark->state);
-    StageState state;
-    state.step = mark->step;
-    state.tokens = json.at("tokens");
-    state.seconds = json.at("seconds");
-    for (const auto& [name, value] : json.at("metrics").items())
-      if (value.is_number()) state.metrics[name] = value;
-    state.mixture.sigma2d = json.at("sigma2d");
-    state.mixture.n = json.at("n");
-    state.mixture.c2 = json.at("c2");
-    state.progress = {json.at("halvings"), json.at("checked"), json.at("best_check")};
-    QUERN_RETURN_IF_ERROR(trainer_->Resume(state.step));
-    return std::optional<StageState>(state);
-  }
-
-  // How far the policy has gone from those that wrote the batch.
-  void CountAges(const StepReport& report, const TrainingBatch& batch, uint64_t version,
-                 std::map<std::string, double>& numbers) {
-    for (const uint64_t wrote : batch.versions)
-      if (wrote > 0 && wrote < version) metrics_->Observe(kLearnerStaleness, static_cast<double>(version - wrote));
-    double difference = 0, ratio = 0, sampled = 0;
-    for (size_t i = 0; i < report.log_probs.size() && i < batch.behaviour_log_probs.size(); ++i) {
-      const auto stored = static_cast<double>(batch.behaviour_log_probs[i]);
-      if (!std::isfinite(stored)) continue;
-      const double now = static_cast<double>(report.log_probs[i]);
-      difference += stored - now;
-      ratio += std::exp(std::min(now - stored, 30.0));
-      sampled += 1;
-    }
-    if (sampled == 0) return;
-    numbers["policy_kl"] = difference / sampled;
-    numbers["importance_ratio"] = ratio / sampled;
-    metrics_->Set(kLearnerKl, difference / sampled);
-    metrics_->Set(kLearnerRatio, ratio / sampled);
-  }
-
   // NUM-1, live: what actors stored is what is computed here with the same weights, to the bit. Compares records of the
   // `last` of the stage's weights, which the trainer holds. Evaluated episodes count as well; nothing is learnt here.
   Result<RolloutDifference> CompareRolloutsOf(const v1::WeightVersion& last, const v1::TrainStage& stage,
@@ -527,16 +508,14 @@ class Learner {
       std::unique_ptr<Weights> behaviour;
       for (const v1::WeightVersion& version : stage.initial()) {
         if (first.empty() || behaviour != nullptr || version.content_hash() != first) continue;
-        QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, OpenVersion(version));
-        behaviour = std::make_unique<Weights>(*ops_, config_, options_.precision, false);
-        QUERN_RETURN_IF_ERROR(behaviour->Load(checkpoint->Source()));
+        QUERN_ASSIGN_OR_RETURN(behaviour, LoadWeights(version));
       }
       difference.Add(CompareRollouts(*ops_, *trainer_, behaviour.get(), o.q_sft, options_.reserved_token, records));
     }
     return difference;
   }
 
-  void ReportRollouts(const std::string& stage, const RolloutDifference& difference, Metrics& metrics) {
+  void ReportRollouts(const std::string& stage, const RolloutDifference& difference, Numbers& metrics) {
     if (difference.tokens == 0) return;
     metrics_->Add(kLearnerRolloutChecked, difference.tokens);
     metrics_->Set(kLearnerRolloutDiff, difference.largest, {{"stat", "max"}});
@@ -549,7 +528,7 @@ class Learner {
   }
 
   // A job's last look at its rollouts: those of every version that played.
-  Status RunRolloutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Metrics& metrics) {
+  Status RunRolloutStage(const v1::TrainStage& stage, const TrainStageOptions& o, Numbers& metrics) {
     RolloutDifference all;
     double policies = 0;
     for (const v1::WeightVersion& version : stage.initial()) {
@@ -562,83 +541,6 @@ class Learner {
     metrics["versions_checked"] = policies;
     ReportRollouts(stage.name(), all, metrics);
     return {};
-  }
-
-  void CountStep(const StepReport& report, double wait, double generated_share) {
-    metrics_->Add(kLearnerSteps);
-    metrics_->Add(kLearnerTokens, static_cast<double>(report.tokens));
-    metrics_->Observe(kLearnerPhase, wait, {{"phase", "wait"}});
-    metrics_->Observe(kLearnerPhase, report.seconds.forward, {{"phase", "forward"}});
-    metrics_->Observe(kLearnerPhase, report.seconds.backward, {{"phase", "backward"}});
-    metrics_->Observe(kLearnerPhase, report.seconds.optimizer, {{"phase", "optim"}});
-    metrics_->Set(kLearnerLoss, report.loss, {{"term", "total"}});
-    for (const auto& [name, value] : report.method) metrics_->Set(kLearnerLoss, value, {{"term", name}});
-    metrics_->Set(kLearnerEntropy, report.entropy);
-    metrics_->Set(kLearnerGradient, report.grad_norm);
-    metrics_->Set(kLearnerRate, report.learning_rate);
-    metrics_->Set(kLearnerShare, generated_share);
-  }
-
-  // The numbers of `line` as an event of the stage's file. Who looks at them can do without: a failure is a warning.
-  void WriteEvent(const std::string& stage, int64_t step, const nlohmann::ordered_json& line) {
-    if (options_.tensorboard_directory.empty()) return;
-    if (events_ == nullptr) {
-      Result<std::unique_ptr<EventFile>> made = EventFile::Create(JoinPath(options_.tensorboard_directory, stage));
-      if (!made.ok()) return LogWarning(made.status().message());
-      events_ = std::move(*made);
-    }
-    std::vector<std::pair<std::string, double>> values;
-    for (const auto& [name, value] : line.items())
-      if (value.is_number() && name != "step" && name != "time") values.emplace_back(name, value.get<double>());
-    if (const Status status = events_->Write(step, values); !status.ok()) LogWarning(status.message());
-  }
-
-  // Of every layer, "NAME.LAYER".
-  void LogFp8(const StepReport& report, nlohmann::ordered_json& line) {
-    for (size_t i = 0; i < report.fp8.size(); ++i) {
-      const StepReport::Fp8Layer& layer = report.fp8[i];
-      const GateLinearCorrelation gate = CorrelateGateAndLinear(trainer_->parameters(), static_cast<int64_t>(i));
-      line[StrCat("fp8_saturated.", i)] = layer.saturated;
-      line[StrCat("fp8_flushed.", i)] = layer.flushed;
-      line[StrCat("fp8_gradient_saturated.", i)] = layer.gradient_saturated;
-      line[StrCat("fp8_gradient_flushed.", i)] = layer.gradient_flushed;
-      line[StrCat("linear_amax.", i)] = layer.linear_amax;
-      line[StrCat("gate_linear_correlation.", i)] = gate.largest;
-      const std::string number = std::to_string(i);
-      metrics_->Set(kLearnerSaturated, layer.saturated, {{"layer", number}, {"of", "activations"}});
-      metrics_->Set(kLearnerSaturated, layer.gradient_saturated, {{"layer", number}, {"of", "gradients"}});
-      metrics_->Set(kLearnerFlushed, layer.flushed, {{"layer", number}, {"of", "activations"}});
-      metrics_->Set(kLearnerFlushed, layer.gradient_flushed, {{"layer", number}, {"of", "gradients"}});
-      metrics_->Set(kLearnerCorrelation, gate.largest, {{"layer", number}});
-      metrics_->Set(kLearnerLinearAmax, layer.linear_amax, {{"layer", number}});
-    }
-  }
-
-  void LogStep(const std::string& stage, int64_t step, const StepReport& report,
-               const std::map<std::string, double>& mixture, double wait, double seconds) {
-    if (!leads()) return;
-    nlohmann::ordered_json line = {{"stage", stage},
-                                   {"step", step},
-                                   {"loss", report.loss},
-                                   {"log_prob", report.mean_log_prob},
-                                   {"entropy", report.entropy},
-                                   {"grad_norm", report.grad_norm},
-                                   {"learning_rate", report.learning_rate},
-                                   {"tokens", report.tokens},
-                                   {"loss_tokens", report.loss_tokens},
-                                   {"wait_seconds", wait},
-                                   {"step_seconds", seconds},
-                                   {"time", UnixSeconds()}};
-    if (config_.selective_attention) line["live_share"] = report.live_share;
-    for (const auto& [name, value] : report.method) line[name] = value;
-    LogFp8(report, line);
-    for (const auto& [name, value] : mixture) line[name] = value;
-    WriteEvent(stage, step, line);
-    if (options_.metrics_path.empty()) return;
-    std::FILE* file = std::fopen(options_.metrics_path.c_str(), "a");
-    if (file == nullptr) return;
-    std::fputs((line.dump() + "\n").c_str(), file);
-    std::fclose(file);
   }
 
   Status Publish(const v1::TrainStage& stage, const TrainStageOptions& o) {
@@ -678,7 +580,7 @@ class Learner {
 
   const LearnerRoleOptions& options_;
   MetricsOrOwn metrics_;
-  std::unique_ptr<EventFile> events_;  // of the stage under way
+  StepLog log_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<Communicator> device_ranks_;
