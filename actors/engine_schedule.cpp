@@ -222,14 +222,17 @@ Status Engine::Schedule() {
     planned_.push_back({&s, 1});
     --left;
   }
+  bool full = false;
   for (auto& [id, entry] : sequences_) {
     Sequence& s = *entry;
     if (left == 0) break;
     if (!s.generating || (s.admitted() && s.open() == 1)) continue;
     if (!s.admitted()) {
+      // Nobody overtakes one that waits for room; those that have theirs go on, and give it back some time.
+      if (full) continue;
       const Admission admission = Admit(s);
-      if (admission == Admission::kNoRoom) break;
-      if (admission == Admission::kAwaitsPrefix) continue;
+      full = admission == Admission::kNoRoom;
+      if (admission != Admission::kAdmitted) continue;
     }
     const int64_t count = s.StepTokens(left, selective_ && options_.share_prefixes && s.own.empty(), SharesPrompt(s));
     bool fits = EnsurePages(s, s.cached + count);

@@ -159,7 +159,7 @@ class EnginePropertyTest : public ::testing::TestWithParam<Case> {
 
 TEST_P(EnginePropertyTest, NumbersDoNotDependOnCompanyChunksBudgetOrSharing) {
   const char* asked = std::getenv("QUERN_ENGINE_ROUNDS");
-  const int rounds = asked == nullptr ? 8 : std::atoi(asked);
+  const int rounds = asked == nullptr ? 20 : std::atoi(asked);
   const auto policy = NewPolicy(4);
   Trainer trainer(*ops_, config_, GetParam().recipe, kPositions, {});
   trainer.parameters().Initialize(config_, 4);
