@@ -144,15 +144,25 @@ bool Engine::HasWork() const {
   return std::any_of(sequences_.begin(), sequences_.end(), [](const auto& entry) { return entry.second->generating; });
 }
 
-// Logits of the policy for every planned sequence that is computed to its end (`sampled_`).
+// Of others a backend that can draws a token without their logits in memory.
+bool Engine::NeedsLogits(const Sequence& s) const {
+  return !ops_.draws() || !policy_->head->copies() || !DrawsFromSoftmax(s.options.sampling) ||
+         s.options.top_log_probs > 0 || s.options.sampling_masks;
+}
+
+// Computes every planned sequence and draws for those (`sampled_`) that are computed to their end and do not need their
+// logits; the policy's logits of the rest.
 TensorView Engine::PolicyLogits() {
   batch_.Clear();
   sampled_.clear();
+  drawn_rows_.clear();
+  logits_rows_.clear();
   batch_.wanted.emplace();
   for (const Planned& p : planned_) {
     Sequence& s = *p.sequence;
     batch_.Add(s.tokens.data() + s.cached, p.count, s.cached, nullptr);
     if (s.open() != p.count) continue;
+    (NeedsLogits(s) ? logits_rows_ : drawn_rows_).push_back(std::ssize(sampled_));
     sampled_.push_back(&s);
     batch_.wanted->push_back(batch_.rows() - 1);
   }
@@ -181,9 +191,14 @@ TensorView Engine::PolicyLogits() {
     }
     const TensorView hidden = arena_.New(model.transformer.dtype(), n, model.transformer.config().hidden_size);
     model.transformer.Forward(model.weights, batch_, kv, arena_, hidden);
-    if (n == 0) continue;
-    const TensorView logits = arena_.New(DType::kF32, n, model.transformer.config().vocab_size);
-    model.transformer.Logits(model.weights, hidden, logits);
+    TensorView rest = hidden;
+    if (!drawn_rows_.empty()) {
+      Draw(model, Gathered(hidden, drawn_rows_));
+      rest = Gathered(hidden, logits_rows_);
+    }
+    if (rest.rows == 0) continue;
+    const TensorView logits = arena_.New(DType::kF32, rest.rows, model.transformer.config().vocab_size);
+    model.transformer.Logits(model.weights, rest, logits);
     model_logits.push_back(logits);
   }
   if (decodes) ops_.EndStep();
@@ -206,8 +221,18 @@ TensorView Engine::PolicyLogits() {
     }
     if (selective_ && options_.share_prefixes && s.cached % kPage == 0) KeepSelections(s);
   }
-  if (n == 0) return {};
+  for (size_t i = 0; i < drawn_rows_.size(); ++i)
+    Keep(*sampled_[static_cast<size_t>(drawn_rows_[i])], drawn_[i], drawn_log_probs_.Row<float>(0)[i]);
+  if (logits_rows_.empty()) return {};
   return Combined(model_logits);
+}
+
+// Some rows of x, until the step ends.
+TensorView Engine::Gathered(const TensorView& x, const std::vector<int64_t>& rows) {
+  if (std::ssize(rows) == x.rows) return x;
+  const TensorView y = arena_.New(x.dtype, std::ssize(rows), x.cols);
+  if (!rows.empty()) ops_.GatherRows({.x = x, .rows = rows, .y = y});
+  return y;
 }
 
 // x, or a copy until the step ends.
@@ -239,16 +264,41 @@ TensorView Engine::Combined(const std::vector<TensorView>& model_logits) {
   return out;
 }
 
-// Draws a token for every row of `logits`, one for each of `sampled_`.
+void Engine::Keep(Sequence& s, int32_t id, float log_prob) {
+  s.tokens.push_back(id);
+  s.completion.tokens.push_back(id);
+  s.completion.log_probs.push_back(log_prob);
+  ++generated_tokens_;
+}
+
+// Draws a token for every row of `hidden`, one for each of `drawn_rows_`.
+void Engine::Draw(const ServedModel& model, const TensorView& hidden) {
+  std::vector<DrawUniforms> uniforms;
+  for (const int64_t row : drawn_rows_) {
+    const Sequence& s = *sampled_[static_cast<size_t>(row)];
+    uniforms.push_back(
+        SamplingUniforms(s.options.sampling, s.options.seed, static_cast<int64_t>(s.completion.tokens.size())));
+  }
+  drawn_.resize(drawn_rows_.size());
+  drawn_log_probs_ = arena_.New(DType::kF32, 1, hidden.rows);
+  model.transformer.Draw(
+      model.weights, hidden,
+      {.a = {}, .never = policy_->head->never(), .uniforms = uniforms, .ids = drawn_, .log_prob = drawn_log_probs_});
+}
+
+// Draws a token for every row of `logits`, one for each of `logits_rows_`.
 void Engine::Sample(const TensorView& logits) {
-  const auto n = static_cast<int64_t>(sampled_.size());
-  drawn_.resize(sampled_.size());
-  for (Sequence* s : sampled_)
-    if (s->options.sampling_masks) s->completion.masks.emplace_back();
+  const int64_t n = logits.rows;
+  drawn_.resize(static_cast<size_t>(n));
+  const auto sampled = [&](int64_t i) -> Sequence& {
+    return *sampled_[static_cast<size_t>(logits_rows_[static_cast<size_t>(i)])];
+  };
+  for (int64_t i = 0; i < n; ++i)
+    if (sampled(i).options.sampling_masks) sampled(i).completion.masks.emplace_back();
   const TensorView rows = OnHost(logits);
   ops_.ForEach(n, [&](int64_t i) {
     thread_local std::vector<float> scratch;
-    Sequence& s = *sampled_[static_cast<size_t>(i)];
+    Sequence& s = sampled(i);
     const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
     const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
     std::vector<int32_t>* kept = s.options.sampling_masks ? &s.completion.masks.back() : nullptr;
@@ -263,16 +313,13 @@ void Engine::Sample(const TensorView& logits) {
                    .entropy = {}});
   const TensorView of_rows = OnHost(numbers);
   const float *lse = of_rows.Row<float>(0), *log_prob = of_rows.Row<float>(1);
-  for (size_t i = 0; i < sampled_.size(); ++i) {
-    Sequence& s = *sampled_[i];
-    s.tokens.push_back(drawn_[i]);
-    s.completion.tokens.push_back(drawn_[i]);
-    s.completion.log_probs.push_back(log_prob[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    Sequence& s = sampled(i);
+    Keep(s, drawn_[static_cast<size_t>(i)], log_prob[i]);
     if (s.options.top_log_probs > 0) {
-      const std::span<const float> row(rows.Row<float>(static_cast<int64_t>(i)), static_cast<size_t>(rows.cols));
+      const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
       s.completion.top.push_back(Likeliest(row, lse[i], s.options.top_log_probs));
     }
-    ++generated_tokens_;
   }
 }
 
@@ -338,7 +385,7 @@ Result<std::vector<Completion>> Engine::Step() {
   QUERN_RETURN_IF_ERROR(Schedule());
   const TensorView logits = PolicyLogits();
   if (sampled_.empty()) return finished;
-  Sample(logits);
+  if (logits.rows > 0) Sample(logits);
   for (Sequence* s : sampled_) {
     Completion completion;
     if (Finish(*s, completion)) finished.push_back(std::move(completion));

@@ -119,9 +119,13 @@ class Engine {
   void DropPages(Sequence& sequence);
   TensorView PolicyLogits();
   TensorView Combined(const std::vector<TensorView>& model_logits);
+  TensorView Gathered(const TensorView& x, const std::vector<int64_t>& rows);
   TensorView OnHost(const TensorView& x);
   TensorView GrowSelection(Sequence& sequence, size_t model);
+  bool NeedsLogits(const Sequence& sequence) const;
+  void Draw(const ServedModel& model, const TensorView& hidden);
   void Sample(const TensorView& logits);
+  void Keep(Sequence& sequence, int32_t id, float log_prob);
   bool Finish(Sequence& sequence, Completion& completion);
 
   Ops& ops_;
@@ -144,7 +148,9 @@ class Engine {
   // One step's, kept to save allocations.
   std::vector<Planned> planned_;
   std::vector<Sequence*> sampled_;
+  std::vector<int64_t> drawn_rows_, logits_rows_;  // of sampled_: how they get their token
   std::vector<int32_t> drawn_;
+  TensorView drawn_log_probs_;  // of drawn_rows_
   TokenBatch batch_;
 };
 

@@ -14,6 +14,13 @@ void Ops::Download(const TensorView& x, const TensorView& host) { Ops::Upload(x,
 
 void Ops::Copy(const TensorView& x, const TensorView& y) { Ops::Upload(x, y); }
 
+void Ops::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) {
+  Rotary(rotary);
+  Attention(attention);
+}
+
+void Ops::Draw(const DrawArgs&) { QUERN_CHECK(draws() && false, name()); }
+
 void CastOutput(Ops& ops, const TensorView& output, const OutputCast& cast) {
   if (cast.codes.empty()) return;
   QuantizeArgs args = cast;

@@ -234,6 +234,23 @@ struct LogSoftmaxArgs {
   TensorView entropy;                // [1, R] acc, in nats, or empty
 };
 
+// The random numbers in [0, 1) of a draw: which block of logits, which of its ids. Both below 0: the likeliest id, the
+// lowest among equals.
+struct DrawUniforms {
+  float block = 0, in_block = 0;
+};
+
+// Draws an id for every row from the softmax of its logits a b, which are never all in memory. An id is a function of
+// its row, its uniforms and `never` alone.
+struct DrawArgs {
+  TensorView a;                            // [R, k] act
+  const PackedMatrix* b = nullptr;         // k x V
+  int32_t never = -1;                      // an id whose logit counts as -infinity, or -1
+  std::span<const DrawUniforms> uniforms;  // R
+  std::span<int32_t> ids;                  // R
+  TensorView log_prob;                     // [1, R] acc: what LogSoftmax gives for these ids, to the bit
+};
+
 // dlogits = a (onehot(target) - p) + b (1/V - p) + c (onehot(reserved) - p), the gradient of a loss that depends on the
 // logits through log p(target), the mean log-probability and log p(reserved); a, b, c = dLoss/d of those three.
 struct LogSoftmaxBackwardArgs {
@@ -344,9 +361,14 @@ class Ops {
   virtual void KvWrite(const KvWriteArgs& args) = 0;
   virtual void Attention(const AttentionArgs& args) = 0;
   virtual void AttentionBackward(const AttentionBackwardArgs& args) = 0;
+  // Rotary, then Attention: a backend may keep a row's keys and values in its caches in between.
+  virtual void RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention);
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
   virtual void SwiGluBackward(const SwiGluBackwardArgs& args) = 0;
   virtual void LogSoftmax(const LogSoftmaxArgs& args) = 0;
+  // Whether there is a Draw; otherwise it is Logits, the sampler and LogSoftmax.
+  virtual bool draws() const { return false; }
+  virtual void Draw(const DrawArgs& args);
   virtual void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) = 0;
   virtual void MaxRatio(const MaxRatioArgs& args) = 0;
   virtual void GatherRows(const GatherRowsArgs& args) = 0;

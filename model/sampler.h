@@ -4,6 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "compute/ops.h"
+
 namespace quern {
 
 // How a token is drawn from a row of logits. Applied in this order: repetition penalty (Keskar et al. 2019),
@@ -29,5 +31,9 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
 // The uniform number for the n-th generated token of a request: a pure function of (seed, n), so that it does not
 // depend on the batch.
 float SamplingUniform(uint64_t seed, int64_t n);
+
+// Whether Ops::Draw, with these, draws from the distribution that the options ask for.
+bool DrawsFromSoftmax(const SamplingOptions& options);
+DrawUniforms SamplingUniforms(const SamplingOptions& options, uint64_t seed, int64_t n);
 
 }  // namespace quern

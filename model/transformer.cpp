@@ -223,37 +223,43 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
         .qkv = {}, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads};
     RotaryArgs rotary = Rotary(w, batch, raw, s.qkv);
     rotary.pages = &write;
-    ops_.Rotary(rotary);
-    if (kv.observe) kv.observe(layer, s.qkv.Cols(0, c.q_size()));
-    TensorView q = s.qkv.Cols(0, c.q_size());
-    std::vector<SequenceRows> wanted;
+    AttentionArgs attention{.q = s.qkv.Cols(0, c.q_size()),
+                            .sequences = sequences,
+                            .layout = kv.layout,
+                            .layer = kv_layer,
+                            .heads = c.heads,
+                            .scale = scale,
+                            .window = c.sliding_window,
+                            .out = s.attention,
+                            .lse = s.lse,
+                            .budget = kv.budgets.empty() ? 0 : kv.budgets[static_cast<size_t>(layer)],
+                            .gain = w.gain,
+                            .live = s.live,
+                            .live_tau = kLiveTau};
     // Rows have to do with each other through keys and values alone; and through what selective attention masks.
-    if (layer == c.layers - 1 && batch.wanted.has_value() && kv.layers.empty() && !kv.layout.selective) {
-      const auto n = static_cast<int64_t>(batch.wanted->size());
-      if (n == 0) return;
-      if (n < t) {
+    const bool drops_rows = layer == c.layers - 1 && batch.wanted.has_value() && std::ssize(*batch.wanted) < t &&
+                            kv.layers.empty() && !kv.layout.selective;
+    if (!kv.observe && !drops_rows) {
+      ops_.RotaryAttention(rotary, attention);
+    } else {
+      ops_.Rotary(rotary);
+      if (kv.observe) kv.observe(layer, attention.q);
+      std::vector<SequenceRows> wanted;
+      if (drops_rows) {
+        const auto n = std::ssize(*batch.wanted);
+        if (n == 0) return;
         wanted = RowsAlone(batch.sequences, *batch.wanted);
-        const TensorView all_q = q, all_residual = residual;
-        q = arena.New(dtype_, n, c.q_size());
+        const TensorView all_q = attention.q, all_residual = residual;
+        attention.q = arena.New(dtype_, n, c.q_size());
+        attention.sequences = wanted;
         residual = s.middle = arena.New(acc, n, c.hidden_size);
-        ops_.GatherRows({.x = all_q, .rows = *batch.wanted, .y = q});
+        ops_.GatherRows({.x = all_q, .rows = *batch.wanted, .y = attention.q});
         ops_.GatherRows({.x = all_residual, .rows = *batch.wanted, .y = residual});
         for (TensorView* view : {&s.attention, &s.gate_up, &s.hidden, &s.middle_normed}) *view = view->Rows(0, n);
+        attention.out = s.attention;
       }
+      ops_.Attention(attention);
     }
-    ops_.Attention({.q = q,
-                    .sequences = wanted.empty() ? sequences : wanted,
-                    .layout = kv.layout,
-                    .layer = kv_layer,
-                    .heads = c.heads,
-                    .scale = scale,
-                    .window = c.sliding_window,
-                    .out = s.attention,
-                    .lse = s.lse,
-                    .budget = kv.budgets.empty() ? 0 : kv.budgets[static_cast<size_t>(layer)],
-                    .gain = w.gain,
-                    .live = s.live,
-                    .live_tau = kLiveTau});
     if (saved != nullptr) ops_.Cast(s.input, s.middle);
     LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, record(1));
 
@@ -309,6 +315,12 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
 
 void Transformer::Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const {
   ops_.MatMul({.a = hidden, .b = weights.head.forward.get(), .c = logits, .bias = {}});
+}
+
+void Transformer::Draw(const Weights& weights, const TensorView& hidden, DrawArgs args) const {
+  args.a = hidden;
+  args.b = weights.head.forward.get();
+  ops_.Draw(args);
 }
 
 void Transformer::HeadBackward(const Weights& weights, const TensorView& dlogits, const TensorView& hidden,

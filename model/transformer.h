@@ -67,6 +67,8 @@ class Transformer {
                Saved* saved = nullptr) const;
   // logits [R, V] acc of R rows of hidden states. The one head that sampler and losses share.
   void Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const;
+  // The head's product and a draw from it in one (Ops::Draw, where the backend has it); args.a and args.b are set here.
+  void Draw(const Weights& weights, const TensorView& hidden, DrawArgs args) const;
   // Adds to `gradients` the gradient of every weight, given that of the hidden states, dhidden [T, D] act or acc. The
   // head's own gradient is the caller's (HeadBackward). Selective attention: the loss has a term live_weight *
   // LivePositions(batch, saved).

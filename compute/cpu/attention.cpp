@@ -248,6 +248,22 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
   WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) { attend_by(FloatProducts<decltype(kv)>{}); });
 }
 
+// A decoded row's place is far away, a cache line for every two channels of its key.
+void KvAsk(const KvWriteArgs& args, const SequenceRows& sequence) {
+  const KvLayout& layout = args.layout;
+  const int64_t dim = layout.head_dim, slot = sequence.context % kPage;
+  WithType(TensorView{.dtype = layout.dtype}, [&](auto kv) {
+    const auto* page = static_cast<const decltype(kv)*>(sequence.pages[sequence.context / kPage]);
+    const auto ask = [](const decltype(kv)* from, int64_t count) {
+      for (int64_t at = 0; at < count; at += 64 / static_cast<int64_t>(sizeof(kv))) __builtin_prefetch(from + at, 1);
+    };
+    for (int64_t head = 0; head < layout.kv_heads; ++head) {
+      ask(page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock, dim * kBlock);
+      ask(page + layout.ValueOffset(args.layer, head) + slot * dim, dim);
+    }
+  });
+}
+
 void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end) {
   const KvLayout& layout = args.layout;
   const int64_t dim = layout.head_dim;
@@ -256,16 +272,8 @@ void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begi
       const int64_t position = sequence.context + i;
       const int64_t slot = position % kPage;
       auto* page = static_cast<decltype(kv)*>(sequence.pages[position / kPage]);
-      constexpr int64_t kLine = 64 / sizeof(kv);
       const auto* row = Row<decltype(in)>(args.qkv, sequence.row + i);
       for (int64_t head = 0; head < layout.kv_heads; ++head) {
-        // A decoded row's place is far away, a cache line for every two channels: the next head's is asked for at once.
-        if (sequence.count == 1 && head + 1 < layout.kv_heads) {
-          const auto* next = page + layout.KeyOffset(args.layer, head + 1) + slot / kBlock * dim * kBlock;
-          for (int64_t at = 0; at < dim * kBlock; at += kLine) __builtin_prefetch(next + at, 1);
-          next = page + layout.ValueOffset(args.layer, head + 1) + slot * dim;
-          for (int64_t at = 0; at < dim; at += kLine) __builtin_prefetch(next + at, 1);
-        }
         const auto* key = row + (args.heads + head) * dim;
         const auto* value = row + (args.heads + layout.kv_heads + head) * dim;
         auto* keys = page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock + slot % kBlock;

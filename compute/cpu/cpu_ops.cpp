@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "base/strings.h"
 #include "compute/cpu/gemm.h"
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/packed.h"
 #include "compute/op_checks.h"
 
 namespace quern {
@@ -113,8 +115,12 @@ void CpuOps::EmbeddingBackward(const EmbeddingBackwardArgs& args) {
 
 void CpuOps::RmsNorm(const RmsNormArgs& args) {
   CheckArgs(args);
-  ForChunks(args.x.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->rms_norm(args, begin, end); });
-  CastOutput(*this, args.y, args.cast);
+  const bool casts = CastsByRows(args.cast);
+  ForChunks(args.x.rows, kRowChunk, [&](int64_t begin, int64_t end) {
+    kernels_->rms_norm(args, begin, end);
+    if (casts) CastRows(args.cast, args.y, begin, end);
+  });
+  if (!casts) CastOutput(*this, args.y, args.cast);
 }
 
 void CpuOps::RmsNormBackward(const RmsNormBackwardArgs& args) {
@@ -163,6 +169,8 @@ void CpuOps::KvWrite(const KvWriteArgs& args) {
   ForChunks(static_cast<int64_t>(tasks.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Task& task = tasks[static_cast<size_t>(i)];
+      if (i + 1 < std::ssize(tasks) && tasks[static_cast<size_t>(i + 1)].begin == 0)
+        kernels_->kv_ask(args, *tasks[static_cast<size_t>(i + 1)].sequence);
       kernels_->kv_write(args, *task.sequence, task.begin, std::min(task.begin + kRowChunk, task.sequence->count));
     }
   });
@@ -197,6 +205,45 @@ void CpuOps::Attention(const AttentionArgs& args) {
                 task.scratch = ThreadScratch(cpu::AttentionScratch(args, task.sequence->context + task.end - 1));
                 if (i + 1 < count) task.next = &tasks[static_cast<size_t>(i + 1)];
                 kernels_->attention(args, task);
+              }
+            });
+}
+
+// Many decoded rows: each thread rotates a row, writes its keys and values and attends with it while their lines are
+// near. Of few rows threads share the heads.
+void CpuOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) {
+  const std::span<const SequenceRows> sequences = attention.sequences;
+  const int64_t count = std::ssize(sequences), kv_heads = attention.layout.kv_heads;
+  const bool decodes = count >= 4 * pool_->threads() && rotary.pages != nullptr &&
+                       rotary.pages->sequences.data() == sequences.data() && attention.q.data == rotary.out.data &&
+                       !attention.layout.selective &&
+                       std::all_of(sequences.begin(), sequences.end(), [](const auto& s) { return s.count == 1; });
+  if (!decodes) return Ops::RotaryAttention(rotary, attention);
+  CheckArgs(rotary);
+  CheckArgs(attention);
+  const KvWriteArgs write = PagesOf(rotary);
+  CheckArgs(write);
+  int64_t positions = 0;
+  for (const SequenceRows& s : sequences) positions += s.context + 1;
+  const int64_t work = positions / std::max<int64_t>(1, count) * kv_heads * attention.layout.head_dim;
+  ForChunks(count, std::clamp<int64_t>(kAttentionChunk / std::max<int64_t>(1, work), 1, kRowChunk),
+            [&](int64_t begin, int64_t end) {
+              const auto task_of = [&](int64_t i, int64_t head) {
+                return cpu::AttentionTask{.sequence = &sequences[static_cast<size_t>(i)], .kv_head = head, .end = 1};
+              };
+              for (int64_t i = begin; i < end; ++i) {
+                const SequenceRows& s = sequences[static_cast<size_t>(i)];
+                kernels_->rotary(rotary, s.row, s.row + 1);
+                kernels_->kv_write(write, s, 0, 1);
+                if (i + 1 < count) kernels_->kv_ask(write, sequences[static_cast<size_t>(i + 1)]);
+                for (int64_t head = 0; head < kv_heads; ++head) {
+                  cpu::AttentionTask task = task_of(i, head);
+                  task.scratch = ThreadScratch(cpu::AttentionScratch(attention, s.context));
+                  const bool last = head + 1 == kv_heads;
+                  const cpu::AttentionTask next = task_of(last && i + 1 < count ? i + 1 : i, last ? 0 : head + 1);
+                  if (!last || i + 1 < count) task.next = &next;
+                  kernels_->attention(attention, task);
+                }
               }
             });
 }
@@ -276,8 +323,12 @@ void CpuOps::AttentionBackward(const AttentionBackwardArgs& args) {
 
 void CpuOps::SwiGlu(const SwiGluArgs& args) {
   CheckArgs(args);
-  ForChunks(args.h.rows, kRowChunk, [&](int64_t begin, int64_t end) { kernels_->swiglu(args, begin, end); });
-  CastOutput(*this, args.h, args.cast);
+  const bool casts = CastsByRows(args.cast);
+  ForChunks(args.h.rows, kRowChunk, [&](int64_t begin, int64_t end) {
+    kernels_->swiglu(args, begin, end);
+    if (casts) CastRows(args.cast, args.h, begin, end);
+  });
+  if (!casts) CastOutput(*this, args.h, args.cast);
 }
 
 void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
@@ -288,8 +339,60 @@ void CpuOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
 void CpuOps::LogSoftmax(const LogSoftmaxArgs& args) {
   CheckArgs(args);
   const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
-  ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary),
-            [&](int64_t begin, int64_t end) { kernels_->log_softmax(args, begin, end); });
+  ForChunks(rows, std::max<int64_t>(1, kElementChunk / vocabulary), [&](int64_t begin, int64_t end) {
+    kernels_->log_softmax(args, begin, end, ThreadScratch(cpu::LogSoftmaxScratch(vocabulary)));
+  });
+}
+
+// Each block of logits is drawn from as soon as it is computed; then a block for every row.
+void CpuOps::Draw(const DrawArgs& args) {
+  const int64_t rows = args.a.rows;
+  QUERN_CHECK(args.b != nullptr && std::ssize(args.uniforms) == rows && std::ssize(args.ids) == rows);
+  CheckAcc(args.log_prob, 1, rows, "log_prob");
+  if (rows == 0) return;
+  constexpr int64_t kChunkLogits = 32 << 10;  // at least, so that few rows' products are long ones
+  constexpr int64_t kRows = 128;              // at most, whose logits of a block stay in L2
+  const Arena::Scope scope(scratch_);
+  const auto& b = static_cast<const cpu::CpuPackedMatrix&>(*args.b);
+  const int64_t vocabulary = b.n(), blocks = cpu::LogitBlocks(vocabulary);
+  const MatMulArgs matmul{.a = args.a, .b = args.b, .c = {.dtype = DType::kF32}, .bias = {}};
+  const cpu::Product product(matmul, *pool_, scratch_);
+  const TensorView memory = scratch_.New(DType::kI32, rows, blocks * static_cast<int64_t>(sizeof(cpu::BlockDraw) / 4));
+  const auto draws = [&](int64_t row) { return static_cast<cpu::BlockDraw*>(memory.Rows(row, 1).data); };
+  const int64_t panels = cpu::kLogitBlock / b.panel_cols();
+  const int64_t together = std::clamp<int64_t>(kChunkLogits / (rows * cpu::kLogitBlock), 1,
+                                               std::max<int64_t>(1, blocks / (8 * pool_->threads())));
+  const int64_t chunks = (blocks + together - 1) / together, row_blocks = (rows + kRows - 1) / kRows;
+  pool_->ParallelFor(chunks * row_blocks, [&](int64_t chunk) {
+    const int64_t row = chunk % row_blocks * kRows, count = std::min(kRows, rows - row);
+    const int64_t first = chunk / row_blocks * together, end = std::min(blocks, first + together);
+    const int64_t begin = first * cpu::kLogitBlock, cols = std::min(end * cpu::kLogitBlock, vocabulary) - begin;
+    TensorView logits{.data = ThreadScratch(count * cols), .dtype = DType::kF32, .rows = count, .cols = cols};
+    logits.stride = cols;
+    const int64_t later = (chunk + pool_->threads()) / row_blocks * together;
+    product.Panels(row, count, first * panels, std::min(end * panels, b.panels()), later * panels, logits);
+    if (args.never >= begin && args.never < begin + cols)
+      for (int64_t r = 0; r < count; ++r)
+        logits.Row<float>(r)[args.never - begin] = -std::numeric_limits<float>::infinity();
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t i = first; i < end; ++i) {
+        const int64_t at = (i - first) * cpu::kLogitBlock;
+        kernels_->draw_in_block(logits.Row<float>(r) + at, std::min(cpu::kLogitBlock, cols - at),
+                                args.uniforms[static_cast<size_t>(row + r)].in_block, draws(row + r)[i]);
+      }
+    }
+  });
+  ForChunks(rows, kRowChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float lse = 0;
+      const int64_t block = kernels_->draw_block(draws(row), blocks, args.uniforms[static_cast<size_t>(row)].block,
+                                                 ThreadScratch(2 * blocks), &lse);
+      QUERN_CHECK(block >= 0, "no token may be sampled");
+      const cpu::BlockDraw& drawn = draws(row)[block];
+      args.ids[static_cast<size_t>(row)] = static_cast<int32_t>(block * cpu::kLogitBlock + drawn.index);
+      args.log_prob.Row<float>(0)[row] = drawn.logit - lse;
+    }
+  });
 }
 
 void CpuOps::LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) {

@@ -41,9 +41,12 @@ class CpuOps : public Ops {
   void KvWrite(const KvWriteArgs& args) override;
   void Attention(const AttentionArgs& args) override;
   void AttentionBackward(const AttentionBackwardArgs& args) override;
+  void RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) override;
   void SwiGlu(const SwiGluArgs& args) override;
   void SwiGluBackward(const SwiGluBackwardArgs& args) override;
   void LogSoftmax(const LogSoftmaxArgs& args) override;
+  bool draws() const override { return true; }
+  void Draw(const DrawArgs& args) override;
   void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
   void MaxRatio(const MaxRatioArgs& args) override;
   void GatherRows(const GatherRowsArgs& args) override;
@@ -62,6 +65,8 @@ class CpuOps : public Ops {
   // Selective Attention: F of every sequence's rows [count, positions in whole pages], from scratch_.
   std::vector<TensorView> SelectRows(const AttentionArgs& args);
 
+  static bool CastsByRows(const OutputCast& cast);
+  void CastRows(const OutputCast& cast, const TensorView& output, int64_t begin, int64_t end) const;
   void PackFp8(const PackArgs& args);
   void AdamWFp8(const AdamWArgs& args);
 

@@ -85,6 +85,21 @@ void CpuOps::Quantize(const QuantizeArgs& args) {
   for (size_t i = 0; i < counts.size(); ++i) args.counts.Row<int32_t>(0)[i % 2] += counts[i];
 }
 
+// Whether CastRows does all that a cast asks for: a row's codes are its own affair.
+bool CpuOps::CastsByRows(const OutputCast& cast) {
+  return !cast.codes.empty() && cast.rule == QuantizeArgs::Scale::kRow && cast.amax.empty() && cast.counts.empty();
+}
+
+void CpuOps::CastRows(const OutputCast& cast, const TensorView& output, int64_t begin, int64_t end) const {
+  QuantizeArgs args = cast;
+  args.x = output;
+  for (int64_t row = begin; row < end; ++row) {
+    const float scale = ScaleFor(kernels_->row_amax(args.x, args.column_scale, row), args.format);
+    args.scale.Row<float>(0)[row] = scale;
+    kernels_->quantize_row(args, row, 1.0f / scale, nullptr);
+  }
+}
+
 void CpuOps::Dequantize(const DequantizeArgs& args) {
   const int64_t rows = args.codes.rows, cols = args.codes.cols;
   QUERN_CHECK(IsFp8(args.codes.dtype) && IsAct(args.y) && args.y.rows == rows && args.y.cols == cols);

@@ -162,98 +162,103 @@ const GemmKernels& KernelsFor(Isa isa) {
   return kernels[static_cast<int>(isa)];
 }
 
+Product::Product(const MatMulArgs& args, ThreadPool& pool, Arena& scratch)
+    : args_(args),
+      a_(args.a),
+      b_(static_cast<const CpuPackedMatrix&>(*args.b)),
+      format_(b_.kernels().For(b_.value_dtype())),
+      panel_cols_(b_.panel_cols()),
+      panels_(b_.panels()) {
+  QUERN_CHECK(args.a.cols == b_.k());
+  QUERN_CHECK(args.a.dtype == b_.value_dtype(),
+              std::string(DTypeName(args.a.dtype)) + " times " + DTypeName(b_.dtype()));
+  QUERN_CHECK(args.c.dtype == DType::kF32 || (args.c.dtype == DType::kBf16 && !args.accumulate));
+  QUERN_CHECK(args.bias.empty() || (args.bias.dtype == DType::kF32 && args.bias.cols == b_.n()));
+  const int64_t rows = a_.rows;
+  const bool pairs = b_.value_dtype() == DType::kBf16;
+  if (format_.widen_a) {
+    a_ = scratch.New(DType::kF32, rows, 2 * b_.k_words());
+    WidenRows(args.a, a_, pool);
+  } else if (const int64_t padded = b_.k_words() * (pairs ? 2 : 1); format_.k_word_multiple > 1 && padded != b_.k()) {
+    a_ = scratch.New(b_.value_dtype(), rows, padded);
+    const int64_t size = DTypeSize(b_.value_dtype());
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(MutableBytes(a_, r, 0), Bytes(args.a, r, 0), static_cast<size_t>(b_.k() * size));
+      std::memset(MutableBytes(a_, r, b_.k()), 0, static_cast<size_t>((padded - b_.k()) * size));
+    }
+  }
+  half_word_ = pairs && a_.dtype == DType::kBf16 && a_.cols % 2 == 1;
+  a_word_bytes_ = format_.widen_a ? 8 : 4;
+  chain_ = args.c.dtype == DType::kF32 && b_.k_words() > kLongWords ? kChainWords : b_.k_words();
+  // Few rows multiply codes as they are read.
+  decodes_ = b_.has_codes() && !(format_.code_block != nullptr && b_.plain() && rows <= format_.row_tile);
+}
+
+void Product::Panels(int64_t row, int64_t rows, int64_t panel, int64_t end, int64_t after, const TensorView& c) const {
+  BlockArgs part;
+  part.rows = rows;
+  part.a_row_bytes = a_.stride * DTypeSize(a_.dtype);
+  part.panel_words = panels_ <= 1 ? 0 : b_.has_codes() ? b_.Codes(1) - b_.Codes(0) : b_.Panel(1) - b_.Panel(0);
+  part.c_row_bytes = c.stride * DTypeSize(c.dtype);
+  part.c_bf16 = c.dtype == DType::kBf16;
+  after = std::min(after, panels_ - 1);
+  const auto multiply = [&](int64_t at, int64_t stop) {
+    part.cols = std::min(stop * panel_cols_, b_.n()) - at * panel_cols_;
+    part.c = MutableBytes(c, 0, (at - panel) * panel_cols_);
+    for (int64_t word = 0; word < b_.k_words(); word += chain_) {
+      part.a = Bytes(a_, row, 0) + word * a_word_bytes_;
+      part.k_words = std::min(chain_, b_.k_words() - word);
+      part.half_word = half_word_ && word + part.k_words == b_.k_words();
+      part.accumulate = args_.accumulate || word > 0;
+      part.bias = word > 0 || args_.bias.empty() ? nullptr : args_.bias.Row<float>(0) + at * panel_cols_;
+      if (!b_.has_codes()) {
+        part.b = b_.Panel(at) + word * panel_cols_;
+        part.next = b_.Panel(after) + word * panel_cols_;
+        part.next_bytes = part.k_words * panel_cols_ * 4;
+        format_.block(part);
+        continue;
+      }
+      part.codes = b_.Codes(at) + word * panel_cols_;
+      part.scales = b_.scales() + at * panel_cols_;
+      if (!decodes_) {
+        format_.code_block(part);
+        continue;
+      }
+      uint32_t* words = ThreadBuffer(part.k_words * panel_cols_);
+      (b_.plain() ? format_.decode_plain : format_.decode)(part.codes, part.k_words, part.scales, words);
+      part.b = words;
+      part.next = b_.Codes(at + 1 < end ? at + 1 : after);
+      part.next_bytes = b_.k_words() * panel_cols_ * 2;
+      format_.block(part);
+    }
+  };
+  if (!decodes_) return multiply(panel, end);
+  for (int64_t at = panel; at < end; ++at) multiply(at, at + 1);  // a decoded panel at a time
+}
+
 void MatMul(const MatMulArgs& args, ThreadPool& pool, Arena& scratch) {
   QUERN_CHECK(args.b != nullptr);
   const auto& b = static_cast<const CpuPackedMatrix&>(*args.b);
-  const FormatKernels& format = b.kernels().For(b.value_dtype());
   const int64_t rows = args.a.rows;
   QUERN_CHECK(args.a.cols == b.k() && args.c.cols == b.n() && args.c.rows == rows);
-  QUERN_CHECK(args.a.dtype == b.value_dtype(), std::string(DTypeName(args.a.dtype)) + " times " + DTypeName(b.dtype()));
-  QUERN_CHECK(args.c.dtype == DType::kF32 || (args.c.dtype == DType::kBf16 && !args.accumulate));
-  QUERN_CHECK(args.bias.empty() || (args.bias.dtype == DType::kF32 && args.bias.cols == b.n()));
   if (rows == 0 || b.n() == 0) return;
-
   const Arena::Scope scope(scratch);
-  const bool pairs = b.value_dtype() == DType::kBf16;
-  TensorView a = args.a;
-  if (format.widen_a) {
-    a = scratch.New(DType::kF32, rows, 2 * b.k_words());
-    WidenRows(args.a, a, pool);
-  } else if (const int64_t padded = b.k_words() * (pairs ? 2 : 1); format.k_word_multiple > 1 && padded != b.k()) {
-    a = scratch.New(b.value_dtype(), rows, padded);
-    const int64_t size = DTypeSize(b.value_dtype());
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(MutableBytes(a, r, 0), Bytes(args.a, r, 0), static_cast<size_t>(b.k() * size));
-      std::memset(MutableBytes(a, r, b.k()), 0, static_cast<size_t>((padded - b.k()) * size));
-    }
-  }
-
-  BlockArgs block;
-  block.a_row_bytes = a.stride * DTypeSize(a.dtype);
-  block.panel_words = b.panels() <= 1 ? 0 : b.has_codes() ? b.Codes(1) - b.Codes(0) : b.Panel(1) - b.Panel(0);
-  block.k_words = b.k_words();
-  block.half_word = pairs && a.dtype == DType::kBf16 && a.cols % 2 == 1;
-  block.c_row_bytes = args.c.stride * DTypeSize(args.c.dtype);
-  block.c_bf16 = args.c.dtype == DType::kBf16;
-  block.accumulate = args.accumulate;
-
-  const int64_t panel_bytes = b.k_words() * b.panel_cols() * 4;
-  const int64_t chain = !block.c_bf16 && b.k_words() > kLongWords ? kChainWords : b.k_words();
-  const int64_t a_word_bytes = format.widen_a ? 8 : 4;
-  const Plan plan = MakePlan(rows, b.panels(), panel_bytes, chain * a_word_bytes, format, pool.threads());
+  const Product product(args, pool, scratch);
+  const Plan plan = MakePlan(rows, b.panels(), b.k_words() * b.panel_cols() * 4, product.chain_bytes(),
+                             b.kernels().For(b.value_dtype()), pool.threads());
   const int64_t row_blocks = DivUp(rows, plan.row_block);
   const int64_t groups = DivUp(b.panels(), plan.panel_group);
-  const bool decodes = b.has_codes() && !(format.code_block != nullptr && b.plain() && rows <= format.row_tile);
-  const auto decode = b.plain() ? format.decode_plain : format.decode;
   pool.ParallelFor(row_blocks * groups, [&](int64_t chunk) {
     // Row blocks follow each other on the same panels.
     const int64_t row = chunk % row_blocks * plan.row_block;
     const int64_t panel = chunk / row_blocks * plan.panel_group;
-    const int64_t col = panel * b.panel_cols();
     const int64_t end = std::min(panel + plan.panel_group, b.panels());
+    const int64_t count = std::min(plan.row_block, rows - row);
     // The panel that this thread will probably need first when it is done with these: the others take those between.
     const int64_t later = (chunk + pool.threads()) / row_blocks * plan.panel_group;
-    const int64_t after = std::min(later > panel ? later : end, b.panels() - 1);
-    BlockArgs part = block;
-    part.rows = std::min(plan.row_block, rows - row);
-    part.cols = std::min(plan.panel_group * b.panel_cols(), b.n() - col);
-    part.c = MutableBytes(args.c, row, col);
-    const auto multiply = [&](int64_t at) {
-      for (int64_t word = 0; word < b.k_words(); word += chain) {
-        part.a = Bytes(a, row, 0) + word * a_word_bytes;
-        part.k_words = std::min(chain, b.k_words() - word);
-        part.half_word = block.half_word && word + part.k_words == b.k_words();
-        part.accumulate = block.accumulate || word > 0;
-        part.bias = word > 0 || args.bias.empty() ? nullptr : args.bias.Row<float>(0) + at * b.panel_cols();
-        if (!b.has_codes()) {
-          part.b = b.Panel(at) + word * b.panel_cols();
-          part.next = b.Panel(after) + word * b.panel_cols();
-          part.next_bytes = part.k_words * b.panel_cols() * 4;
-          format.block(part);
-          continue;
-        }
-        part.codes = b.Codes(at) + word * b.panel_cols();
-        part.scales = b.scales() + at * b.panel_cols();
-        if (!decodes) {
-          format.code_block(part);
-          continue;
-        }
-        uint32_t* words = ThreadBuffer(part.k_words * b.panel_cols());
-        decode(part.codes, part.k_words, part.scales, words);
-        part.b = words;
-        part.next = b.Codes(at + 1 < end ? at + 1 : after);
-        part.next_bytes = b.k_words() * b.panel_cols() * 2;
-        format.block(part);
-      }
-    };
-    if (!decodes) return multiply(panel);
-    // A decoded panel at a time.
-    const int64_t cols = part.cols;
-    for (int64_t done = 0; done < cols; done += b.panel_cols()) {
-      part.cols = std::min(b.panel_cols(), cols - done);
-      part.c = MutableBytes(args.c, row, col + done);
-      multiply(panel + done / b.panel_cols());
-    }
+    const int64_t col = panel * b.panel_cols();
+    product.Panels(row, count, panel, end, later > panel ? later : end,
+                   args.c.Rows(row, count).Cols(col, std::min(end * b.panel_cols(), b.n()) - col));
   });
 }
 

@@ -112,12 +112,14 @@ inline float Decoded(uint32_t code) {
   const auto least = std::bit_cast<float>(uint32_t{127 + 1 - kBias - kMantissa} << 23);  // of the subnormals
   const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * least;
   const uint32_t normal = (magnitude << (23 - kMantissa)) + (uint32_t{127 - kBias} << 23);
-  uint32_t bits = magnitude < (1u << kMantissa) ? std::bit_cast<uint32_t>(subnormal) : normal;
+  // Masks: where one side is a conversion the compiler branches.
+  const auto pick = [](bool first, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & (0u - uint32_t{first})); };
+  uint32_t bits = pick(magnitude < (1u << kMantissa), std::bit_cast<uint32_t>(subnormal), normal);
   if constexpr (kE5M2) {
-    bits = magnitude == 0x7c ? 0x7f800000u : bits;
-    bits = magnitude > 0x7c ? 0x7fc00000u : bits;
+    bits = pick(magnitude == 0x7c, 0x7f800000u, bits);
+    bits = pick(magnitude > 0x7c, 0x7fc00000u, bits);
   } else {
-    bits = magnitude == 0x7f ? 0x7fc00000u : bits;
+    bits = pick(magnitude == 0x7f, 0x7fc00000u, bits);
   }
   return std::bit_cast<float>(bits | (code & 0x80) << 24);
 }

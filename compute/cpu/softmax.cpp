@@ -1,4 +1,5 @@
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/logit_blocks.h"
 #include "compute/cpu/simd.h"
 #include "compute/cpu/views.h"
 
@@ -6,59 +7,30 @@ namespace quern::cpu::QUERN_ISA {
 
 namespace {
 
-struct RowSums {
+// Sums over one block of logits, relative to its largest.
+struct BlockSums {
   float max = 0;          // of z
   float mass = 0;         // sum of e^(z - max)
   float sum = 0;          // sum of z - max
   float mass_offset = 0;  // sum of e^(z - max) (z - max)
 };
 
-float RowMax(const float* z, int64_t n) {
-  F16 max[4];
-  for (F16& m : max) m = Set(-__builtin_inff());
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int64_t j = 0; j < 4; ++j) max[j] = Max(max[j], Load(z + i + j * kLanes));
-  for (; i + kLanes <= n; i += kLanes) max[0] = Max(max[0], Load(z + i));
-  if (i < n) max[0] = Max(max[0], InRange(0, n - i, Load(z + i, n - i), max[0]));
-  return MaxLanes(Max(Max(max[0], max[1]), Max(max[2], max[3])));
-}
-
 // kOffsets: also the two sums that only the mean and the entropy need.
 template <bool kOffsets>
-RowSums SumRow(const float* z, int64_t n) {
-  RowSums out;
-  out.max = RowMax(z, n);
-  F16 mass[4] = {Zero(), Zero(), Zero(), Zero()};
+BlockSums SumBlock(const float* z, int64_t n) {
+  BlockSums out;
+  out.max = BlockMax(z, n);
   F16 sum[4] = {Zero(), Zero(), Zero(), Zero()};
   F16 mass_offset[4] = {Zero(), Zero(), Zero(), Zero()};
-  const F16 max = Set(out.max);
-  const auto add = [&](int64_t j, F16 offset, F16 e) {
-    mass[j] = mass[j] + e;
+  out.mass = SumLanes(LaneMass(z, n, Origin(out.max), [&](int64_t, int64_t j, F16 offset, F16 e) {
     if constexpr (kOffsets) {
       sum[j] = sum[j] + offset;
       // A logit of -infinity has no mass: its 0 * infinity is left out.
       mass_offset[j] = mass_offset[j] + IfLess(Zero(), e, e * offset, e);
     }
-  };
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    for (int64_t j = 0; j < 4; ++j) {
-      const F16 offset = Load(z + i + j * kLanes) - max;
-      add(j, offset, Exp(offset));
-    }
-  }
-  for (; i + kLanes <= n; i += kLanes) {
-    const F16 offset = Load(z + i) - max;
-    add(0, offset, Exp(offset));
-  }
-  if (i < n) {
-    const F16 offset = Load(z + i, n - i) - max;
-    add(1, InRange(0, n - i, offset, Zero()), InRange(0, n - i, Exp(offset), Zero()));
-  }
-  const auto total = [](const F16* part) { return SumLanes((part[0] + part[1]) + (part[2] + part[3])); };
-  out.mass = total(mass);
+  }));
   if constexpr (kOffsets) {
+    const auto total = [](const F16* part) { return SumLanes((part[0] + part[1]) + (part[2] + part[3])); };
     out.sum = total(sum);
     out.mass_offset = total(mass_offset);
   }
@@ -67,18 +39,36 @@ RowSums SumRow(const float* z, int64_t n) {
 
 }  // namespace
 
-void LogSoftmax(const LogSoftmaxArgs& args, int64_t begin, int64_t end) {
-  const int64_t n = args.logits.cols;
+void LogSoftmax(const LogSoftmaxArgs& args, int64_t begin, int64_t end, float* scratch) {
+  const int64_t n = args.logits.cols, blocks = LogitBlocks(n);
   const bool offsets = args.mean_log_prob.data != nullptr || args.entropy.data != nullptr;
+  float *maxima = scratch, *masses = maxima + blocks, *own_masses = masses + blocks, *sums = own_masses + blocks,
+        *mass_offsets = sums + blocks;
+  const auto length = [&](int64_t b) { return b + 1 < blocks ? kLogitBlock : n - b * kLogitBlock; };
   for (int64_t row = begin; row < end; ++row) {
     const float* z = Row<float>(args.logits, row);
-    const RowSums sums = offsets ? SumRow<true>(z, n) : SumRow<false>(z, n);
-    const float log_mass = __builtin_logf(sums.mass);
-    const float lse = sums.max + log_mass;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* at = z + b * kLogitBlock;
+      const BlockSums block = offsets ? SumBlock<true>(at, length(b)) : SumBlock<false>(at, length(b));
+      maxima[b] = block.max;
+      masses[b] = own_masses[b] = block.mass;
+      sums[b] = block.sum;
+      mass_offsets[b] = block.mass_offset;
+    }
+    const RowSums total = SumRow(maxima, masses, blocks);
+    const float log_mass = __builtin_logf(total.mass);
+    const float lse = total.max + log_mass;
     Put(args.lse, row, lse);
     if (args.log_prob.data != nullptr) Put(args.log_prob, row, z[args.targets.data()[row]] - lse);
-    Put(args.mean_log_prob, row, sums.sum / static_cast<float>(n) - log_mass);
-    Put(args.entropy, row, log_mass - sums.mass_offset / sums.mass);
+    if (!offsets) continue;
+    float sum = 0, mass_offset = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float offset = Origin(maxima[b]) - total.max;
+      sum += sums[b] + static_cast<float>(length(b)) * offset;
+      if (own_masses[b] > 0) mass_offset += masses[b] / own_masses[b] * (mass_offsets[b] + own_masses[b] * offset);
+    }
+    Put(args.mean_log_prob, row, sum / static_cast<float>(n) - log_mass);
+    Put(args.entropy, row, log_mass - mass_offset / total.mass);
   }
 }
 

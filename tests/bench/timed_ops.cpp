@@ -86,6 +86,9 @@ void TimedOps::KvWrite(const KvWriteArgs& args) {
 void TimedOps::Attention(const AttentionArgs& args) {
   Time("Attention", 0, [&] { ops_.Attention(args); });
 }
+void TimedOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) {
+  Time("RotaryAttention", 0, [&] { ops_.RotaryAttention(rotary, attention); });
+}
 void TimedOps::AttentionBackward(const AttentionBackwardArgs& args) {
   Time("AttentionBackward", 0, [&] { ops_.AttentionBackward(args); });
 }
@@ -97,6 +100,10 @@ void TimedOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
 }
 void TimedOps::LogSoftmax(const LogSoftmaxArgs& args) {
   Time("LogSoftmax", 0, [&] { ops_.LogSoftmax(args); });
+}
+void TimedOps::Draw(const DrawArgs& args) {
+  Time(StrCat("Draw ", args.b->k(), "x", args.b->n()),
+       2.0 * static_cast<double>(args.a.rows * args.b->k() * args.b->n()), [&] { ops_.Draw(args); });
 }
 void TimedOps::LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) {
   Time("LogSoftmaxBackward", 0, [&] { ops_.LogSoftmaxBackward(args); });

@@ -44,9 +44,12 @@ class TimedOps : public Ops {
   void KvWrite(const KvWriteArgs& args) override;
   void Attention(const AttentionArgs& args) override;
   void AttentionBackward(const AttentionBackwardArgs& args) override;
+  void RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) override;
   void SwiGlu(const SwiGluArgs& args) override;
   void SwiGluBackward(const SwiGluBackwardArgs& args) override;
   void LogSoftmax(const LogSoftmaxArgs& args) override;
+  bool draws() const override { return ops_.draws(); }
+  void Draw(const DrawArgs& args) override;
   void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
   void MaxRatio(const MaxRatioArgs& args) override;
   void GatherRows(const GatherRowsArgs& args) override;

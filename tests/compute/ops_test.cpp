@@ -285,6 +285,83 @@ TEST_P(OpsTest, LogSoftmaxOfMaskedAndHugeLogits) {
   EXPECT_TRUE(std::isnan(GetElement(lse, 0, 1)));
 }
 
+// Draws from a product's rows, and what the same draws are by the product, its logits and LogSoftmax.
+TEST_P(OpsTest, DrawGivesTheLogProbabilityOfItsLogits) {
+  for (const auto& [rows, k, vocabulary] :
+       {std::tuple{1, 33, 7}, {3, 64, 480}, {9, 31, 481}, {140, 48, 1500}, {33, 16, 5000}}) {
+    const Tensor a = RandomTensor(act(), rows, k, 1), weight = RandomTensor(act(), vocabulary, k, 2);
+    const auto packed = cpu_.NewPacked(act(), k, vocabulary);
+    cpu_.Pack({.weight = weight, .out = packed.get()});
+    Random random(3);
+    std::vector<DrawUniforms> uniforms;
+    for (int row = 0; row < rows; ++row)
+      uniforms.push_back(row % 5 == 4 ? DrawUniforms{-1, -1}
+                                      : DrawUniforms{random.UniformFloat(), random.UniformFloat()});
+    for (const int32_t never : {-1, vocabulary / 2}) {
+      std::vector<int32_t> ids(static_cast<size_t>(rows));
+      Tensor log_prob(kF32, 1, rows), logits(kF32, rows, vocabulary), lse(kF32, 1, rows), expected(kF32, 1, rows);
+      cpu_.Draw({.a = a, .b = packed.get(), .never = never, .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
+      cpu_.MatMul({.a = a, .b = packed.get(), .c = logits, .bias = {}});
+      if (never >= 0) cpu_.Fill(logits.view().Cols(never, 1), -std::numeric_limits<float>::infinity());
+      cpu_.LogSoftmax(
+          {.logits = logits, .targets = ids, .lse = lse, .log_prob = expected, .mean_log_prob = {}, .entropy = {}});
+      EXPECT_TRUE(BitEqual(log_prob, expected));
+      for (int row = 0; row < rows; ++row) {
+        const auto at = static_cast<size_t>(row);
+        EXPECT_NE(ids[at], never);
+        const float* z = logits.Row<float>(row);
+        if (uniforms[at].block < 0) {
+          EXPECT_EQ(ids[at], std::max_element(z, z + vocabulary) - z);
+        }
+        // A row alone, in another pool, gives what it gives among others.
+        if (row % 10 != 0) continue;
+        ThreadPool one(1);
+        CpuOps alone(&one, GetParam().isa);
+        int32_t id = -1;
+        Tensor own(kF32, 1, 1);
+        alone.Draw({.a = a.view().Rows(row, 1),
+                    .b = packed.get(),
+                    .never = never,
+                    .uniforms = std::span(uniforms).subspan(at, 1),
+                    .ids = {&id, 1},
+                    .log_prob = own});
+        EXPECT_EQ(id, ids[at]);
+        EXPECT_TRUE(BitEqual(own, log_prob.view().Cols(row, 1)));
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, DrawsFollowTheSoftmax) {
+  constexpr int64_t kRows = 20000, kWidth = 4, kVocabulary = 600;
+  Tensor a(act(), kRows, kWidth);
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t i = 0; i < kWidth; ++i) SetElement(a, r, i, 1);
+  const auto packed = cpu_.NewPacked(act(), kWidth, kVocabulary);
+  const Tensor weight = RandomTensor(act(), kVocabulary, kWidth, 2, 0.8);
+  cpu_.Pack({.weight = weight, .out = packed.get()});
+  Random random(5);
+  std::vector<DrawUniforms> uniforms(kRows);
+  for (DrawUniforms& u : uniforms) u = {random.UniformFloat(), random.UniformFloat()};
+  std::vector<int32_t> ids(kRows);
+  Tensor log_prob(kF32, 1, kRows);
+  cpu_.Draw({.a = a, .b = packed.get(), .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
+  std::vector<int64_t> counts(kVocabulary);
+  std::vector<double> probabilities(kVocabulary);
+  for (size_t r = 0; r < ids.size(); ++r) {
+    ++counts[static_cast<size_t>(ids[r])];
+    probabilities[static_cast<size_t>(ids[r])] = std::exp(GetElement(log_prob, 0, static_cast<int64_t>(r)));
+  }
+  double mass = 0;
+  for (size_t id = 0; id < counts.size(); ++id) {
+    if (counts[id] == 0) continue;
+    mass += probabilities[id];
+    const double expected = probabilities[id] * kRows;
+    EXPECT_NEAR(static_cast<double>(counts[id]), expected, 6 * std::sqrt(expected) + 6) << id;
+  }
+  EXPECT_GT(mass, 0.99);
+}
+
 // e^x itself, read off the gradient: with lse 0, a = -1 and a target elsewhere, dlogits = e^logit.
 TEST_P(OpsTest, ExponentialIsWithinOneUnitInTheLastPlace) {
   if (act() != kF32) return;  // it has no other form
