@@ -6,6 +6,7 @@
 #include <optional>
 #include <thread>
 
+#include "actors/lru_store.h"
 #include "actors/records.h"
 #include "base/log.h"
 #include "base/strings.h"
@@ -234,9 +235,7 @@ class Actor {
 
   Result<std::shared_ptr<const ServedModel>> Model(const v1::WeightVersion& version) {
     const std::string key = StrCat(version.path(), "#", version.content_hash());
-    for (const auto& [known, model] : models_) {
-      if (known == key) return model;
-    }
+    if (const auto* known = models_.Find(key); known != nullptr) return *known;
     const auto begin = Clock::now();
     std::string directory = version.path();
     if (options_.locate != nullptr) {
@@ -249,12 +248,11 @@ class Actor {
     if (!version.content_hash().empty() && hash != version.content_hash()) {
       return DataLoss(StrCat(directory, ": content hash ", hash, ", published as ", version.content_hash()));
     }
+    models_.Shrink(kRecentModels - 1);
     QUERN_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model,
                            LoadServedModel(*ops_, directory, options_.precision));
     model->content = hash;
-    // Versions replace each other: a few recent ones are kept for policies that are evaluated in turn.
-    if (models_.size() >= 4) models_.erase(models_.begin());
-    models_.emplace_back(key, model);
+    models_.Keep(key, model, 1);
     metrics_->Observe(kActorWeights, SecondsSince(begin));
     metrics_->Set(kActorVersion, static_cast<double>(version.version()));
     LogInfo(StrFormat("loaded %s version %llu in %.0f ms", version.name().c_str(),
@@ -298,7 +296,7 @@ class Actor {
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   std::optional<Engine> engine_;
-  std::vector<std::pair<std::string, std::shared_ptr<const ServedModel>>> models_;
+  LruStore<std::string, std::shared_ptr<const ServedModel>> models_;  // each counts 1
   std::string policy_key_;
   uint64_t episodes_ = 0;
   uint64_t at_episode_ = 0;  // of a task played one at a time: 1 + the episode under way

@@ -19,6 +19,9 @@ struct ServedModel {
   std::string content;  // hash of the weights; empty: not known, equal to nothing but itself
 };
 
+// Versions replace each other: an actor keeps a few recent ones for policies that play in turn.
+inline constexpr int64_t kRecentModels = 4;
+
 // Loads a Hugging Face directory. max_positions: 0 takes the configuration's. `ops` must outlive the model.
 Result<std::shared_ptr<ServedModel>> LoadServedModel(Ops& ops, const std::string& directory, const Recipe& recipe,
                                                      int64_t max_positions = 0);

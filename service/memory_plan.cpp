@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "actors/rollout.h"
@@ -39,7 +40,6 @@ constexpr int64_t kStoreProcess = 34 * kMiB;
 constexpr int64_t kSampleTasks = 64;  // spread over a player's episodes ...
 constexpr int64_t kTaskEpisodes = 4;  // ... each so many in a row
 constexpr int kDrawnBatches = 200;    // of which the largest is run
-constexpr size_t kRecentModels = 4;   // that an actor keeps ready
 constexpr int64_t kLayers = 2;        // that are run: the others cost what the last of them does
 
 // A folder for the tokenizer of a self-made model.
@@ -214,6 +214,7 @@ Result<LearnerBytes> RunSteps(const Job& job, bool gpu, const ModelConfig& confi
 struct ActorBytes {
   int64_t weights = 0;  // of one model
   int64_t step = 0;     // temporaries of one forward pass
+  int64_t read = 0;     // the largest of what is mapped at a time while weights are read
   int64_t logits = 0;   // of them, what is sampled from
 };
 
@@ -265,7 +266,9 @@ Result<ActorBytes> RunActorStep(const Job& job, bool gpu, const ModelConfig& con
   transformer.Forward(weights, batch, kv, arena, hidden);
   // Logits of every model and how they are put together.
   const int64_t logits = (models > 1 ? models + 1 : 1) * sampled * config.vocab_size * 4;
-  return ActorBytes{weights.bytes(), arena.peak_bytes() + logits, logits};
+  const int64_t widest = std::max(
+      {config.vocab_size, 2 * config.intermediate_size, (config.heads + 2 * config.kv_heads) * config.head_dim});
+  return ActorBytes{weights.bytes(), arena.peak_bytes() + logits, 4 * config.hidden_size * widest, logits};
 }
 
 ModelConfig WithLayers(ModelConfig config, int64_t layers) {
@@ -298,21 +301,29 @@ int64_t ModelsOfPolicies(const Job& job) {
   return job.method == "q_sft" || compared ? 2 : 1;
 }
 
-// Episodes and chains of the busiest policy, and of everything that is stored.
-struct Episodes {
-  int64_t most = 0;    // of one policy that a model plays
-  int64_t stored = 0;  // by all stages
+// What the stages that play come to.
+struct Played {
+  int64_t most = 0;      // episodes and chains of the busiest policy that models play
+  int64_t stored = 0;    // those of all stages
+  int64_t versions = 0;  // of weights that an actor has at a time
 };
-Episodes CountEpisodes(const Job& job) {
-  Episodes out;
-  for (const PlannedStage& stage : MakePlan(job).stages) {
+Played CountPlayed(const Job& job) {
+  const Plan plan = MakePlan(job);
+  Played out;
+  std::set<std::string> weights;
+  for (const PlannedStage& stage : plan.stages) {
     if (stage.kind != PlannedStage::Kind::kRollout) continue;
     int64_t episodes = static_cast<int64_t>(stage.episodes);
     if (!stage.arm.empty())
       episodes *= job.regenesis.paths_per_question * static_cast<int64_t>(job.regenesis.stages.size());
-    if (stage.player.empty()) out.most = std::max(out.most, episodes);
     out.stored += episodes;
+    if (!stage.player.empty()) continue;
+    out.most = std::max(out.most, episodes);
+    weights.insert(stage.weights.begin(), stage.weights.end());
+    if (!stage.newest) continue;
+    for (const std::vector<std::string>& version : plan.policy_line) weights.insert(version.begin(), version.end());
   }
+  out.versions = std::min(kRecentModels, static_cast<int64_t>(weights.size()));
   return out;
 }
 
@@ -393,19 +404,18 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
 
   QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_less, RunActorStep(job, gpu, less_config, models));
   QUERN_ASSIGN_OR_RETURN(const ActorBytes actor_more, RunActorStep(job, gpu, more_config, models));
-  const Episodes episodes = CountEpisodes(job);
+  const Played played = CountPlayed(job);
   RolePlan actor{.role = "actor",
                  .processes = job.actors,
                  .items = {{"process", kActorProcess}, {"environment", environment + other_environments}},
                  .note = {}};
-  if (episodes.most > 0) {
-    const auto versions = static_cast<int64_t>(std::min(kRecentModels, stages.trained.size() + 1));
+  if (played.most > 0) {
     const int64_t pages = (MeanTokens(sample) + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
-    const int64_t used = episodes.most / std::max<int64_t>(1, job.actors) * pages * models * PageBytes(job, config);
+    const int64_t used = played.most / std::max<int64_t>(1, job.actors) * pages * models * PageBytes(job, config);
     const int64_t budget = ActorKvBytes(job, config);
-    actor.items.emplace_back("packed weights", versions * extend(actor_less.weights, actor_more.weights));
+    actor.items.emplace_back("packed weights", played.versions * extend(actor_less.weights, actor_more.weights));
     actor.items.emplace_back("keys and values", std::min(budget, used));
-    actor.items.emplace_back("one step", actor_more.step);
+    actor.items.emplace_back("one step", gpu ? actor_more.step : std::max(actor_more.step, actor_more.read));
     if (used < budget)
       actor.note = StrCat("the budget of keys and values is ", HumanBytes(static_cast<double>(budget)));
   }
@@ -416,9 +426,9 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
   if (gpu) {
     plan.device = {TakeGpuItems(learner)};
     learner.items.emplace_back("copies for checkpoints", std::max(masters, checkpoint));
-    if (episodes.most > 0) {
+    if (played.most > 0) {
       plan.device.push_back(TakeGpuItems(actor));
-      actor.items.emplace_back("copies of logits", actor_more.logits);
+      actor.items.emplace_back("copies of logits", std::max(actor_more.logits, actor_more.read));
     }
   }
   plan.memory = {learner, actor};
@@ -432,7 +442,7 @@ Result<MemoryPlan> PlanMemory(const Job& job) {
                        .note = "checkpoints: while a stage is under way, one of them being written"});
   plan.disk.push_back({.role = "replay-server",
                        .processes = 1,
-                       .items = {{"records", episodes.stored * RecordBytes(sample)}},
+                       .items = {{"records", played.stored * RecordBytes(sample)}},
                        .note = job.import_files.empty() ? "" : "data.import comes on top"});
   return plan;
 }

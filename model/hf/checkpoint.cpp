@@ -1,5 +1,4 @@
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -144,26 +143,18 @@ Result<TensorView> Checkpoint::Find(std::string_view name) const {
 }
 
 TensorSource Checkpoint::Source() const {
-  // Whoever reads all tensors is done with one when it asks for the next, so that no more than one is in memory beside
-  // what is made of them; if not, its pages come back from the file.
-  return [this, before = std::make_shared<TensorView>()](const std::string& name) {
-    Release(*before);
-    Result<TensorView> found = Find(name);
-    if (found.ok()) *before = *found;
-    return found;
+  // Whoever reads all tensors is done with what it asked for before when it asks for the next, so that little is in
+  // memory beside what is made of them; where it is not, pages come back from the file.
+  return [this](const std::string& name) {
+    LetGo();
+    return Find(name);
   };
 }
 
-void Checkpoint::Release(const TensorView& tensor) const {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
-  const uintptr_t end = begin + static_cast<uintptr_t>(tensor.rows * tensor.cols * DTypeSize(tensor.dtype));
+void Checkpoint::LetGo() const {
   for (const std::unique_ptr<File>& file : files_) {
     const std::span<const uint8_t> map = file->map.bytes();
-    const auto first = reinterpret_cast<uintptr_t>(map.data());
-    if (begin < first || end > first + map.size() || begin == end) continue;  // another file's, or a copy
-    const uintptr_t from = begin / page * page;
-    (void)madvise(reinterpret_cast<void*>(from), end - from, MADV_DONTNEED);
+    if (!map.empty()) (void)madvise(const_cast<uint8_t*>(map.data()), map.size(), MADV_DONTNEED);
   }
 }
 

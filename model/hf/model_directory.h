@@ -50,7 +50,7 @@ class Checkpoint {
   const TensorInfo* Info(std::string_view name) const;                 // null: not there
   // fp32, fp16 or bf16 [shape[0], product of the rest]; a vector is one row. Elements are naturally aligned.
   Result<TensorView> Find(std::string_view name) const;
-  // Of Find, for one thread; the Checkpoint must outlive it. What was asked for before is let out of memory.
+  // Of Find; the Checkpoint must outlive it. What was read before is let out of memory at each call.
   TensorSource Source() const;
   // Every weight of ParameterLayout(config) is there with its shape and a float type, and nothing else is (but
   // rotary_emb.inv_freq, and lm_head.weight of tied models, which are ignored). One line per problem, each naming the
@@ -64,7 +64,7 @@ class Checkpoint {
   Checkpoint() = default;
   Status AddFile(const std::string& dir, const std::string& name);
   Status Finish();
-  void Release(const TensorView& tensor) const;  // its pages of a mapped file
+  void LetGo() const;  // of the files' pages, which come back when they are read
 
   std::vector<std::unique_ptr<File>> files_;
   std::vector<std::string> file_names_;

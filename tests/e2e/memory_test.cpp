@@ -11,8 +11,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::map<std::string, int64_t> Planned(const QuernProcess::Folder& folder) {
-  const auto plan = QuernProcess::Run(folder, {"plan", folder.File("tiny.yaml"), "-o", "json"});
+std::map<std::string, int64_t> Planned(const QuernProcess::Folder& folder, std::vector<std::string> settings = {}) {
+  settings.insert(settings.begin(), {"plan", folder.File("tiny.yaml"), "-o", "json"});
+  const auto plan = QuernProcess::Run(folder, settings);
   EXPECT_EQ(plan.code, 0) << plan.err;
   std::map<std::string, int64_t> bytes;
   const Json json = Json::parse(plan.out);
@@ -48,6 +49,43 @@ TEST(MemoryPlan, ForetellsTheLearnerAndTheActor) {
   }
 #endif
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Where weights decide, in the two precisions: 11 and 27 million parameters.
+TEST(MemoryPlan, ComesWithinATenthWhereWeightsDecide) {
+  const std::vector<std::vector<std::string>> sizes = {
+      {"model.config.hidden_size=384", "model.config.num_hidden_layers=6", "model.config.num_attention_heads=6",
+       "model.config.intermediate_size=1024"},
+      {"model.config.hidden_size=512", "model.config.num_hidden_layers=8", "model.config.num_attention_heads=8",
+       "model.config.intermediate_size=1536"}};
+  const std::vector<std::vector<std::string>> precisions = {{"precision=bf16"},
+                                                            {"precision=fp8", "optimizer.moments=fp8"}};
+  for (const auto& size : sizes) {
+    for (const auto& precision : precisions) {
+      const QuernProcess::Folder folder;
+      // Enough steps and episodes that the longest batch and the budget of keys and values are met.
+      std::vector<std::string> settings = {"method=sft",
+                                           "compare=[]",
+                                           "online.rounds=0",
+                                           "sft.max_steps=12",
+                                           "evaluate.episodes=48",
+                                           "evaluate.players=[]",
+                                           "optimizer.block=0",
+                                           "actors=1",
+                                           "rollout.kv_cache_mib=16"};
+      settings.insert(settings.end(), size.begin(), size.end());
+      settings.insert(settings.end(), precision.begin(), precision.end());
+      const auto run = QuernProcess::Run(folder, RunArguments(folder, settings));
+      ASSERT_EQ(run.code, 0) << run.err;
+      std::map<std::string, int64_t> planned = Planned(folder, settings), measured = Measured(folder);
+      for (const char* role : {"learner", "actor"}) {
+        const double ratio = static_cast<double>(planned[role]) / static_cast<double>(measured[role]);
+        EXPECT_NEAR(ratio, 1, 0.1) << role << ", " << size[0] << ", " << precision[0] << ": " << measured[role];
+      }
+    }
+  }
+}
+#endif
 
 // A GPU that a job names need not be there.
 TEST(MemoryPlan, CountsAGpusMemoryApart) {
