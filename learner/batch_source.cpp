@@ -32,6 +32,7 @@ Result<uint64_t> CountRecords(const DrawOptions& options) {
   v1::QueryRequest request;
   *request.mutable_filter() = RequestOf(options).filter();
   request.set_count_only(true);
+  request.set_pruned_too(true);
   QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, options.replay->Query(request, Deadline::After(options.timeout)));
   return reply.count();
 }

@@ -28,7 +28,7 @@ struct DrawOptions {
   Duration timeout = std::chrono::seconds(30);
 };
 
-// How many records there are now, beyond the watermark too.
+// How many records were stored by now: beyond the watermark too, and those that retention has taken since.
 Result<uint64_t> CountRecords(const DrawOptions& options);
 
 // What there is to draw from, by class.

@@ -397,8 +397,11 @@ class Learner {
         if (step > first && run.checkpoints.enabled()) QUERN_RETURN_IF_ERROR(Save(run));
         return Cancelled("stopped");
       }
-      const auto wait_begin = Clock::now();
+      const auto limiter_begin = Clock::now();
       QUERN_RETURN_IF_ERROR(WaitForRecords(run.stage, limiter, step, steps));
+      const auto wait_begin = Clock::now();
+      if (limiter.Needed(step) > 0)
+        metrics_->Observe(kLearnerPhase, ToSeconds(wait_begin - limiter_begin), {{"phase", "limiter"}});
       QUERN_ASSIGN_OR_RETURN(TrainingBatch batch, source.Next(step));
       QUERN_RETURN_IF_ERROR(TakeStep(run, batch, statistics, SecondsSince(wait_begin)));
       QUERN_ASSIGN_OR_RETURN(const bool go_on, ReportStep(run));

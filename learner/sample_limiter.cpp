@@ -24,7 +24,7 @@ Status SampleLimiter::Wait(int64_t step, const std::function<Status(const std::s
     QUERN_ASSIGN_OR_RETURN(known_, count_());
     if (known_ >= needed) break;
     const std::string text =
-        StrCat("step ", step + 1, " waits for ", needed, " records, there are ", known_, " (samples_per_insert ",
+        StrCat("step ", step + 1, " waits for ", needed, " records, ", known_, " were stored (samples_per_insert ",
                limits_.samples_per_insert, ", min_records ", limits_.min_records, ")");
     if (!said) on_wait(text);
     said = true;

@@ -19,13 +19,15 @@ struct SampleLimits {
 
 class SampleLimiter {
  public:
-  // `count` asks how many records there are now.
+  // `count` asks how many records were stored by now, also such that retention has taken since: it never falls.
   SampleLimiter(SampleLimits limits, int64_t batch_size, std::function<Result<uint64_t>()> count,
                 Duration poll = std::chrono::milliseconds(200))
       : limits_(limits), batch_size_(batch_size), count_(std::move(count)), poll_(poll) {}
 
-  // Records that must be there before step `step` (from 0) draws.
+  // Records that must have been stored before step `step` (from 0) draws.
   uint64_t Needed(int64_t step) const;
+  // That is more than `most` at the last of `steps`.
+  uint64_t NeededInAll(int64_t steps) const { return steps > 0 ? Needed(steps - 1) : 0; }
   // Returns when they are. `alive` hears of every look that found too few, `on_wait` once when a wait begins;
   // DeadlineExceeded after the limits' timeout.
   Status Wait(int64_t step, const std::function<Status(const std::string& activity)>& alive,

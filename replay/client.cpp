@@ -30,9 +30,10 @@ Result<v1::ContainsReply> ReplayClient::Contains(const v1::ContainsRequest& requ
   return rpc_->Call<v1::ContainsReply>("replay.Contains", request, deadline);
 }
 
-Result<v1::BackupReply> ReplayClient::Backup(const std::string& to, Deadline deadline) {
+Result<v1::BackupReply> ReplayClient::Backup(const std::string& to, Deadline deadline, bool passing) {
   v1::BackupRequest request;
   request.set_to(to);
+  request.set_passing(passing);
   return rpc_->Call<v1::BackupReply>("replay.Backup", request, deadline);
 }
 

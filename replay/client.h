@@ -22,7 +22,7 @@ class ReplayClient : public Replay {
   Result<v1::QueryReply> Query(const v1::QueryRequest& request, Deadline deadline) override;
   Result<v1::StatsReply> Stats(const v1::StatsRequest& request, Deadline deadline) override;
   // On the server's machine; `to` is absolute.
-  Result<v1::BackupReply> Backup(const std::string& to, Deadline deadline);
+  Result<v1::BackupReply> Backup(const std::string& to, Deadline deadline, bool passing = false);
   const std::string& address() const { return rpc_->address(); }
 
  private:

@@ -274,20 +274,27 @@ Status ForEachRecord(Replay& store, const v1::Filter& filter, uint64_t limit,
   }
 }
 
+Result<ExportReport> ExportJsonl(Replay& store, const v1::Filter& filter, const WriteSink& sink, ExportFormat format) {
+  ExportReport report;
+  QUERN_RETURN_IF_ERROR(ForEachRecord(store, filter, 0, [&](uint64_t, const v1::Trajectory& trajectory) {
+    if (format == ExportFormat::kMessages && trajectory.messages_size() == 0) {
+      ++report.without_messages;
+      return Status();
+    }
+    ++report.rows;
+    const std::string line =
+        (format == ExportFormat::kMessages ? FormatMessagesRow(trajectory) : FormatRow(trajectory)) + "\n";
+    return sink(line.data(), line.size());
+  }));
+  return report;
+}
+
 Result<ExportReport> ExportJsonl(Replay& store, const v1::Filter& filter, const std::string& path,
                                  ExportFormat format) {
   ExportReport report;
-  QUERN_RETURN_IF_ERROR(WriteFileAtomic(path, [&](const WriteSink& sink) {
-    return ForEachRecord(store, filter, 0, [&](uint64_t, const v1::Trajectory& trajectory) {
-      if (format == ExportFormat::kMessages && trajectory.messages_size() == 0) {
-        ++report.without_messages;
-        return Status();
-      }
-      ++report.rows;
-      const std::string line =
-          (format == ExportFormat::kMessages ? FormatMessagesRow(trajectory) : FormatRow(trajectory)) + "\n";
-      return sink(line.data(), line.size());
-    });
+  QUERN_RETURN_IF_ERROR(WriteFileAtomic(path, [&](const WriteSink& sink) -> Status {
+    QUERN_ASSIGN_OR_RETURN(report, ExportJsonl(store, filter, sink, format));
+    return {};
   }));
   return report;
 }

@@ -11,8 +11,15 @@ v1::DataClass ClassOf(v1::Source source, v1::Verdict verdict) {
   return v1::DATA_CLASS_UNVERIFIED;
 }
 
-RowFilter::RowFilter(const v1::Filter& filter, const RecordTable& table)
-    : filter_(filter), table_(&table), task_hash_(HashTask(filter.task())), kinds_(table.kinds()) {
+RowFilter::RowFilter(const v1::Filter& filter, const RecordTable& table, bool pruned_too)
+    : filter_(filter),
+      table_(&table),
+      pruned_too_(pruned_too),
+      task_hash_(HashTask(filter.task())),
+      kinds_(table.kinds()) {
+  std::string& prompt = *filter_.mutable_prompt();
+  prompt.resize(prompt.find_last_not_of(" \t\r\n") + 1);
+  if (!prompt.empty()) prompt_ = HashPrompt(prompt);
   const uint32_t run = filter.run().empty() ? RecordTable::kNoName : table.FindName(filter.run());
   if (!filter.run().empty() && run == RecordTable::kNoName) return;  // no record has it
   std::vector<uint32_t> with;
@@ -49,7 +56,10 @@ bool RowFilter::MatchesKind(const RecordKind& kind, uint32_t run) const {
 }
 
 bool RowFilter::Matches(const RecordRow& row) const {
-  if (row.pruned || !kinds_[row.kind]) return false;
+  if ((row.pruned && !pruned_too_) || !kinds_[row.kind]) return false;
+  if (prompt_ != 0 && row.prompt != prompt_ && row.prompt != 0) return false;
+  if (filter_.has_min_tokens() && row.tokens < filter_.min_tokens()) return false;
+  if (filter_.has_max_tokens() && row.tokens > filter_.max_tokens()) return false;
   if (filter_.has_min_return() && row.episode_return < filter_.min_return()) return false;
   if (filter_.has_max_return() && row.episode_return > filter_.max_return()) return false;
   return filter_.task().empty() || row.task_hash == task_hash_;
@@ -59,6 +69,7 @@ bool RowFilter::MayMatch(const RecordTable::Zone& zone) const {
   if (filter_.has_min_return() && zone.max_return < filter_.min_return()) return false;
   if (filter_.has_max_return() && zone.min_return > filter_.max_return()) return false;
   if (!filter_.task().empty() && !zone.MayHaveTask(task_hash_)) return false;
+  if (prompt_ != 0 && !zone.MayHavePrompt(prompt_)) return false;
   return std::any_of(zone.kinds.begin(), zone.kinds.end(), [this](uint32_t kind) { return kinds_[kind]; });
 }
 
@@ -91,7 +102,9 @@ uint64_t RowFilter::LastMatch(uint64_t first, uint64_t last) const {
 
 // The prompt is what comes before the first assistant message; records that are only tokens have their task instead.
 bool RowFilter::MatchesText(const v1::Trajectory& trajectory) const {
+  if (prompt_ != 0 && PromptOf(trajectory) != filter_.prompt()) return false;
   const std::string& wanted = filter_.prompt_contains();
+  if (wanted.empty()) return true;
   if (trajectory.messages_size() == 0) return trajectory.task().find(wanted) != std::string::npos;
   for (const v1::Message& message : trajectory.messages()) {
     if (message.role() == "assistant") return false;

@@ -16,15 +16,16 @@ v1::DataClass ClassOf(v1::Source source, v1::Verdict verdict);
 // it.
 class RowFilter {
  public:
-  RowFilter(const v1::Filter& filter, const RecordTable& table);
-  // Everything but prompt_contains, which needs the record itself.
+  // `pruned_too`: rows whose records are gone match as well.
+  RowFilter(const v1::Filter& filter, const RecordTable& table, bool pruned_too = false);
+  // Everything but what needs the record itself.
   bool Matches(const RecordRow& row) const;
   // The first of the records first..last that matches, and the last one of them; 0: none. They pass over zones that
   // have no match.
   uint64_t FirstMatch(uint64_t first, uint64_t last) const;
   uint64_t LastMatch(uint64_t first, uint64_t last) const;
-  // prompt_contains is set: ask MatchesText as well.
-  bool needs_text() const { return !filter_.prompt_contains().empty(); }
+  // prompt or prompt_contains is set: ask MatchesText as well.
+  bool needs_text() const { return prompt_ != 0 || !filter_.prompt_contains().empty(); }
   bool MatchesText(const v1::Trajectory& trajectory) const;
 
  private:
@@ -33,7 +34,9 @@ class RowFilter {
 
   v1::Filter filter_;
   const RecordTable* table_;
+  bool pruned_too_;
   uint64_t task_hash_ = 0;
+  uint16_t prompt_ = 0;      // 0: any
   std::vector<bool> kinds_;  // by kind: passes
 };
 

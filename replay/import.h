@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file.h"
 #include "base/status.h"
 #include "replay/questions/question_file.h"
 #include "replay/replay.h"
@@ -83,7 +84,9 @@ struct ExportReport {
   uint64_t rows = 0;
   uint64_t without_messages = 0;  // records that are only tokens: kMessages leaves them out
 };
-// Every record that matches, in insertion order, written atomically.
+// Every record that matches, in insertion order.
+Result<ExportReport> ExportJsonl(Replay& store, const v1::Filter& filter, const WriteSink& sink, ExportFormat format);
+// The same into a file, written atomically.
 Result<ExportReport> ExportJsonl(Replay& store, const v1::Filter& filter, const std::string& path,
                                  ExportFormat format = ExportFormat::kQuern);
 

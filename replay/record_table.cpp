@@ -62,6 +62,21 @@ class Reader {
 
 uint64_t HashTask(std::string_view task) { return task.empty() ? 0 : XXH3_64bits(task.data(), task.size()); }
 
+std::string PromptOf(const v1::Trajectory& trajectory) {
+  std::string prompt;
+  if (trajectory.messages().empty()) prompt = trajectory.task();
+  for (const v1::Message& message : trajectory.messages()) {
+    if (message.role() == "assistant") break;
+    prompt += (prompt.empty() ? "" : "\n") + message.content();
+  }
+  prompt.resize(prompt.find_last_not_of(" \t\r\n") + 1);
+  return prompt;
+}
+
+uint16_t HashPrompt(std::string_view prompt) {
+  return static_cast<uint16_t>(std::max<uint64_t>(1, XXH3_64bits(prompt.data(), prompt.size()) & 0xffff));
+}
+
 namespace {
 uint64_t HashText(const v1::Trajectory& trajectory) {
   if (trajectory.messages().empty()) return XXH3_64bits(trajectory.token_ids().data(), trajectory.token_ids().size());
@@ -103,7 +118,8 @@ StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes) {
                 .bytes = static_cast<uint32_t>(bytes),
                 .kind = 0,
                 .success = trajectory.success(),
-                .pruned = false};
+                .pruned = false,
+                .prompt = HashPrompt(PromptOf(trajectory))};
   stored.kind = {.run = 0,
                  .tag_set = 0,
                  .version = version,
@@ -189,7 +205,8 @@ bool RecordTable::Agrees(uint64_t number, const StoredRow& stored) const {
          mine.uid_high == stored.row.uid_high && mine.uid_low == stored.row.uid_low &&
          mine.task_hash == stored.row.task_hash && mine.text_hash == stored.row.text_hash &&
          mine.episode_return == stored.row.episode_return && mine.created_unix_ms == stored.row.created_unix_ms &&
-         mine.tokens == stored.row.tokens && mine.bytes == stored.row.bytes && mine.success == stored.row.success;
+         mine.tokens == stored.row.tokens && mine.bytes == stored.row.bytes && mine.success == stored.row.success &&
+         (mine.prompt == stored.row.prompt || mine.prompt == 0);
 }
 
 bool RecordTable::Before(uint64_t a, uint64_t b) const {
@@ -221,6 +238,11 @@ bool RecordTable::Zone::MayHaveTask(uint64_t task_hash) const {
   return AllBits(task_hash, [&](uint32_t word, uint64_t bit) { return (tasks[word] & bit) != 0; });
 }
 
+bool RecordTable::Zone::MayHavePrompt(uint16_t prompt) const {
+  const auto has = [this](uint16_t value) { return (prompts[value >> 6] >> (value & 63) & 1) != 0; };
+  return has(prompt) || has(0);
+}
+
 void RecordTable::Zone::Add(const RecordRow& row, bool first) {
   min_return = first ? row.episode_return : std::min(min_return, row.episode_return);
   max_return = first ? row.episode_return : std::max(max_return, row.episode_return);
@@ -230,6 +252,7 @@ void RecordTable::Zone::Add(const RecordRow& row, bool first) {
     tasks[word] |= bit;
     return true;
   });
+  prompts[row.prompt >> 6] |= uint64_t{1} << (row.prompt & 63);
 }
 
 namespace {

@@ -32,7 +32,8 @@ struct RecordRow {
   uint32_t kind = 0;   // RecordTable::kind
   bool success = false;
   bool pruned = false;  // the record itself is gone: nothing matches the row, its uid is still known
-  uint16_t unused = 0;  // no padding: rows are written as they lie in memory
+  uint16_t prompt =
+      0;  // HashPrompt; 0: of an older file, not known. No padding: rows are written as they lie in memory
 };
 static_assert(sizeof(RecordRow) == 80);
 
@@ -58,8 +59,12 @@ struct StoredRow {
 StoredRow MakeRow(const v1::Trajectory& trajectory, size_t bytes);
 
 uint64_t HashTask(std::string_view task);
+// What comes before the first answer (v1::Filter.prompt); of records that are only tokens their task.
+std::string PromptOf(const v1::Trajectory& trajectory);
+// 16 bits of it, never 0: whether a record has the prompt only its text says.
+uint16_t HashPrompt(std::string_view prompt);
 
-// The rows of a store in memory, by number: about 95 bytes a record with the index of uids. Not thread-safe.
+// The rows of a store in memory, by number: about 97 bytes a record with its indexes. Not thread-safe.
 class RecordTable {
  public:
   static constexpr uint32_t kNoName = ~uint32_t{0};
@@ -95,9 +100,11 @@ class RecordTable {
   struct Zone {
     double min_return = 0;
     double max_return = 0;
-    std::vector<uint32_t> kinds;        // each once
-    std::array<uint64_t, 512> tasks{};  // a Bloom filter of the tasks' hashes
+    std::vector<uint32_t> kinds;           // each once
+    std::array<uint64_t, 512> tasks{};     // a Bloom filter of the tasks' hashes
+    std::array<uint64_t, 1024> prompts{};  // a bit for each value of RecordRow.prompt
     bool MayHaveTask(uint64_t task_hash) const;
+    bool MayHavePrompt(uint16_t prompt) const;
     void Add(const RecordRow& row, bool first);
   };
   const Zone& ZoneOf(uint64_t number) const { return *zones_[(number - 1) / kZoneRows]; }

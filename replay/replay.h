@@ -26,10 +26,15 @@ class Replay {
 
 struct OpenReplayOptions {
   bool create_if_missing = false;
+  bool read_only = false;   // of a directory: nothing in it is locked or changed, a server may begin to use it
   RpcClientOptions client;  // for addresses
 };
 // `where`: a directory or a running store's address (ipc://, tcp://, inproc://). A directory that a server of this
 // machine has open is reached through that server.
 Result<std::unique_ptr<Replay>> OpenReplay(const std::string& where, const OpenReplayOptions& options = {});
+
+// Whether another process writes to the store in this directory. Not for a process that does so itself: closing the
+// file that is looked at would end its lock.
+bool StoreInUse(const std::string& directory);
 
 }  // namespace quern

@@ -77,7 +77,7 @@ ReplayServer::ReplayServer(Store* store, RpcServerOptions options, Metrics* give
                                           return InvalidArgument("backup: '" + request.to() + "' is no absolute path");
                                         v1::BackupReply reply;
                                         reply.set_watermark(store->watermark());
-                                        QUERN_RETURN_IF_ERROR(store->Backup(request.to()));
+                                        QUERN_RETURN_IF_ERROR(store->Backup(request.to(), !request.passing()));
                                         return reply;
                                       }));
   const auto damaged = [metrics](const Status& status) {

@@ -11,6 +11,27 @@ namespace {
 
 constexpr uint32_t kDefaultPage = 1000;
 constexpr size_t kPageBytes = size_t{16} << 20;
+constexpr size_t kReturnValues = 16;   // different returns that are shown each for itself
+constexpr size_t kReturnBuckets = 10;  // of equal width, where there are more
+
+// A histogram.
+void AddReturns(std::vector<double>& returns, v1::StatsReply& reply) {
+  std::sort(returns.begin(), returns.end());
+  std::vector<double> values;
+  for (const double value : returns)
+    if ((values.empty() || value != values.back()) && values.size() <= kReturnValues) values.push_back(value);
+  const auto below = [&](double bound) { return std::lower_bound(returns.begin(), returns.end(), bound); };
+  const bool few = values.size() <= kReturnValues;
+  for (size_t i = 0; i < (few ? values.size() : kReturnBuckets); ++i) {
+    v1::ReturnBucket& bucket = *reply.add_returns();
+    const double width = (returns.back() - returns.front()) / kReturnBuckets;
+    const bool last = few ? i + 1 == values.size() : i + 1 == kReturnBuckets;
+    bucket.set_low(few ? values[i] : returns.front() + width * static_cast<double>(i));
+    bucket.set_high(few ? values[i] : last ? returns.back() : bucket.low() + width);
+    const auto next = few && !last ? values[i + 1] : returns.front() + width * static_cast<double>(i + 1);
+    bucket.set_records(static_cast<uint64_t>((last ? returns.end() : below(next)) - below(bucket.low())));
+  }
+}
 
 }  // namespace
 
@@ -59,7 +80,9 @@ Result<v1::QueryReply> Store::Query(const v1::QueryRequest& request) {
   std::shared_lock lock(impl_->state_mutex);
   QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
   const RecordTable& table = impl_->table;
-  const RowFilter filter(request.filter(), table);
+  const RowFilter filter(request.filter(), table, request.pruned_too());
+  if (request.pruned_too() && (!request.count_only() || filter.needs_text()))
+    return InvalidArgument("query: of pruned records nothing but their number is left, by all but the prompt");
   const uint32_t limit = request.limit() == 0 ? kDefaultPage : request.limit();
   v1::QueryReply reply;
   uint64_t count = 0;
@@ -122,6 +145,7 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
   __float128 sum = 0;
   __float128 squares = 0;
   std::vector<uint64_t> kinds(table.kinds());
+  std::vector<double> returns;
   for (uint64_t number = 0; (number = filter.FirstMatch(number + 1, table.newest())) != 0;) {
     const RecordRow& row = table.row(number);
     if (filter.needs_text()) {
@@ -135,6 +159,7 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
     const double value = row.episode_return;
     sum += value;
     squares += static_cast<__float128>(value) * value;
+    if (request.breakdown()) returns.push_back(value);
     reply.set_min_return(records == 1 ? value : std::min(reply.min_return(), value));
     reply.set_max_return(records == 1 ? value : std::max(reply.max_return(), value));
     ++kinds[row.kind];
@@ -149,20 +174,31 @@ Result<v1::StatsReply> Store::Stats(const v1::StatsRequest& request) {
     reply.set_success_rate(static_cast<double>(successes) / static_cast<double>(records));
   }
   std::map<std::string, uint64_t> tags;
+  std::map<std::string, uint64_t> runs;
   for (size_t id = 0; id < kinds.size(); ++id) {
     if (kinds[id] == 0) continue;
     const RecordKind& kind = table.kind(static_cast<uint32_t>(id));
+    if (request.breakdown()) {
+      runs[table.name(kind.run)] += kinds[id];
+      (*reply.mutable_versions())[kind.version] += kinds[id];
+      (*reply.mutable_depths())[kind.depth] += kinds[id];
+    }
     if (kind.source == v1::SOURCE_REAL)
       reply.set_real(reply.real() + kinds[id]);
     else
       reply.set_generated(reply.generated() + kinds[id]);
     for (const uint32_t tag : table.tag_set(kind.tag_set)) tags[table.name(tag)] += kinds[id];
   }
-  for (const auto& [tag, count] : tags) {
-    v1::TagCount* entry = reply.add_tags();
-    entry->set_tag(tag);
-    entry->set_records(count);
-  }
+  const auto add = [](const std::map<std::string, uint64_t>& counts, auto* to) {
+    for (const auto& [name, count] : counts) {
+      v1::TagCount* entry = to->Add();
+      entry->set_tag(name);
+      entry->set_records(count);
+    }
+  };
+  add(tags, reply.mutable_tags());
+  add(runs, reply.mutable_runs());
+  if (request.breakdown()) AddReturns(returns, reply);
   return reply;
 }
 

@@ -40,9 +40,10 @@ struct VerifyReport {
 
 // Which records to throw away: the oldest first, until both hold.
 struct PruneOptions {
-  uint64_t max_bytes = ~uint64_t{0};  // that all records together may have
-  int64_t before_unix_ms = 0;         // older ones go; 0: none for their age
-  bool real_too = false;              // else real data stays, whatever its size and age
+  uint64_t max_bytes = ~uint64_t{0};        // that all records together may have
+  int64_t before_unix_ms = 0;               // older ones go; 0: none for their age
+  bool real_too = false;                    // else real data stays, whatever its size and age
+  std::vector<std::string> keep_tags = {};  // records that carry one of them stay
   bool dry_run = false;
 };
 struct PruneReport {
@@ -55,7 +56,7 @@ struct PruneReport {
 // A durable, append-only set of trajectories in one directory: their bytes as sent in a log of our own
 // (replay/record_log.h), writers and counters in RocksDB. Records are numbered from 1 in insertion order; the newest
 // number is the watermark. What filters and sampling need of every record is held in memory (replay/record_table.h:
-// about 95 bytes a record, and 8 for each set that is sampled from) and read at open from files of rows and the log
+// about 97 bytes a record, and 8 for each set that is sampled from) and read at open from files of rows and the log
 // behind them. Thread-safe; one process at a time.
 class Store : public Replay {
  public:
@@ -97,9 +98,11 @@ class Store : public Replay {
   StoreHealth Health() const;
 
   // Reads everything: checksums, that every record parses and agrees with its index rows, that no uid is stored twice.
+  // Opened for reading only, also what an opening for writing would have made again.
   Result<VerifyReport> Verify();
-  // A consistent copy while in use. `to` must not exist. The copy is a store.
-  Status Backup(const std::string& to);
+  // A consistent copy while in use. `to` must not exist. The copy is a store; on the same disk it shares files with
+  // this one. `counts`: as the newest backup, in Health.
+  Status Backup(const std::string& to, bool counts = true);
   Status Compact();
   // Records go, in batches that are synced; their numbers stay taken and their uids stored, so that nothing that was
   // pruned comes back. Draws up to an older watermark are others from then on. A prune that is broken off is done in
@@ -111,5 +114,8 @@ class Store : public Replay {
   explicit Store(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+// The bytes of a store's directory that nobody writes to, in a new directory.
+Status CopyStore(const std::string& from, const std::string& to);
 
 }  // namespace quern

@@ -60,6 +60,7 @@ struct Store::Impl {
   // Held by the one thread that writes, before state_mutex. Guards writes to RocksDB, `duplicates`, `writers` and
   // `read_only`, and the log's end.
   std::mutex write_mutex;
+  std::mutex backup_mutex;  // before write_mutex
   // Readers share it for as long as they use db and table; taken alone to append rows and to open the database again.
   mutable std::shared_mutex state_mutex;
   std::unique_ptr<RecordLog> log;
@@ -83,6 +84,7 @@ struct Store::Impl {
   std::string read_only;
   StatusCode read_only_code = StatusCode::kOk;  // with read_only
   double open_seconds = 0;
+  std::vector<std::string> damaged;  // what an opening for reading found, and one for writing would make again
   std::function<void(double seconds, uint64_t records)> observer;  // under write_mutex
 
   // Requests of several threads that wait for the commit under way to end: the next one takes them all.
@@ -139,6 +141,8 @@ struct Store::Impl {
   Result<bool> TextMatches(uint64_t number, const RowFilter& filter) const;
   // Writes what is left of segments that lost an eighth or more to new ones, and removes the old.
   Status Reclaim();
+  // What a backup is made of, in a new directory beside the store.
+  Status LinkFiles(const std::string& links);
   // What verify adds of the log: every frame, and the ledgers that they add up to.
   void VerifyLog(const std::function<void(const std::string&)>& problem) const;
   // That the files of rows say what the table does.

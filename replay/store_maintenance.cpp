@@ -3,7 +3,9 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 
@@ -18,6 +20,13 @@ namespace {
 
 constexpr size_t kMaxProblems = 100;
 
+Status CopyFile(const std::string& from, const std::string& to) {
+  return WriteFileAtomic(to, [&](const WriteSink& sink) -> Status {
+    QUERN_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(from));
+    return sink(file.bytes().data(), file.bytes().size());
+  });
+}
+
 }  // namespace
 
 Result<VerifyReport> Store::Verify() {
@@ -28,6 +37,7 @@ Result<VerifyReport> Store::Verify() {
   const auto problem = [&](const std::string& text) {
     if (report.problems.size() < kMaxProblems) report.problems.push_back(text);
   };
+  for (const std::string& text : store.damaged) problem(text);
   rocksdb::ReadOptions read;
   read.verify_checksums = true;
   read.fill_cache = false;
@@ -129,40 +139,60 @@ StoreHealth Store::Health() const {
   return health;
 }
 
-Status Store::Backup(const std::string& to) {
-  if (PathExists(to)) return AlreadyExists(to + ": exists already; give a new directory for the backup");
-  Impl& store = *impl_;
-  std::lock_guard write_lock(store.write_mutex);
-  QUERN_RETURN_IF_ERROR(store.CheckOpen());
+// Links cost nothing while inserts wait; what is on another disk is copied afterwards.
+Status Store::Backup(const std::string& to, bool counts) {
+  if (PathExists(to)) return AlreadyExists(to + ": exists already; give a new directory");
+  std::lock_guard backup_lock(impl_->backup_mutex);
+  const std::string links = impl_->directory + ".links";
+  QUERN_RETURN_IF_ERROR(RemoveTree(links));
+  Status status = impl_->LinkFiles(links);
+  if (status.ok() && rename(links.c_str(), to.c_str()) != 0)
+    status = errno == EXDEV ? CopyStore(links, to) : FromErrno(errno, to);
+  if (status.ok()) status = SyncFolderOf(to);
+  (void)RemoveTree(links);
+  if (!status.ok()) return status.Annotate("backup");
+  if (!counts) return {};
+  impl_->last_backup_seconds =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  std::lock_guard write_lock(impl_->write_mutex);
+  QUERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  const auto seconds = static_cast<uint64_t>(impl_->last_backup_seconds);
+  return impl_->FromRocks(impl_->db->Put(rocksdb::WriteOptions(), kLastBackup, NumberKey(seconds)));
+}
+
+Status Store::Impl::LinkFiles(const std::string& links) {
+  std::lock_guard write_lock(write_mutex);
+  QUERN_RETURN_IF_ERROR(CheckOpen());
+  rocksdb::Checkpoint* made = nullptr;
+  QUERN_RETURN_IF_ERROR(FromRocks(rocksdb::Checkpoint::Create(db.get(), &made)));
+  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
+  QUERN_RETURN_IF_ERROR(FromRocks(checkpoint->CreateCheckpoint(links)));
+  // Sealed segments are never written again, so that both may have the same file.
+  log->Seal();
+  // Neither are files of rows, which are only ever replaced.
+  WaitForSaver();
+  std::vector<std::string> files;
+  for (const uint32_t segment : log->Segments()) files.push_back(log->PathOf(segment));
+  for (const RowFile& file : row_files) files.push_back(RowsPath(file.first));
+  for (const std::string& from : files) {
+    const std::string copy = JoinPath(links, from.substr(from.rfind('/') + 1));
+    if (link(from.c_str(), copy.c_str()) != 0) QUERN_RETURN_IF_ERROR(CopyFile(from, copy));
+  }
+  return SyncFolderOf(JoinPath(links, "CURRENT"));
+}
+
+Status CopyStore(const std::string& from, const std::string& to) {
+  if (PathExists(to)) return AlreadyExists(to + ": exists already; give a new directory");
   const std::string part = to + ".part";
   QUERN_RETURN_IF_ERROR(RemoveTree(part));
-  rocksdb::Checkpoint* made = nullptr;
-  QUERN_RETURN_IF_ERROR(store.FromRocks(rocksdb::Checkpoint::Create(store.db.get(), &made)));
-  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
-  QUERN_RETURN_IF_ERROR(store.FromRocks(checkpoint->CreateCheckpoint(part)).Annotate("backup to " + to));
-  // Sealed segments are never written again, so that both may have the same file.
-  store.log->Seal();
-  // Neither are files of rows, which are only ever replaced.
-  store.WaitForSaver();
-  std::vector<std::string> files;
-  for (const uint32_t segment : store.log->Segments()) files.push_back(store.log->PathOf(segment));
-  for (const Impl::RowFile& file : store.row_files) files.push_back(store.RowsPath(file.first));
-  for (const std::string& from : files) {
-    const std::string copy = JoinPath(part, from.substr(from.rfind('/') + 1));
-    if (link(from.c_str(), copy.c_str()) == 0) continue;
-    const Status status = WriteFileAtomic(copy, [&](const WriteSink& sink) -> Status {
-      QUERN_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(from));
-      return sink(file.bytes().data(), file.bytes().size());
-    });
-    if (!status.ok()) return status.Annotate("backup to " + to);
-  }
+  QUERN_RETURN_IF_ERROR(MakeDirectories(part));
+  QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(from));
+  for (const std::string& name : names)
+    if (name != "LOCK" && name != "server.address")
+      QUERN_RETURN_IF_ERROR(CopyFile(JoinPath(from, name), JoinPath(part, name)));
   QUERN_RETURN_IF_ERROR(SyncFolderOf(JoinPath(part, "CURRENT")));
   QUERN_RETURN_IF_ERROR(RenamePath(part, to));
-  store.last_backup_seconds =
-      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-  if (store.options.read_only) return {};
-  const auto seconds = static_cast<uint64_t>(store.last_backup_seconds);
-  return store.FromRocks(store.db->Put(rocksdb::WriteOptions(), kLastBackup, NumberKey(seconds)));
+  return SyncFolderOf(to);
 }
 
 Status Store::Compact() {

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -32,6 +33,9 @@ class RocksLogger : public rocksdb::Logger {
     if (level < rocksdb::WARN_LEVEL || level > rocksdb::FATAL_LEVEL) return;
     char text[512];
     std::vsnprintf(text, sizeof(text), format, arguments);
+    // Its status says the same; a reader holds in memory what is in no file yet.
+    for (const char* useless : {"DB::Open() failed", "opened without unique ID to verify"})
+      if (std::strstr(text, useless) != nullptr) return;
     for (char& c : text) c = c == '\n' ? ' ' : c;
     LogWarning(StrCat("rocksdb: ", text));
   }
@@ -72,9 +76,14 @@ Status SyncLogs(const std::string& directory) {
 Status CheckDirectory(const std::string& directory, bool create) {
   const bool is_store = PathExists(JoinPath(directory, "CURRENT"));
   if (is_store) return SyncLogs(directory);
-  if (!create) return NotFound(directory + ": no replay store there");
-  if (!PathExists(directory)) return MakeDirectories(directory);
+  if (!PathExists(directory))
+    return create ? MakeDirectories(directory) : NotFound(directory + ": no replay store there");
   QUERN_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(directory));
+  const bool records = std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return name.starts_with("records-") && name.ends_with(".data");
+  });
+  if (records) return DataLoss(directory + ": a replay store without its file CURRENT");
+  if (!create) return NotFound(directory + ": no replay store there");
   // A first opening that was interrupted leaves some of RocksDB's own files.
   const bool foreign = std::any_of(names.begin(), names.end(), [](const std::string& name) {
     return !name.starts_with("LOG") && name != "LOCK" && name != "IDENTITY" && !name.starts_with("MANIFEST-") &&
@@ -110,7 +119,7 @@ Status Store::Impl::FromRocks(const rocksdb::Status& status) const {
   if (status.IsNoSpace()) return ResourceExhausted(directory + ": no space left on the disk: free some and try again");
   if (status.IsCorruption()) return DataLoss(text);
   if (status.IsIOError() && text.find("lock") != std::string::npos)
-    return FailedPrecondition(directory + ": another process has this store open: give its address, or stop it");
+    return FailedPrecondition(directory + ": another process has this store open: wait for it, or stop it");
   return status.IsNotFound() ? NotFound(text) : DataLoss(text);
 }
 
@@ -141,7 +150,10 @@ Status Store::Impl::OpenDatabase(bool create) {
 Status Store::Impl::LoadState() {
   std::string format;
   rocksdb::Status status = db->Get(rocksdb::ReadOptions(), "format", &format);
-  if (status.IsNotFound()) {
+  const bool without_format = status.IsNotFound();
+  if (without_format && options.read_only) {
+    status = rocksdb::Status::OK();
+  } else if (without_format) {
     rocksdb::WriteOptions synced;
     synced.sync = true;
     status = db->Put(synced, "format", rocksdb::Slice(kFormat.data(), kFormat.size()));
@@ -166,6 +178,10 @@ Status Store::Impl::LoadState() {
   QUERN_RETURN_IF_ERROR(log->Open());
   QUERN_RETURN_IF_ERROR(ReplayLog(rows_end));
   QUERN_RETURN_IF_ERROR(CheckPlaces());
+  if (without_format && table.newest() > 0) {
+    const std::string text = directory + ": RocksDB has lost what it held; it is made again from the record log";
+    options.read_only ? damaged.push_back(text) : LogWarning(text);
+  }
   SaveRowsLater();
   return options.read_only ? Status() : RemoveUnused();
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 
 #include "base/strings.h"
@@ -14,16 +15,24 @@ constexpr uint64_t kDeadShare = 8;               // a segment that lost less tha
 
 Result<PruneReport> Store::Prune(const PruneOptions& options) {
   Impl& store = *impl_;
+  if (store.options.read_only && !options.dry_run)
+    return FailedPrecondition(store.directory + ": opened for reading only");
   std::lock_guard write_lock(store.write_mutex);
   if (!store.read_only.empty()) QUERN_RETURN_IF_ERROR(store.Recover());
   PruneReport report;
   for (uint64_t number = 1; number <= store.table.newest(); ++number)
     if (!store.table.row(number).pruned) report.left_bytes += store.table.row(number).bytes;
 
+  std::vector<bool> kept_kinds(store.table.kinds());
+  for (size_t id = 0; id < kept_kinds.size(); ++id)
+    for (const uint32_t tag : store.table.tag_set(store.table.kind(static_cast<uint32_t>(id)).tag_set))
+      kept_kinds[id] =
+          kept_kinds[id] || std::count(options.keep_tags.begin(), options.keep_tags.end(), store.table.name(tag)) > 0;
   std::vector<uint64_t> going;
   for (uint64_t number = 1; number <= store.table.newest(); ++number) {
     const RecordRow& row = store.table.row(number);
     if (row.pruned) continue;
+    if (kept_kinds[row.kind]) continue;
     const bool goes = report.left_bytes > options.max_bytes || row.created_unix_ms < options.before_unix_ms;
     if (!goes) continue;
     if (store.table.KindOf(number).source == v1::SOURCE_REAL && !options.real_too) {

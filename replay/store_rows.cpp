@@ -47,8 +47,14 @@ Status Store::Impl::LoadRowFiles(RecordPlace* end) {
   if (table.newest() < needed)
     return DataLoss(StrCat(RowsPath(table.newest() + 1),
                            ": is missing or damaged, and the log has not all of its records: some were pruned"));
-  if (useless.empty() || options.read_only) return {};
-  LogWarning(StrCat(useless.front(), ": is damaged or out of order; its rows are made again from the log"));
+  if (useless.empty()) return {};
+  const std::string text =
+      useless.front() + ": is damaged or out of order; its rows are made again from the record log";
+  if (options.read_only) {
+    damaged.push_back(text);
+    return {};
+  }
+  LogWarning(text);
   for (const std::string& path : useless)
     if (unlink(path.c_str()) != 0 && errno != ENOENT) return FromErrno(errno, path);
   return {};

@@ -111,7 +111,7 @@ v1::HeartbeatReply Coordinator::Heartbeat(const v1::HeartbeatRequest& request, C
   if (request.role() == "learner") {
     for (Stage& stage : stages_) {
       if (stage.plan.kind != PlannedStage::Kind::kTrain || stage.state != StageState::kRunning ||
-          stage.plan.name != request.activity())
+          stage.plan.name != request.activity().substr(0, request.activity().find(", ")))
         continue;
       const auto step = request.gauges().find("step");
       if (step != request.gauges().end() && step->second >= 0)

@@ -103,6 +103,7 @@ class Coordinator {
   void Fail(const std::string& message);
   void StartRollout(Stage& stage, Clock::time_point now);
   void StartTrain(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
+  std::string Starvation(const Stage& train, uint64_t stored) const;
   void EndChains(size_t index, std::unique_lock<std::mutex>& lock);
   void RunImport(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now);
   void ExpireLeases(Clock::time_point now);

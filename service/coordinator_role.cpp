@@ -10,6 +10,7 @@
 #include "service/coordinator.h"
 #include "service/event_log.h"
 #include "service/page.h"
+#include "service/resume_check.h"
 #include "service/role_http.h"
 #include "service/roles.h"
 #include "transport/metric_list.h"
@@ -91,6 +92,9 @@ Status RunCoordinatorRole(const Run& run, const std::atomic<bool>& stop) {
   }
   QUERN_ASSIGN_OR_RETURN(options.metrics, MetricsLog::Open(run.Path("metrics.jsonl")));
   QUERN_ASSIGN_OR_RETURN(options.journal, Journal::Open(run.Path("journal.jsonl")));
+  const JournalState& before = options.journal->state();
+  if (before.attempts > 0)
+    QUERN_RETURN_IF_ERROR(CheckStoreHolds(before, options.plan, *replay, Deadline::After(std::chrono::seconds(60))));
   v1::WeightVersion& base = options.weights[kBaseModel];
   base.set_name(kBaseModel);
   base.set_path(run.model.directory);

@@ -8,6 +8,7 @@
 #include "replay/import.h"
 #include "service/chains.h"
 #include "service/coordinator.h"
+#include "service/limiter_check.h"
 #include "service/policies.h"
 #include "service/result.h"
 
@@ -110,14 +111,24 @@ uint32_t Coordinator::ChunkOf(const Stage& stage) const {
 }
 
 void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, Clock::time_point now) {
+  const bool limited = RecordsNeeded(stages_[index].plan) > 0;
   lock.unlock();
   v1::StatsRequest request;
   request.mutable_filter()->add_without_tags(kEvaluationTag);
   request.mutable_filter()->add_without_tags(kHeldoutTag);
   const Result<v1::StatsReply> stats = store_->Stats(request, Deadline::After(kStoreDeadline));
+  v1::QueryRequest ever;
+  *ever.mutable_filter() = request.filter();
+  ever.set_count_only(true);
+  ever.set_pruned_too(true);
+  Result<v1::QueryReply> stored = v1::QueryReply();
+  if (limited) stored = store_->Query(ever, Deadline::After(kStoreDeadline));
   lock.lock();
   Stage& stage = stages_[index];
   if (!stats.ok()) return Fail("stage " + stage.plan.name + ": " + stats.status().message());
+  if (!stored.ok()) return Fail("stage " + stage.plan.name + ": " + stored.status().message());
+  if (const std::string starved = limited ? Starvation(stage, stored->count()) : ""; !starved.empty())
+    return Fail("stage " + stage.plan.name + ": its rate limiter " + starved);
   if (stage.plan.kind == PlannedStage::Kind::kTrain) {
     if (stats->records() == 0) return Fail("stage " + stage.plan.name + ": the store has no record to learn from");
     LogInfo(StrCat("stage ", stage.plan.name, ": ", stage.total, " steps on ", stats->records(),
@@ -128,6 +139,20 @@ void Coordinator::StartTrain(size_t index, std::unique_lock<std::mutex>& lock, C
   stage.watermark = stats->watermark();
   stage.state = StageState::kRunning;
   stage.begin = now;
+}
+
+// Empty, or why its rate limiter cannot be satisfied by what was stored and what may still come.
+std::string Coordinator::Starvation(const Stage& train, uint64_t stored) const {
+  const uint64_t needed = RecordsNeeded(train.plan);
+  uint64_t most = stored;
+  for (const PlannedStage* feeding : StagesThatFeed(options_.plan, train.plan)) {
+    const auto stage =
+        std::find_if(stages_.begin(), stages_.end(), [&](const Stage& one) { return one.plan.name == feeding->name; });
+    if (stage == stages_.end() || stage->state == StageState::kDone) continue;
+    if (feeding->kind != PlannedStage::Kind::kRollout || !feeding->arm.empty()) return "";
+    most += stage->total - std::min(stage->total, stage->done);
+  }
+  return needed > most ? Starved(needed, most) : "";
 }
 
 void Coordinator::EndChains(size_t index, std::unique_lock<std::mutex>& lock) {

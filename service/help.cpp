@@ -81,18 +81,26 @@ const std::map<std::string, std::string>& Examples() {
       {"doctor", "quern doctor --dir runs"},
       {"version", "quern version"},
       {"help", "quern help\nquern help run"},
-      {"replay", "quern replay stats --store runs/wordle-1/replay\nquern replay query --help"},
+      {"replay", "quern replay stats --store runs/wordle-1\nquern replay query --help"},
       {"replay import", "quern replay import --store my-store --input games.jsonl --tag mine"},
       {"replay query",
-       "quern replay query --store runs/wordle-1/replay --tag online --limit 3 -o table\n"
-       "quern replay query --store runs/wordle-1/replay --min-return -2 --count"},
-      {"replay export", "quern replay export --store runs/wordle-1/replay --tag heldout --to heldout.jsonl"},
-      {"replay stats", "quern replay stats --store runs/wordle-1/replay"},
-      {"replay verify", "quern replay verify --store runs/wordle-1/replay"},
-      {"replay compact", "quern replay compact --store runs/wordle-1/replay"},
-      {"replay prune", "quern replay prune --store runs/wordle-1/replay --max-bytes 10GiB --dry-run"},
-      {"replay backup", "quern replay backup --store runs/wordle-1/replay --to backup"},
-      {"replay restore", "quern replay restore --from backup --to store"}};
+       "quern replay query --store runs/wordle-1 --tag online --limit 3\n"
+       "quern replay query --store runs/wordle-1 --min-return -2 --depth 1.. --count"},
+      {"replay sample",
+       "quern replay sample --store runs/wordle-1 --seed 7 --step 3 --count 16\n"
+       "quern replay sample --store runs/wordle-1 --watermark 5000 --selector prioritised -o numbers"},
+      {"replay export",
+       "quern replay export --store runs/wordle-1 --tag heldout --to heldout.jsonl\n"
+       "quern replay export --store runs/wordle-1 --min-return 0 --format messages --to - | head"},
+      {"replay stats",
+       "quern replay stats --store runs/wordle-1\nquern replay stats --store runs/wordle-1 --source generated -o json"},
+      {"replay verify", "quern replay verify --store runs/wordle-1 -o json"},
+      {"replay compact", "quern replay compact --store runs/wordle-1"},
+      {"replay prune",
+       "quern replay prune --store runs/wordle-1 --max-bytes 10GiB --dry-run\n"
+       "quern replay prune --store runs/wordle-1 --max-age 7d --keep-tag eval"},
+      {"replay backup", "quern replay backup --store runs/wordle-1 --to backup"},
+      {"replay restore", "quern replay restore --from backup --to runs/wordle-1/replay"}};
   return examples;
 }
 

@@ -5,6 +5,7 @@
 #include "base/strings.h"
 #include "compute/device.h"
 #include "service/job_fields.h"
+#include "service/limiter_check.h"
 
 namespace quern {
 
@@ -250,10 +251,15 @@ std::string FindProblem(const Job& job, std::string& key) {
   CheckSets(check, job);
   if (job.method == "regenesis" && job.online.rounds > 0)
     check.Fail("online.rounds", "is not for method regenesis; its own are regenesis.rounds");
-  CheckTrain(check, "sft", job.sft);
-  CheckTrain(check, "filtered_sft", job.filtered_sft);
+  for (const auto& [section, train] : {std::pair<const char*, const TrainSection&>("sft", job.sft),
+                                       {"filtered_sft", job.filtered_sft},
+                                       {"qsft", job.qsft}}) {
+    CheckTrain(check, section, train);
+    if (train.selector == "fifo" && train.window == 0 && (job.replay.max_bytes > 0 || job.replay.max_age_s > 0))
+      check.Fail(StrCat(section, ".selector"),
+                 "fifo needs a window where replay prunes: records that go would shift the order");
+  }
   check.Between("filtered_sft.top_fraction", job.filtered_sft.top_fraction, 1e-6, 1);
-  CheckTrain(check, "qsft", job.qsft);
   check.AtLeast("qsft.beta", job.qsft.beta, 0);
   check.Between("qsft.gamma_turn", job.qsft.gamma_turn, 0, 1);
   check.Between("qsft.gamma_token", job.qsft.gamma_token, 0, 1);
@@ -319,6 +325,9 @@ std::string FindProblem(const Job& job, std::string& key) {
   check.AtLeast("checkpoint.every_seconds", job.checkpoint.every_seconds, 0);
   check.Between("checkpoint.keep", static_cast<double>(job.checkpoint.keep), 1, 1000);
   check.AtLeast("max_restarts", static_cast<double>(job.max_restarts), 0);
+  const auto limited = [](const TrainSection& o) { return o.samples_per_insert > 0 || o.min_records > 0; };
+  if (check.problem().empty() && (limited(job.sft) || limited(job.filtered_sft) || limited(job.qsft)))
+    return FindStarvation(MakePlan(job), key);
   return check.problem();
 }
 

@@ -3,17 +3,15 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
-#include <zmq.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 
 #include "base/file.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "model/hf/content_hash.h"
+#include "service/join_token.h"
 #include "service/roles.h"
 #include "transport/address.h"
 #include "transport/curve_keys.h"
@@ -23,70 +21,9 @@ namespace quern {
 
 namespace {
 
-constexpr char kPrefix[] = "qjoin1";
-constexpr size_t kKeyBytes = 32;
-constexpr size_t kCheckBytes = 8;
 constexpr auto kHelloDeadline = std::chrono::seconds(30);
 constexpr auto kTicketDeadline = std::chrono::seconds(10);
 constexpr size_t kVersionsKept = 16;
-
-std::string Check(const std::string& bytes) {
-  const uint64_t hash = XXH3_64bits(bytes.data(), bytes.size());
-  std::string check(kCheckBytes, '\0');
-  for (size_t i = 0; i < kCheckBytes; ++i) check[i] = static_cast<char>(hash >> (8 * i));
-  return check;
-}
-
-Result<std::string> Binary(const std::string& key) {
-  uint8_t binary[kKeyBytes];
-  if (key.size() != 40 || zmq_z85_decode(binary, key.c_str()) == nullptr) return InvalidArgument("a key is no key");
-  return std::string(reinterpret_cast<const char*>(binary), sizeof(binary));
-}
-
-std::string Text(std::string_view binary) {
-  char text[41];
-  zmq_z85_encode(text, reinterpret_cast<const uint8_t*>(binary.data()), kKeyBytes);
-  return text;
-}
-
-struct Token {
-  std::string coordinator_address;
-  std::string coordinator_key;
-  std::string replay_key;
-  CurveKeys actor;
-};
-
-Result<Token> ParseToken(const std::string& text) {
-  const auto damaged = [] {
-    return InvalidArgument("the join token is damaged: take RUN/keys/join.token of the run, all of it");
-  };
-  std::string hex;
-  for (const char c : text)
-    if (c != '\n' && c != ' ' && c != '\r') hex.push_back(c);
-  if (!hex.starts_with(kPrefix) || hex.size() % 2 != 0 || hex.size() > 4096) return damaged();
-  std::string bytes;
-  for (size_t i = sizeof(kPrefix) - 1; i + 1 < hex.size(); i += 2) {
-    int value = 0;
-    for (const char c : {hex[i], hex[i + 1]}) {
-      if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return damaged();
-      value = 16 * value + (c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    bytes.push_back(static_cast<char>(value));
-  }
-  if (bytes.size() < kCheckBytes + 3 * kKeyBytes + 1) return damaged();
-  const std::string body = bytes.substr(kCheckBytes);
-  if (bytes.substr(0, kCheckBytes) != Check(body)) return damaged();
-  Token token;
-  token.coordinator_key = Text(std::string_view(body).substr(0, kKeyBytes));
-  token.replay_key = Text(std::string_view(body).substr(kKeyBytes, kKeyBytes));
-  token.actor.secret_key = Text(std::string_view(body).substr(2 * kKeyBytes, kKeyBytes));
-  token.coordinator_address = body.substr(3 * kKeyBytes);
-  char public_key[41];
-  if (zmq_curve_public(public_key, token.actor.secret_key.c_str()) != 0) return damaged();
-  token.actor.public_key = public_key;
-  if (!token.coordinator_address.starts_with("tcp://")) return damaged();
-  return token;
-}
 
 Status WriteSecret(const std::string& path, const std::string& text) {
   const std::string temporary = StrCat(path, ".tmp-", getpid());
@@ -130,24 +67,20 @@ Status WriteJoinToken(const Run& run) {
   QUERN_ASSIGN_OR_RETURN(const std::string coordinator, LoadPublicKey(run.Path("keys"), kCoordinatorRole));
   QUERN_ASSIGN_OR_RETURN(const std::string replay, LoadPublicKey(run.Path("keys"), kReplayRole));
   QUERN_ASSIGN_OR_RETURN(const CurveKeys actor, LoadKeys(run.Path("keys"), kActorRole));
-  std::string body;
-  for (const std::string& key : {coordinator, replay, actor.secret_key}) {
-    QUERN_ASSIGN_OR_RETURN(const std::string binary, Binary(key));
-    body += binary;
-  }
-  body += run.coordinator_address;
-  std::string text = kPrefix;
-  for (const char c : Check(body) + body) text += StrFormat("%02x", static_cast<unsigned>(static_cast<uint8_t>(c)));
+  QUERN_ASSIGN_OR_RETURN(const std::string text, FormatJoinToken({.coordinator_address = run.coordinator_address,
+                                                                  .coordinator_key = coordinator,
+                                                                  .replay_key = replay,
+                                                                  .actor = actor}));
   return WriteSecret(run.Path("keys/join.token"), text + "\n");
 }
 
 Result<Run> JoinRun(const std::string& token_or_file, const std::string& directory, uint32_t index,
                     const std::atomic<bool>& stop) {
   std::string text = token_or_file;
-  if (!text.starts_with(kPrefix)) {
+  if (!text.starts_with(kJoinTokenPrefix)) {
     QUERN_ASSIGN_OR_RETURN(text, ReadFile(token_or_file));
   }
-  QUERN_ASSIGN_OR_RETURN(const Token token, ParseToken(text));
+  QUERN_ASSIGN_OR_RETURN(const JoinToken token, ParseJoinToken(text));
   RpcClientOptions client;
   client.keys = token.actor;
   client.server_key = token.coordinator_key;

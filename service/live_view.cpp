@@ -34,7 +34,7 @@ std::string Bar(uint64_t done, uint64_t total) {
 }
 
 std::string LearnerText(const v1::Member& member) {
-  if (!member.gauges().contains("step")) return member.activity();
+  if (!member.gauges().contains("loss")) return member.activity();
   return StrFormat("%s step %.0f, loss %.4f, %.0f tokens/s", member.activity().c_str(), Gauge(member, "step", 0),
                    Gauge(member, "loss", 0), Gauge(member, "tokens_per_second", 0));
 }
@@ -70,9 +70,11 @@ std::string LiveView::Line(const v1::StatusReply& status) const {
   for (const v1::StageStatus& stage : status.stages())
     if (stage.state() == "running") parts.push_back(StrCat(stage.name(), " ", stage.done(), "/", stage.total()));
   for (const v1::Member& member : status.members()) {
-    if (member.role() == "learner" && member.gauges().contains("step"))
+    if (member.role() == "learner" && member.gauges().contains("loss"))
       parts.push_back(
           StrFormat("loss %.4f, %.0f tokens/s", Gauge(member, "loss", 0), Gauge(member, "tokens_per_second", 0)));
+    else if (member.role() == "learner" && member.gauges().contains("step"))
+      parts.push_back(member.activity());
     if (member.role() == "replay-server") parts.push_back(StrFormat("%.0f records", Gauge(member, "records", 0)));
   }
   return StrJoin(parts, "; ");

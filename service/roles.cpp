@@ -13,6 +13,7 @@
 #include "base/strings.h"
 #include "learner/host_communicator.h"
 #include "learner/learner_role.h"
+#include "learner/train_stage.h"
 #include "model/hf/model_directory.h"
 #include "proto/coordinator.pb.h"
 #include "replay/client.h"
@@ -20,6 +21,7 @@
 #include "service/event_log.h"
 #include "service/join.h"
 #include "service/memory_plan.h"
+#include "service/plan.h"
 #include "service/prepare.h"
 #include "service/role_http.h"
 #include "transport/address.h"
@@ -129,7 +131,8 @@ class Retention {
     }
     if (SecondsSince(last_) < options_.prune_every_s) return;
     last_ = Clock::now();
-    PruneOptions prune{.real_too = options_.prune_real};
+    // What the job's table and the losses on held-out records are made of stays.
+    PruneOptions prune{.real_too = options_.prune_real, .keep_tags = {kEvaluationTag, kHeldoutTag}};
     if (options_.max_bytes > 0) prune.max_bytes = static_cast<uint64_t>(options_.max_bytes);
     if (options_.max_age_s > 0) prune.before_unix_ms = static_cast<int64_t>(1e3 * (UnixSeconds() - options_.max_age_s));
     running_ = std::async(std::launch::async, [this, prune] { return store_.Prune(prune); });

@@ -89,7 +89,8 @@ inline constexpr Metric kBuildInfo{"", Metric::kGauge, "build_info", "version,ro
     kLearnerSteps{kRoleLearner, Metric::kCounter, "learner_steps_total", "", "optimizer steps"},
     kLearnerTokens{kRoleLearner, Metric::kCounter, "learner_tokens_total", "", "tokens trained on"},
     kLearnerPhase{kRoleLearner, Metric::kSeconds, "learner_step_seconds", "phase",
-                  "phase wait (for the batch), forward, backward (with the head both ways), optim, publish"},
+                  "phase limiter (waits for records to be stored), wait (for the batch), forward, backward (with the "
+                  "head both ways), optim, publish"},
     kLearnerStaleness{
         kRoleLearner, Metric::kVersions, "learner_sample_staleness_versions", "",
         "of each generated episode of a batch: versions between those that wrote it and the one in training"},

@@ -104,6 +104,8 @@ struct RpcClientOptions {
   // tcp only: this client's keys and the server's public key.
   std::optional<CurveKeys> keys;
   std::string server_key;
+  // A call ends early when there was no connection for so long; 0: it waits for its deadline.
+  std::chrono::milliseconds patience{0};
 };
 
 // Thread-safe; calls of one client run one after another, so take one client per thread for calls in parallel.

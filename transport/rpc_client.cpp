@@ -127,10 +127,12 @@ Result<std::string> RpcClient::Impl::Call(const std::string& method, std::string
   uint64_t sent_on = 0;  // the connection that carries the request; 0: not sent
   int sends = 0;
   Result<std::string> answer = Internal("unset");
+  Clock::time_point seen = begin;  // connected
   while (true) {
     QUERN_RETURN_IF_ERROR(ReadEvents());
     if (Receive(id, &answer)) return answer;
-    if (deadline.Expired()) break;
+    if (connected) seen = Clock::now();
+    if (deadline.Expired() || (options.patience.count() > 0 && Clock::now() - seen > options.patience)) break;
     const bool to_send = connected && sent_on != connections;
     zmq_pollitem_t items[] = {{socket, 0, static_cast<short>(ZMQ_POLLIN | (to_send ? ZMQ_POLLOUT : 0)), 0},
                               {monitor, 0, ZMQ_POLLIN, 0}};

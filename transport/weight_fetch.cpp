@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <span>
 #include <thread>
 #include <utility>
@@ -32,7 +33,6 @@ constexpr int kMostFiles = 10'000;
 constexpr uint64_t kMostBytes = uint64_t{1} << 44;  // 16 TiB
 constexpr uint32_t kMostChunkBytes = 64u << 20;
 constexpr auto kConnectPatience = std::chrono::seconds(5);
-constexpr auto kFirstBackOff = std::chrono::milliseconds(20);
 constexpr auto kLongestBackOff = std::chrono::seconds(1);
 
 class Descriptor {
@@ -54,13 +54,15 @@ class Descriptor {
 
 Status CheckTicket(const v1::OpenWeightsReply& ticket) {
   uint64_t total = 0;
+  std::set<std::string> names;
   bool good = ticket.files_size() > 0 && ticket.files_size() <= kMostFiles && ticket.key().size() == kGcmKeyBytes &&
               ticket.secret().size() == kWeightSecretBytes && ticket.chunk_bytes() > 0 &&
               ticket.chunk_bytes() <= kMostChunkBytes && ticket.port() > 0 && ticket.port() < 65536;
   for (const v1::WeightFile& file : ticket.files()) {
     const std::string& name = file.name();
     good = good && !name.empty() && name[0] != '.' && name.size() < 256 && name.find('/') == std::string::npos &&
-           name.find('\0') == std::string::npos && file.bytes() <= kMostBytes && (total += file.bytes()) <= kMostBytes;
+           name.find('\0') == std::string::npos && names.insert(name).second && file.bytes() <= kMostBytes &&
+           (total += file.bytes()) <= kMostBytes;
   }
   return good && total > 0 ? Status() : DataLoss("the coordinator's ticket for weights makes no sense");
 }
@@ -185,7 +187,7 @@ class Fetch {
   }
 
   Status Receive(const std::string& part) {
-    Duration back_off = kFirstBackOff;
+    Duration back_off = options_.back_off;
     Clock::time_point progress = Clock::now();
     uint64_t written = 0;
     while (true) {
@@ -199,7 +201,7 @@ class Fetch {
         if (parts.written() == parts.total()) return parts.Finish();
         if (parts.written() > written) {
           progress = Clock::now();
-          back_off = kFirstBackOff;
+          back_off = options_.back_off;
         }
         written = parts.written();
       }

@@ -18,6 +18,7 @@ struct WeightFetchOptions {
   std::function<Status(const std::string& directory)> verify;
   std::function<Status()> alive;                 // called about once a second; an error ends the fetch. May be null
   Duration patience = std::chrono::seconds(60);  // without a byte
+  Duration back_off = std::chrono::milliseconds(20);  // after a lost connection; doubled up to a second
 };
 
 struct WeightFetchCounters {

@@ -43,7 +43,7 @@ TEST(SampleLimiter, WaitsLoudlyUntilTheRecordsAreThere) {
   EXPECT_EQ(stored, 100u);
   EXPECT_EQ(alive, 2);
   ASSERT_EQ(events.size(), 1u);
-  EXPECT_NE(events[0].find("waits for 100 records, there are 90"), std::string::npos) << events[0];
+  EXPECT_NE(events[0].find("waits for 100 records, 90 were stored"), std::string::npos) << events[0];
   const int before = looks;
   for (int64_t step = 1; step < 10; ++step) ASSERT_TRUE(wait(step).ok());
   EXPECT_EQ(looks, before) << "what is known to be enough is not asked for again";
@@ -60,7 +60,7 @@ TEST(SampleLimiter, GivesUpAtItsDeadlineAndWhenItIsToldTo) {
   const Status late = limiter.Wait(
       0, [](const std::string&) { return Status(); }, quiet);
   EXPECT_EQ(late.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_NE(late.message().find("waits for 5 records, there are 4"), std::string::npos) << late.message();
+  EXPECT_NE(late.message().find("waits for 5 records, 4 were stored"), std::string::npos) << late.message();
   SampleLimiter patient(
       {.min_records = 5}, 1, []() -> Result<uint64_t> { return uint64_t{4}; }, std::chrono::milliseconds(1));
   const Status told = patient.Wait(

@@ -111,6 +111,36 @@ TEST_F(ServerTest, ADirectoryThatAServerHasOpenIsReachedThroughIt) {
   EXPECT_EQ(OpenReplay(JoinPath(folder_.path(), "none")).status().code(), StatusCode::kNotFound);
 }
 
+// A reader never takes the directory from a server that is about to start.
+TEST_F(ServerTest, AReaderLocksNothing) {
+  Start();
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a")})).ok());
+  Stop();
+  OpenReplayOptions reading;
+  reading.read_only = true;
+  auto reader = OpenReplay(directory_, reading);
+  ASSERT_TRUE(reader.ok()) << reader.status().message();
+  EXPECT_EQ((*reader)->Insert(MakeInsert({MakeTrajectory("b")}), Soon()).status().code(),
+            StatusCode::kFailedPrecondition);
+  Start();
+  EXPECT_EQ((*reader)->Stats({}, Soon())->records(), 1u);
+  auto client = *ReplayClient::Connect(address_);
+  EXPECT_EQ(client->Insert(MakeInsert({MakeTrajectory("b")}), Soon())->watermark(), 2u);
+}
+
+TEST_F(ServerTest, ACallWithoutPatienceForAServerThatIsNotThere) {
+  Start();
+  Stop();
+  RpcClientOptions impatient;
+  impatient.patience = std::chrono::milliseconds(50);
+  auto client = *ReplayClient::Connect(address_, impatient);
+  const auto begin = Clock::now();
+  const Status status = client->Stats({}, Soon()).status();
+  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded) << status.message();
+  EXPECT_NE(status.message().find("nobody listens there"), std::string::npos) << status.message();
+  EXPECT_LT(SecondsSince(begin), 3);
+}
+
 TEST_F(ServerTest, ABackupIsMadeWhileItServes) {
   Start();
   auto client = *ReplayClient::Connect(address_);

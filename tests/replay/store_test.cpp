@@ -27,6 +27,12 @@ v1::SampleRequest MakeSample(uint64_t watermark, uint32_t count, uint64_t seed =
   return request;
 }
 
+StoreOptions Reading() {
+  StoreOptions options;
+  options.read_only = true;
+  return options;
+}
+
 std::vector<std::string> Uids(const v1::SampleReply& reply) {
   std::vector<std::string> uids;
   for (const std::string& bytes : reply.trajectories()) {
@@ -299,6 +305,107 @@ TEST_F(StoreTest, OneProcessAtATimeAndOnlyStoreDirectories) {
   EXPECT_EQ(Store::Open(nowhere).status().code(), StatusCode::kInvalidArgument);
 }
 
+// What an opening for writing makes again from the log, one for reading leaves as it is and reports.
+TEST_F(StoreTest, AReaderThatVerifiesFindsADamagedIndexAndChangesNothing) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
+  const std::string directory = store_->directory();
+  store_.reset();
+  const std::string rows = JoinPath(directory, "rows-000000000001.table");
+  std::string bytes = *ReadFile(rows);
+  bytes[bytes.size() / 2] ^= 0x10;
+  ASSERT_TRUE(WriteFileAtomic(rows, bytes).ok());
+  const auto before = *ListDirectory(directory);
+  for (int pass = 0; pass < 2; ++pass) {
+    const auto reader = Store::Open(directory, Reading());
+    ASSERT_TRUE(reader.ok()) << reader.status().message();
+    const auto report = (*reader)->Verify();
+    EXPECT_EQ(report->records, 2u);
+    ASSERT_EQ(report->problems.size(), 1u);
+    EXPECT_NE(report->problems[0].find("rows-000000000001.table: is damaged"), std::string::npos)
+        << report->problems[0];
+  }
+  EXPECT_EQ(*ListDirectory(directory), before);
+  EXPECT_EQ(*ReadFile(rows), bytes);
+  Open();
+  ExpectSound(2);
+  // RocksDB's log alone.
+  store_.reset();
+  const auto files = *ListDirectory(directory);
+  for (const std::string& name : files) {
+    if (!name.ends_with(".log")) continue;
+    ASSERT_TRUE(RemoveTree(JoinPath(directory, name)).ok());
+  }
+  EXPECT_EQ((*Store::Open(directory, Reading()))->Verify()->problems.size(), 1u);
+  Open();
+  ExpectSound(2);
+  // And what names all of RocksDB's files.
+  store_.reset();
+  ASSERT_TRUE(RemoveTree(JoinPath(directory, "CURRENT")).ok());
+  const Status without = Store::Open(directory).status();
+  EXPECT_EQ(without.code(), StatusCode::kDataLoss);
+  EXPECT_NE(without.message().find("without its file CURRENT"), std::string::npos) << without.message();
+}
+
+TEST_F(StoreTest, ACopyOfACopyHasBytesOfItsOwn) {
+  ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
+  const std::string backup = JoinPath(folder_.path(), "backup"), copy = JoinPath(folder_.path(), "copy");
+  ASSERT_TRUE(store_->Backup(backup, false).ok());
+  EXPECT_EQ(store_->Health().last_backup_seconds, 0);
+  EXPECT_FALSE(PathExists(store_->directory() + ".links"));
+  ASSERT_TRUE(CopyStore(backup, copy).ok());
+  EXPECT_EQ(CopyStore(backup, copy).code(), StatusCode::kAlreadyExists);
+  const auto names = *ListDirectory(copy);
+  for (const std::string& name : names) EXPECT_EQ(std::filesystem::hard_link_count(JoinPath(copy, name)), 1u) << name;
+  EXPECT_EQ((*Store::Open(copy))->watermark(), 2u);
+  EXPECT_EQ(store_->Backup("/no/such/folder/backup").code(), StatusCode::kNotFound);
+}
+
+TEST_F(StoreTest, PromptsAndLengthsAreFound) {
+  std::vector<v1::Trajectory> all;
+  for (int i = 0; i < 60; ++i) {
+    v1::Trajectory t = MakeTrajectory(StrCat("u", i), 0, v1::SOURCE_REAL, i < 20 ? 8 : 16);
+    if (i % 3 != 0) {
+      v1::Message* system = t.add_messages();
+      system->set_role("system");
+      system->set_content("Be brief.");
+      v1::Message* user = t.add_messages();
+      user->set_role("user");
+      user->set_content(StrCat("What is ", i % 2, "?\n"));
+      v1::Message* answer = t.add_messages();
+      answer->set_role("assistant");
+      answer->set_content("One.");
+    }
+    all.push_back(t);
+  }
+  ASSERT_TRUE(store_->Insert(MakeInsert(all)).ok());
+  for (int pass = 0; pass < 2; ++pass) {
+    const auto count = [&](const std::function<void(v1::Filter*)>& set) {
+      v1::QueryRequest request;
+      request.set_count_only(true);
+      set(request.mutable_filter());
+      return store_->Query(request)->count();
+    };
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_prompt("Be brief.\nWhat is 1?"); }), 20u);
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_prompt("Be brief.\nWhat is 0?\n\n"); }), 20u);
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_prompt("What is 1?"); }), 0u);
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_prompt("task-u3"); }), 1u) << "a record without messages has its task";
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_max_tokens(8); }), 20u);
+    EXPECT_EQ(count([](v1::Filter* f) { f->set_min_tokens(9); }), 40u);
+    EXPECT_EQ(count([](v1::Filter* f) {
+                f->set_prompt("Be brief.\nWhat is 1?");
+                f->set_max_tokens(8);
+              }),
+              7u);
+    v1::SampleRequest sample = MakeSample(60, 20);
+    sample.mutable_filter()->set_prompt("Be brief.\nWhat is 1?");
+    const auto drawn = store_->Sample(sample);
+    ASSERT_TRUE(drawn.ok()) << drawn.status().message();
+    EXPECT_EQ(drawn->candidates(), 20u);
+    for (const uint64_t number : drawn->numbers()) EXPECT_EQ((number - 1) % 2, 1u);
+    Open();
+  }
+}
+
 TEST_F(StoreTest, ABackupIsAStoreOfThatMoment) {
   ASSERT_TRUE(store_->Insert(MakeInsert({MakeTrajectory("a"), MakeTrajectory("b")})).ok());
   const std::string to = JoinPath(folder_.path(), "backup");
@@ -472,6 +579,14 @@ TEST_F(StoreTest, PruningTakesTheOldestGeneratedRecordsAndGivesTheDiskBack) {
   const auto pruned = store_->Prune(options);
   ASSERT_TRUE(pruned.ok()) << pruned.status().message();
   EXPECT_EQ(pruned->records, 20u);
+  v1::QueryRequest ever;
+  ever.mutable_filter()->set_source(v1::SOURCE_GENERATED);
+  ever.set_count_only(true);
+  EXPECT_EQ(store_->Query(ever)->count(), 20u);
+  ever.set_pruned_too(true);
+  EXPECT_EQ(store_->Query(ever)->count(), 40u);
+  ever.set_count_only(false);
+  EXPECT_EQ(store_->Query(ever).status().code(), StatusCode::kInvalidArgument);
   EXPECT_LT(disk_bytes(), before * 3 / 4);
   for (int round = 0; round < 2; ++round) {
     EXPECT_EQ(store_->Stats({})->records(), 40u);
