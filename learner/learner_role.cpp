@@ -387,7 +387,10 @@ class Learner {
     run.mixture.set_progress({.halvings = o.halvings, .checked = false, .best_check = 0});
     run.omega = GeneratedShare(run.mixture.Current(0, steps));
     SampleLimiter limiter(o.limits, o.batch_size, [this, draw = Draw(o)] { return CountRecords(draw); });
-    BatchSource source(Draw(o), DrawPlan(run.mixture, o.batch_size, steps), steps);
+    const DrawPlan draws(run.mixture, o.batch_size, steps);
+    BatchSource source(Draw(o), draws, steps);
+    // Too many steps are an error now, not at the first one that finds no record left.
+    if (o.selector == v1::SELECTOR_FIFO) QUERN_RETURN_IF_ERROR(FetchBatch(Draw(o), draws.At(steps - 1)).status());
     if (run.restored) run.mixture.set_progress(run.state.progress);
     BatchStatistics statistics;
     const int64_t first = run.state.step;

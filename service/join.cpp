@@ -11,10 +11,10 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "model/hf/content_hash.h"
-#include "service/join_token.h"
 #include "service/roles.h"
 #include "transport/address.h"
 #include "transport/curve_keys.h"
+#include "transport/join_token.h"
 #include "transport/weight_fetch.h"
 
 namespace quern {

@@ -112,7 +112,8 @@ void LiveView::Update(const v1::StatusReply& status) {
     std::string& known = stage_states_[stage.name()];
     if (known == stage.state()) continue;
     known = stage.state();
-    if (known == "done" || known == "failed") Note(StrCat(stage.name(), " ", known, " (", stage.detail(), ")"));
+    const std::string detail = stage.detail().empty() ? "" : " (" + stage.detail() + ")";
+    if (known == "done" || known == "failed") Note(StrCat(stage.name(), " ", known, detail));
   }
   if (SecondsSince(last_line_) < 10) return;
   last_line_ = Clock::now();

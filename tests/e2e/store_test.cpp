@@ -329,6 +329,22 @@ TEST_F(StoreCommands, ARateLimiterThatWouldStarveIsRefused) {
       << ended.err;
 }
 
+// Each record once: a stage that wants more fails before its first step.
+TEST_F(StoreCommands, FifoGivesNoRecordTwice) {
+  const auto run = [&](const std::string& directory, const std::string& steps) {
+    std::vector<std::string> job = RunArguments(
+        folder_, {"method=sft", "compare=[]", "online.rounds=0", "sft.selector=fifo", "sft.max_steps=" + steps});
+    job[2] = "output_dir=" + folder_.File(directory);
+    return QuernProcess::Run(folder_, job);
+  };
+  EXPECT_EQ(run("enough", "15").code, 0) << "15 steps of 8 take 120 records";
+  const Ended ended = run("run", "16");
+  EXPECT_EQ(ended.code, 100);
+  EXPECT_NE(ended.err.find("all 120 records up to number"), std::string::npos) << ended.err;
+  const Result<std::string> metrics = ReadFile(folder_.File("run/metrics.jsonl"));
+  EXPECT_TRUE(!metrics.ok() || metrics->find("\"stage\":\"sft\",\"step\"") == std::string::npos) << *metrics;
+}
+
 // Training waits for play, visibly, and goes on.
 TEST_F(StoreCommands, ARateLimiterHoldsTrainingBack) {
   const Ended ended =

@@ -99,6 +99,24 @@ std::map<std::string, std::string> Seeds() {
   task.mutable_program()->add_stages()->set_name("plan");
   *task.mutable_policy()->add_weights() = publish.weights();
   seeds["rpc_fuzz/task"] = '\x12' + task.SerializeAsString();
+  v1::OpenWeightsReply ticket;
+  for (const auto& [name, bytes] : {std::pair("config.json", 5), {"empty.txt", 0}, {"model.safetensors", 40}}) {
+    v1::WeightFile& file = *ticket.add_files();
+    file.set_name(name);
+    file.set_bytes(static_cast<uint64_t>(bytes));
+  }
+  ticket.set_port(1);
+  ticket.set_secret(std::string(16, 's'));
+  ticket.set_key(std::string(32, 'k'));
+  ticket.set_chunk_bytes(16);
+  const std::string weights = ticket.SerializeAsString();
+  for (const char how : {1, 3, 7})
+    seeds[StrCat("weight_fetch_fuzz/", int{how})] =
+        std::string{how, static_cast<char>(weights.size()), '\0'} + weights + "some bytes of a model";
+  seeds["rpc_fuzz/ticket"] = '\x15' + weights;
+  const auto key = [](char c) { return std::string(32, c); };
+  seeds["join_fuzz/body"] = "x" + key('c') + key('r') + key('a') + "tcp://10.0.0.1:4000";
+  seeds["join_fuzz/text"] = "qjoin100112233445566778899aabbccddeeff\n";
   seeds["http_fuzz/get"] = "GET /a?b=c HTTP/1.1\r\nHost: localhost\r\n\r\n";
   seeds["http_fuzz/post"] =
       "POST /stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\nContent-Type: text/plain\r\n\r\nabc";

@@ -3,8 +3,9 @@
 #include "proto/replay.pb.h"
 #include "transport/wire_check.h"
 
-// Every request that a server takes, by the first byte. What CheckWire lets through parses in little memory or not at
-// all; what the library would accept CheckWire refuses for size or depth only.
+// Every request that a server takes, and what a joining actor is answered, by the first byte. What CheckWire lets
+// through parses in little memory or not at all; what the library would accept CheckWire refuses for size or depth
+// only.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace quern;
   static const google::protobuf::Message* const kTypes[] = {
@@ -17,7 +18,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       &v1::ContainsRequest::default_instance(),  &v1::SampleRequest::default_instance(),
       &v1::QueryRequest::default_instance(),     &v1::StatsRequest::default_instance(),
       &v1::BackupRequest::default_instance(),    &v1::Trajectory::default_instance(),
-      &v1::RolloutTask::default_instance(),      &v1::StatusReply::default_instance()};
+      &v1::RolloutTask::default_instance(),      &v1::StatusReply::default_instance(),
+      &v1::HelloReply::default_instance(),       &v1::OpenWeightsReply::default_instance()};
   if (size == 0) return 0;
   const google::protobuf::Message& type = *kTypes[data[0] % std::size(kTypes)];
   const std::string_view bytes(reinterpret_cast<const char*>(data + 1), size - 1);

@@ -1,4 +1,4 @@
-#include "service/join_token.h"
+#include "transport/join_token.h"
 
 #include <xxhash.h>
 #include <zmq.h>
