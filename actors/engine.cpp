@@ -144,14 +144,13 @@ bool Engine::HasWork() const {
   return std::any_of(sequences_.begin(), sequences_.end(), [](const auto& entry) { return entry.second->generating; });
 }
 
-// Of others a backend that can draws a token without their logits in memory.
-bool Engine::NeedsLogits(const Sequence& s) const {
-  return !ops_.draws() || !policy_->head->copies() || !DrawsFromSoftmax(s.options.sampling) ||
-         s.options.top_log_probs > 0 || s.options.sampling_masks;
+// Whether the backend draws the sequence's tokens without their logits in memory.
+bool Engine::DrawsFromHidden(const Sequence& s) const {
+  return ops_.draws() && policy_->head->copies() && DrawsFromSoftmax(s.options.sampling);
 }
 
-// Computes every planned sequence and draws for those (`sampled_`) that are computed to their end and do not need their
-// logits; the policy's logits of the rest.
+// Computes every planned sequence and draws for those that are computed to their end (`sampled_`), where the backend
+// does; the policy's logits of the rest, and of those whose likeliest ids are asked for.
 TensorView Engine::PolicyLogits() {
   batch_.Clear();
   sampled_.clear();
@@ -162,7 +161,9 @@ TensorView Engine::PolicyLogits() {
     Sequence& s = *p.sequence;
     batch_.Add(s.tokens.data() + s.cached, p.count, s.cached, nullptr);
     if (s.open() != p.count) continue;
-    (NeedsLogits(s) ? logits_rows_ : drawn_rows_).push_back(std::ssize(sampled_));
+    const bool draws = DrawsFromHidden(s);
+    if (draws) drawn_rows_.push_back(std::ssize(sampled_));
+    if (!draws || s.options.top_log_probs > 0) logits_rows_.push_back(std::ssize(sampled_));
     sampled_.push_back(&s);
     batch_.wanted->push_back(batch_.rows() - 1);
   }
@@ -191,12 +192,9 @@ TensorView Engine::PolicyLogits() {
     }
     const TensorView hidden = arena_.New(model.transformer.dtype(), n, model.transformer.config().hidden_size);
     model.transformer.Forward(model.weights, batch_, kv, arena_, hidden);
-    TensorView rest = hidden;
-    if (!drawn_rows_.empty()) {
-      Draw(model, Gathered(hidden, drawn_rows_));
-      rest = Gathered(hidden, logits_rows_);
-    }
-    if (rest.rows == 0) continue;
+    if (!drawn_rows_.empty()) Draw(model, Gathered(hidden, drawn_rows_));
+    if (logits_rows_.empty()) continue;
+    const TensorView rest = Gathered(hidden, logits_rows_);
     const TensorView logits = arena_.New(DType::kF32, rest.rows, model.transformer.config().vocab_size);
     model.transformer.Logits(model.weights, rest, logits);
     model_logits.push_back(logits);
@@ -221,8 +219,13 @@ TensorView Engine::PolicyLogits() {
     }
     if (selective_ && options_.share_prefixes && s.cached % kPage == 0) KeepSelections(s);
   }
-  for (size_t i = 0; i < drawn_rows_.size(); ++i)
-    Keep(*sampled_[static_cast<size_t>(drawn_rows_[i])], drawn_[i], drawn_log_probs_.Row<float>(0)[i]);
+  for (size_t i = 0; i < drawn_rows_.size(); ++i) {
+    Sequence& s = *sampled_[static_cast<size_t>(drawn_rows_[i])];
+    Keep(s, drawn_[i], drawn_log_probs_.Row<float>(0)[i]);
+    if (!s.options.sampling_masks) continue;
+    s.completion.masks.emplace_back();
+    if (s.options.sampling.temperature <= 0) s.completion.masks.back().push_back(drawn_[i]);
+  }
   if (logits_rows_.empty()) return {};
   return Combined(model_logits);
 }
@@ -286,7 +289,7 @@ void Engine::Draw(const ServedModel& model, const TensorView& hidden) {
       {.a = {}, .never = policy_->head->never(), .uniforms = uniforms, .ids = drawn_, .log_prob = drawn_log_probs_});
 }
 
-// Draws a token for every row of `logits`, one for each of `logits_rows_`.
+// Draws a token for every row of `logits`, one for each of `logits_rows_`, that has none yet.
 void Engine::Sample(const TensorView& logits) {
   const int64_t n = logits.rows;
   drawn_.resize(static_cast<size_t>(n));
@@ -294,11 +297,15 @@ void Engine::Sample(const TensorView& logits) {
     return *sampled_[static_cast<size_t>(logits_rows_[static_cast<size_t>(i)])];
   };
   for (int64_t i = 0; i < n; ++i)
-    if (sampled(i).options.sampling_masks) sampled(i).completion.masks.emplace_back();
+    if (sampled(i).options.sampling_masks && !DrawsFromHidden(sampled(i))) sampled(i).completion.masks.emplace_back();
   const TensorView rows = OnHost(logits);
   ops_.ForEach(n, [&](int64_t i) {
     thread_local std::vector<float> scratch;
     Sequence& s = sampled(i);
+    if (DrawsFromHidden(s)) {
+      drawn_[static_cast<size_t>(i)] = s.tokens.back();
+      return;
+    }
     const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
     const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
     std::vector<int32_t>* kept = s.options.sampling_masks ? &s.completion.masks.back() : nullptr;
@@ -315,7 +322,7 @@ void Engine::Sample(const TensorView& logits) {
   const float *lse = of_rows.Row<float>(0), *log_prob = of_rows.Row<float>(1);
   for (int64_t i = 0; i < n; ++i) {
     Sequence& s = sampled(i);
-    Keep(s, drawn_[static_cast<size_t>(i)], log_prob[i]);
+    if (!DrawsFromHidden(s)) Keep(s, drawn_[static_cast<size_t>(i)], log_prob[i]);
     if (s.options.top_log_probs > 0) {
       const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
       s.completion.top.push_back(Likeliest(row, lse[i], s.options.top_log_probs));

@@ -122,7 +122,7 @@ class Engine {
   TensorView Gathered(const TensorView& x, const std::vector<int64_t>& rows);
   TensorView OnHost(const TensorView& x);
   TensorView GrowSelection(Sequence& sequence, size_t model);
-  bool NeedsLogits(const Sequence& sequence) const;
+  bool DrawsFromHidden(const Sequence& sequence) const;
   void Draw(const ServedModel& model, const TensorView& hidden);
   void Sample(const TensorView& logits);
   void Keep(Sequence& sequence, int32_t id, float log_prob);
