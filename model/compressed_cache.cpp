@@ -208,7 +208,8 @@ KvView CompressedView(const KvLayout& layout, const Compression& compression, st
     for (size_t s = 0; s < caches.size(); ++s)
       view.layers[layer].push_back(
           caches[s]->Rows(static_cast<int64_t>(layer), batch.sequences[s].row, batch.sequences[s].count));
-  if (compression.key_channels > 0) {
+  if (compression.key_channels > 0 &&
+      std::any_of(caches.begin(), caches.end(), [](const CompressedCache* cache) { return cache->reads_prompt(); })) {
     view.observe = [caches = std::vector<CompressedCache*>(caches.begin(), caches.end()), &batch](int64_t layer,
                                                                                                   const TensorView& q) {
       for (size_t s = 0; s < caches.size(); ++s)

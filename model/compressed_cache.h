@@ -25,6 +25,7 @@ class CompressedCache {
   std::unique_ptr<CompressedCache> Copy() const;
 
   int64_t tokens() const { return tokens_; }
+  bool reads_prompt() const { return tokens_ < prompt_; }
   // Makes room for `count` rows. Rows() are valid until Advance.
   void Reserve(int64_t count);
   SequenceRows Rows(int64_t layer, int64_t row, int64_t count);

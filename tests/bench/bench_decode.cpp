@@ -107,6 +107,17 @@ int Main(int argc, char** argv) {
       policy->models = {served};
       policy->head = std::make_shared<SingleModelHead>();
       policy->compression.key_channels = std::stoll(Flag(argc, argv, "key-channels", "0"));
+      if (policy->compression.key_channels > 0) {
+        const KvLayout layout = served->transformer.kv_layout();
+        CompressedCache cache(layout, policy->compression, prompt);
+        for (const int64_t tokens : std::vector<int64_t>{prompt, new_tokens}) {
+          cache.Reserve(tokens);
+          cache.Advance(tokens);
+        }
+        const int64_t pages = (prompt + new_tokens + KvLayout::kPageTokens - 1) / KvLayout::kPageTokens;
+        std::printf("# keys and values of a sequence at its end: %lld bytes, %lld with all channels\n",
+                    static_cast<long long>(cache.bytes()), static_cast<long long>(pages * layout.page_bytes()));
+      }
       for (const std::string& count : Words(Flag(argc, argv, "streams", "1"))) {
         const int64_t streams = std::stoll(count);
         // Every round computes its prompts.
