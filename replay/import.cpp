@@ -1,6 +1,7 @@
 #include "replay/import.h"
 
 #include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "base/file.h"
@@ -16,19 +17,31 @@ constexpr auto kInsertDeadline = std::chrono::seconds(60);
 constexpr size_t kBatchBytes = size_t{8} << 20;
 constexpr size_t kMaxBadLines = 100;
 
-// Lines of a file; one over the limit is skipped without being held in memory.
+// Lines of a file or, as "-", of standard input, which can be read only once; one over the limit is skipped without
+// being held in memory.
 class LineReader {
  public:
-  LineReader(const std::string& path, size_t limit) : in_(path, std::ios::binary), limit_(limit) {}
+  LineReader(const std::string& path, size_t limit)
+      : in_(path == "-" ? "/dev/stdin" : path, std::ios::binary), limit_(limit) {
+    head_.resize(kHeadBytes);
+    in_.read(head_.data(), static_cast<std::streamsize>(head_.size()));
+    head_.resize(static_cast<size_t>(in_.gcount()));
+  }
   bool open() const { return in_.is_open(); }
+  bool readable() const { return !in_.bad(); }
+  const std::string& head() const { return head_; }
+  // Instead of lines: everything.
+  std::string All() { return head_ + std::string(std::istreambuf_iterator<char>(in_.rdbuf()), {}); }
   // False at the end. `too_long`: the line was skipped.
   bool Next(std::string* line, bool* too_long) {
     line->clear();
     *too_long = false;
     bool any = false;
     int c;
-    std::streambuf* buffer = in_.rdbuf();
-    while ((c = buffer->sbumpc()) != std::char_traits<char>::eof()) {
+    const auto get = [this, buffer = in_.rdbuf()] {
+      return at_ < head_.size() ? static_cast<unsigned char>(head_[at_++]) : buffer->sbumpc();
+    };
+    while ((c = get()) != std::char_traits<char>::eof()) {
       any = true;
       if (c == '\n') break;
       if (line->size() < limit_)
@@ -40,8 +53,11 @@ class LineReader {
   }
 
  private:
+  static constexpr size_t kHeadBytes = size_t{64} << 10;
   std::ifstream in_;
   size_t limit_;
+  std::string head_;
+  size_t at_ = 0;  // in the head
 };
 
 class Batch {
@@ -99,12 +115,8 @@ std::optional<QuestionFormat> QuestionFormatOf(ImportFormat format) {
 namespace {
 
 // The format that the beginning of the file shows, where it is a file of questions.
-ImportFormat DetectFormat(const std::string& path, ImportFormat format) {
+ImportFormat DetectFormat(const std::string& head, ImportFormat format) {
   if (format != ImportFormat::kAuto) return format;
-  std::string head(size_t{64} << 10, '\0');
-  std::ifstream in(path, std::ios::binary);
-  in.read(head.data(), static_cast<std::streamsize>(head.size()));
-  head.resize(static_cast<size_t>(in.gcount()));
   const std::optional<QuestionFormat> found = DetectQuestionFormat(head);
   if (!found) return format;
   return static_cast<ImportFormat>(static_cast<int>(ImportFormat::kPlain) + static_cast<int>(*found));
@@ -156,11 +168,12 @@ Result<ImportReport> ReadRows(Replay* store, const std::string& path, const Impo
                               const std::function<void(const ImportReport&)>& progress) {
   LineReader lines(path, given.max_line_bytes);
   if (!lines.open()) return FromErrno(errno, path);
+  if (!lines.readable()) return InvalidArgument(path + ": cannot be read");
   ImportOptions options = given;
-  options.format = DetectFormat(path, given.format);
+  options.format = DetectFormat(lines.head(), given.format);
   Importer importer(store, path, options, progress);
   if (const std::optional<QuestionFormat> format = QuestionFormatOf(options.format)) {
-    QUERN_ASSIGN_OR_RETURN(const std::string file, ReadFile(path));
+    const std::string file = lines.All();
     const Result<std::vector<QuestionRecord>> records = SplitRecords(*format, file);
     if (!records.ok()) return InvalidArgument(StrCat(path, ":", records.status().message()));
     for (const QuestionRecord& record : *records) {

@@ -82,7 +82,9 @@ const std::map<std::string, std::string>& Examples() {
       {"version", "quern version"},
       {"help", "quern help\nquern help run"},
       {"replay", "quern replay stats --store runs/wordle-1\nquern replay query --help"},
-      {"replay import", "quern replay import --store my-store --input games.jsonl --tag mine"},
+      {"replay import",
+       "quern replay import --store my-store --input games.jsonl --tag mine\n"
+       "zcat games.jsonl.gz | quern replay import --store my-store --input -"},
       {"replay query",
        "quern replay query --store runs/wordle-1 --tag online --limit 3\n"
        "quern replay query --store runs/wordle-1 --min-return -2 --depth 1.. --count"},

@@ -130,7 +130,7 @@ Result<int> Import(const ReplayOptions& options) {
   if (source != v1::SOURCE_UNSPECIFIED) import.source = source;
   import.tags = options.tags;
   import.run = options.run;
-  if (!PathExists(options.input)) return NotFound(options.input + ": no such file");
+  if (options.input != "-" && !PathExists(options.input)) return NotFound(options.input + ": no such file");
   QUERN_ASSIGN_OR_RETURN(const auto store, OpenStore(options, StoreUse::kCreate));
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto progress = [&](const ImportReport& report) {
@@ -390,7 +390,9 @@ void AddImport(CommandSet& commands, CLI::App* replay) {
       Add(commands, replay, "import", "read trajectories from JSON Lines, or files of questions", Import);
   AddStore(command, options);
   AddKeys(command, options);
-  command->add_option("--input", options->input, "JSON Lines file, or a file of questions as it is published")
+  command
+      ->add_option("--input", options->input,
+                   "JSON Lines file, or a file of questions as it is published; -: standard input")
       ->required();
   command->add_option(
       "--format", options->format,

@@ -103,7 +103,7 @@ Result<int> BackupStore(const ReplayOptions& options) {
     records = store->watermark();
   }
   PrintResult(options, {{"watermark", records}, {"to", to}},
-              StrCat("copied to ", options.to, ", up to record number ", records));
+              StrCat("copied to ", options.to, " with all records up to number ", records));
   return kExitOk;
 }
 

@@ -133,8 +133,7 @@ TEST_F(StoreCommands, WhileAJobTrains) {
 
 // The whole machine stops, and the disk with the store is lost: a copy of it that is recent enough will do.
 TEST_F(StoreCommands, ARunGoesOnWithARestoredStore) {
-  const std::vector<std::string> job = {"qsft.max_steps=1500", "checkpoint.every_steps=20",
-                                        "qsft.selector=prioritised"};
+  const std::vector<std::string> job = {"qsft.max_steps=700", "checkpoint.every_steps=20", "qsft.selector=prioritised"};
   {
     QuernProcess run(folder_, RunArguments(folder_, job));
     const auto saved = [&] {
@@ -276,6 +275,33 @@ TEST_F(StoreCommands, EveryDamageIsFound) {
   const Ended refused = Replay({"restore", "--from", "damaged", "--to", "restored"});
   EXPECT_EQ(refused.code, 1);
   EXPECT_FALSE(PathExists(folder_.File("restored")));
+}
+
+TEST_F(StoreCommands, ImportOfStandardInput) {
+  const std::string rows =
+      "{\"prompt\": \"2+2=\", \"completion\": \"4\", \"reward\": 1}\n"
+      "{\"prompt\": \"3+3=\", \"completion\": \"6\", \"reward\": 1}\n";
+  const auto import = [&](const std::string& text) {
+    EXPECT_TRUE(WriteFileAtomic(folder_.File("rows"), text).ok());
+    const std::string command = StrCat("cd ", folder_.path(), " && cat rows | ", QuernProcess::Binary(),
+                                       " replay import --store piped --input - > out 2> err");
+    const int code = WEXITSTATUS(std::system(command.c_str()));
+    return StrCat(code, " ", *ReadFile(folder_.File("out")), *ReadFile(folder_.File("err")));
+  };
+  EXPECT_EQ(import(rows), "0 imported 2 of 2 rows (0 already there, 0 bad)\n");
+  EXPECT_EQ(import(rows + "bad\n"),
+            "1 imported 0 of 3 rows (2 already there, 1 bad)\nquern: -:3: not JSON: stopped at byte 1\n");
+  EXPECT_EQ(import("54+87=141\n1+1=2\n"), "0 imported 2 of 2 rows (0 already there, 0 bad)\n") << "questions too";
+  std::string many;  // more than is looked at to know the format
+  for (int i = 0; i < 2000; ++i)
+    many += StrCat("{\"prompt\": \"", i, " and a few more words, so that there is much of it=\", \"completion\": \"", i,
+                   "\", \"reward\": 0}\n");
+  ASSERT_GT(many.size(), 100'000u);
+  EXPECT_EQ(import(many), "0 imported 2000 of 2000 rows (0 already there, 0 bad)\n");
+  EXPECT_EQ(Good({"query", "--store", "piped", "--prompt", "2+2=", "--count"}), "1\n");
+  const Ended folder = Replay({"import", "--store", "piped", "--input", "."});
+  EXPECT_EQ(folder.code, 1);
+  EXPECT_EQ(CountLines(folder.err), 1u) << folder.err;
 }
 
 TEST_F(StoreCommands, BadInputIsOneLine) {
