@@ -285,7 +285,6 @@ class Actor {
       return InvalidArgument(
           StrCat("policy ", spec.name(), " has ", policy->models.size(), " weight versions; 1 or 2 are needed"));
     }
-    QUERN_RETURN_IF_ERROR(CheckPolicy(*ops_, *policy));
     engine_->SetPolicy(policy);
     policy_key_ = key;
     return {};

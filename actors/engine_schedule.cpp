@@ -123,7 +123,7 @@ Engine::Admission Engine::AdmitCompressed(Sequence& s) {
     shared_tokens_ += s.cached;
   } else {
     for (const KvLayout& layout : cache_->layouts())
-      s.own.push_back(std::make_unique<CompressedCache>(layout, policy_->compression, s.prompt));
+      s.own.push_back(std::make_unique<CompressedCache>(ops_, layout, policy_->compression, s.prompt));
   }
   s.reserved_bytes = bytes;
   own_bytes_ += bytes;

@@ -1,6 +1,5 @@
 #include "actors/served_model.h"
 
-#include "base/strings.h"
 #include "model/hf/model_directory.h"
 
 namespace quern {
@@ -14,17 +13,6 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(Ops& ops, const std::string
   auto model = std::make_shared<ServedModel>(ops, config, recipe, max_positions);
   if (Status loaded = model->weights.Load(checkpoint->Source()); !loaded.ok()) return loaded.Annotate(directory);
   return model;
-}
-
-Status CheckPolicy(Ops& ops, const Policy& policy) {
-  if (ops.memory() == nullptr) return {};
-  constexpr const char* kElsewhere = " is not there on a GPU; give device cpu";
-  if (!policy.compression.off())
-    return Unimplemented(StrCat(policy.label, ": compression of the cache (budgets, key channels)", kElsewhere));
-  for (const auto& model : policy.models)
-    if (const std::string lacks = RecipeLacksOnGpu(model->weights.recipe()); !lacks.empty())
-      return Unimplemented(StrCat(policy.label, ": ", lacks, kElsewhere));
-  return {};
 }
 
 }  // namespace quern

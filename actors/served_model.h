@@ -35,7 +35,4 @@ struct Policy {
   Compression compression;  // of every model, which it must fit
 };
 
-// Whether a backend can play it; the error, one line, says what it lacks.
-Status CheckPolicy(Ops& ops, const Policy& policy);
-
 }  // namespace quern

@@ -34,6 +34,16 @@ uint8_t FloatToFp8Stochastic(float x, const Fp8Format& format, uint32_t bits);
 // touching their mantissas. 0 for amax 0, infinite or NaN.
 int PowerOfTwoExponent(float amax, float max);
 
+// 2^-ceil(log2 amax), within 2^-30 and 2^30: the Smooth-SwiGLU scale of what reaches amax; 1 for 0 and what is not
+// finite. constexpr, so that GPU kernels may call it.
+constexpr float SmoothScale(float amax) {
+  const auto bits = std::bit_cast<uint32_t>(amax);
+  if (!(amax > 0) || bits >> 23 == 255) return 1.0f;
+  const int ceiling = static_cast<int>(bits >> 23) - 127 + ((bits & 0x7fffffu) != 0 ? 1 : 0);
+  const int power = ceiling < -30 ? 30 : ceiling > 30 ? -30 : -ceiling;
+  return std::bit_cast<float>(static_cast<uint32_t>(127 + power) << 23);
+}
+
 // The arithmetic of the casts for one format, branchless, so that loops over it become vector code. Always inlined: a
 // copy compiled for one instruction set must not serve another. constexpr, so that GPU kernels may call it.
 template <int kMantissa, int kBias>

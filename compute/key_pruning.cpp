@@ -54,7 +54,7 @@ std::vector<int32_t> ChooseChannels(std::span<const double> query_squares, std::
   return kept;
 }
 
-void AddKeySquares(const KvLayout& layout, const void* page, int64_t slots, std::span<double> squares) {
+void AddKeySquares(const KvLayout& layout, const void* page, int64_t slots, double* squares) {
   for (int64_t head = 0; head < layout.kv_heads; ++head) {
     for (int64_t d = 0; d < layout.head_dim; ++d) {
       double sum = 0;
@@ -62,48 +62,31 @@ void AddKeySquares(const KvLayout& layout, const void* page, int64_t slots, std:
         const double key = Read(layout.dtype, page, layout.KeyOffset(0, head) + layout.KeyElement(slot, d));
         sum += key * key;
       }
-      squares[static_cast<size_t>(head * layout.head_dim + d)] += sum;
+      squares[head * layout.head_dim + d] += sum;
     }
   }
 }
 
-void PrunePage(const KvLayout& layout, const PrunedKeys& pruned, const void* page, void* pruned_page) {
+void CopySlots(const KvLayout& layout, const PrunedKeys& from_form, const PrunedKeys& to_form, const SlotRun& run) {
+  QUERN_CHECK(run.from_slot + run.count <= kPage && run.to_slot + run.count <= kPage);
   WithBits(layout.dtype, [&](auto* type) {
     using Bits = std::remove_pointer_t<decltype(type)>;
-    const auto* from = static_cast<const Bits*>(page);
-    auto* to = static_cast<Bits*>(pruned_page);
     for (int64_t head = 0; head < layout.kv_heads; ++head) {
-      const int64_t channels = pruned.Channels(layout, head);
-      const Bits* keys = from + layout.KeyOffset(0, head);
-      Bits* kept_keys = to + pruned.KeyOffset(layout, head);
-      for (int64_t block = 0; block < kPage / kBlock; ++block) {
-        for (int64_t i = 0; i < channels; ++i) {
-          const int64_t d = channels == layout.head_dim ? i : pruned.kept[head * pruned.channels + i];
-          std::memcpy(kept_keys + (block * channels + i) * kBlock, keys + (block * layout.head_dim + d) * kBlock,
-                      kBlock * sizeof(Bits));
+      const int64_t from_channels = from_form.Channels(layout, head), channels = to_form.Channels(layout, head);
+      const Bits* keys = static_cast<const Bits*>(run.from) + from_form.KeyOffset(layout, head);
+      Bits* to_keys = static_cast<Bits*>(run.to) + to_form.KeyOffset(layout, head);
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t d = channels == from_channels ? c : to_form.kept[head * to_form.channels + c];
+        for (int64_t i = 0; i < run.count; ++i) {
+          const int64_t from = run.from_slot + i, to = run.to_slot + i;
+          to_keys[(to / kBlock * channels + c) * kBlock + to % kBlock] =
+              keys[(from / kBlock * from_channels + d) * kBlock + from % kBlock];
         }
       }
-      std::memcpy(to + pruned.ValueOffset(layout, head), from + layout.ValueOffset(0, head),
-                  static_cast<size_t>(kPage * layout.head_dim) * sizeof(Bits));
-    }
-  });
-}
-
-void CopySlot(const KvLayout& layout, const PrunedKeys* pruned, const void* from, int64_t from_slot, void* to,
-              int64_t to_slot) {
-  WithBits(layout.dtype, [&](auto* type) {
-    using Bits = std::remove_pointer_t<decltype(type)>;
-    for (int64_t head = 0; head < layout.kv_heads; ++head) {
-      const int64_t channels = pruned != nullptr ? pruned->Channels(layout, head) : layout.head_dim;
-      const int64_t keys = pruned != nullptr ? pruned->KeyOffset(layout, head) : layout.KeyOffset(0, head);
-      const int64_t values = pruned != nullptr ? pruned->ValueOffset(layout, head) : layout.ValueOffset(0, head);
-      const Bits* source = static_cast<const Bits*>(from);
-      Bits* target = static_cast<Bits*>(to);
-      for (int64_t d = 0; d < channels; ++d)
-        target[keys + (to_slot / kBlock * channels + d) * kBlock + to_slot % kBlock] =
-            source[keys + (from_slot / kBlock * channels + d) * kBlock + from_slot % kBlock];
-      std::memcpy(target + values + to_slot * layout.head_dim, source + values + from_slot * layout.head_dim,
-                  static_cast<size_t>(layout.head_dim) * sizeof(Bits));
+      std::memcpy(
+          static_cast<Bits*>(run.to) + to_form.ValueOffset(layout, head) + run.to_slot * layout.head_dim,
+          static_cast<const Bits*>(run.from) + from_form.ValueOffset(layout, head) + run.from_slot * layout.head_dim,
+          static_cast<size_t>(run.count * layout.head_dim) * sizeof(Bits));
     }
   });
 }

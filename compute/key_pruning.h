@@ -16,13 +16,9 @@ std::vector<int32_t> ChooseChannels(std::span<const double> query_squares, std::
 
 // Adds the squares of the keys in the first `slots` of a page (of a layout of one layer) to squares [kv_heads,
 // head_dim].
-void AddKeySquares(const KvLayout& layout, const void* page, int64_t slots, std::span<double> squares);
+void AddKeySquares(const KvLayout& layout, const void* page, int64_t slots, double* squares);
 
-// What of a whole page is kept, in the form of a pruned one.
-void PrunePage(const KvLayout& layout, const PrunedKeys& pruned, const void* page, void* pruned_page);
-
-// Copies one position's keys and values between pages of one form: pruned where `pruned` is not null.
-void CopySlot(const KvLayout& layout, const PrunedKeys* pruned, const void* from, int64_t from_slot, void* to,
-              int64_t to_slot);
+// Ops::CopySlots of one run.
+void CopySlots(const KvLayout& layout, const PrunedKeys& from_form, const PrunedKeys& to_form, const SlotRun& run);
 
 }  // namespace quern

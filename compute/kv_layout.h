@@ -63,6 +63,16 @@ struct PrunedKeys {
   constexpr int64_t page_elements(const KvLayout& layout) const { return KeyOffset(layout, layout.kv_heads); }
 };
 
+// The form of whole pages of a layout of one layer.
+constexpr PrunedKeys WholeKeys(const KvLayout& layout) { return {.channels = layout.head_dim}; }
+
+// `count` positions from one of a page on, which become those from one of another page on.
+struct SlotRun {
+  const void* from = nullptr;
+  void* to = nullptr;
+  int32_t from_slot = 0, to_slot = 0, count = 0;
+};
+
 // The rows of one sequence in a TokenBatch: rows [row, row + count) are positions [context, context + count), and
 // positions below `context` are already in the pages. `pages` covers context + count positions. `selection` (selective
 // layouts; acc) holds for every page, layer and position how far it is masked for the next row, infinity once it is

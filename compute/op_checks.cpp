@@ -205,4 +205,46 @@ void CheckArgs(const MaxRatioArgs& args) {
   QUERN_CHECK(args.reserved < vocabulary && args.epsilon > 0);
 }
 
+void CheckArgs(const RowScalesArgs& args) {
+  CheckAct(args.x, args.x.rows, args.x.cols, "x");
+  CheckAcc(args.scale, 1, args.x.rows, "scale");
+}
+
+void CheckArgs(const ScaleRowsArgs& args) {
+  CheckAct(args.x, args.x.rows, args.x.cols, "x");
+  CheckAcc(args.scale, 1, args.x.rows, "scale");
+  CheckAct(args.y, args.x.rows, args.x.cols, "y");
+}
+
+namespace {
+
+void CheckSquares(const TensorView& squares, int64_t channels) {
+  QUERN_CHECK(squares.dtype == DType::kF64 && squares.rows == 1 && squares.cols == channels,
+              StrCat("squares: ", Shape(squares), ", expected fp64 of ", channels, " channels"));
+}
+
+}  // namespace
+
+void CheckArgs(const QuerySquaresArgs& args) {
+  CheckAct(args.q, args.q.rows, args.q.cols, "q");
+  QUERN_CHECK(args.kv_heads > 0 && args.head_dim > 0 && args.q.cols % (args.kv_heads * args.head_dim) == 0);
+  CheckSquares(args.squares, args.kv_heads * args.head_dim);
+}
+
+void CheckArgs(const KeySquaresArgs& args) {
+  QUERN_CHECK(args.layout.layers == 1 && args.slots >= 0);
+  CheckSquares(args.squares, args.layout.kv_heads * args.layout.head_dim);
+}
+
+void CheckArgs(const CopySlotsArgs& args) {
+  QUERN_CHECK(args.layout.layers == 1);
+  for (int64_t head = 0; head < args.layout.kv_heads; ++head) {
+    const int64_t from = args.from.Channels(args.layout, head), to = args.to.Channels(args.layout, head);
+    QUERN_CHECK(from == to || (from == args.layout.head_dim && to < from && args.to.kept != nullptr));
+  }
+  for (const SlotRun& run : args.runs)
+    QUERN_CHECK(run.count > 0 && run.from_slot >= 0 && run.to_slot >= 0 &&
+                run.from_slot + run.count <= KvLayout::kPageTokens && run.to_slot + run.count <= KvLayout::kPageTokens);
+}
+
 }  // namespace quern

@@ -20,6 +20,11 @@ void CheckArgs(const SwiGluBackwardArgs& args);
 void CheckArgs(const LogSoftmaxArgs& args);
 void CheckArgs(const LogSoftmaxBackwardArgs& args);
 void CheckArgs(const MaxRatioArgs& args);
+void CheckArgs(const RowScalesArgs& args);
+void CheckArgs(const ScaleRowsArgs& args);
+void CheckArgs(const QuerySquaresArgs& args);
+void CheckArgs(const KeySquaresArgs& args);
+void CheckArgs(const CopySlotsArgs& args);
 
 // Of a cast of x: every argument but x.
 void CheckCast(const TensorView& x, const QuantizeArgs& args);

@@ -223,6 +223,21 @@ struct SwiGluBackwardArgs {
   TensorView dgate_up;  // [T, 2F] act; may be gate_up itself
 };
 
+// Smooth-SwiGLU by token: scale[i] = SmoothScale (fp8.h) of the largest magnitude of x's row i.
+struct RowScalesArgs {
+  TensorView x;      // [T, D] act
+  TensorView scale;  // [1, T] acc
+};
+
+// y row i = x row i times scale[i], a power of two, or divided by it.
+struct ScaleRowsArgs {
+  TensorView x;      // [T, D] act or acc
+  TensorView scale;  // [1, T] acc
+  bool divide = false;
+  TensorView y;             // [T, D] act or acc; may be x itself
+  bool accumulate = false;  // y += instead of y =
+};
+
 // Statistics of the categorical distribution of each row of logits, accumulated in fp32 in a fixed order. The sampler
 // and every loss use this op: there is one log-probability.
 struct LogSoftmaxArgs {
@@ -287,6 +302,29 @@ struct ScatterRowsArgs {
   TensorView x;  // [rows.size(), D]
   std::span<const int64_t> rows;
   TensorView y;  // [T, D]
+};
+
+// ThinK (key_pruning.h): sums of squares of queries' or keys' channels, each in the order of rows. `squares`: [1,
+// kv_heads * head_dim] fp64, added to.
+struct QuerySquaresArgs {
+  TensorView q;  // [T, heads * head_dim] act; the heads of a KV head are added together
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  TensorView squares;
+};
+struct KeySquaresArgs {
+  KvLayout layout;  // of one layer; pages that are not pruned
+  void* const* pages = nullptr;
+  int64_t slots = 0;  // the first so many positions
+  TensorView squares;
+};
+
+// Copies keys and values of runs of positions between pages of a layout of one layer. A page's form is that of pruned
+// ones; a whole one keeps head_dim channels. Keys go to a form of as many channels, or from a whole page to `to.kept`.
+struct CopySlotsArgs {
+  KvLayout layout;
+  PrunedKeys from, to;  // their `pages` are not looked at
+  std::span<const SlotRun> runs;
 };
 
 // AdamW (Loshchilov & Hutter 2019) on flat buffers; bias correction from `step` (1-based); p -= lr * weight_decay * p
@@ -371,6 +409,12 @@ class Ops {
   virtual void Draw(const DrawArgs& args);
   virtual void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) = 0;
   virtual void MaxRatio(const MaxRatioArgs& args) = 0;
+  // What is rare or small has one implementation for all backends in the host's memory.
+  virtual void RowScales(const RowScalesArgs& args);
+  virtual void ScaleRows(const ScaleRowsArgs& args);
+  virtual void QuerySquares(const QuerySquaresArgs& args);
+  virtual void KeySquares(const KeySquaresArgs& args);
+  virtual void CopySlots(const CopySlotsArgs& args);
   virtual void GatherRows(const GatherRowsArgs& args) = 0;
   virtual void ScatterRows(const ScatterRowsArgs& args) = 0;
   virtual void AdamW(const AdamWArgs& args) = 0;

@@ -41,8 +41,6 @@ class Learner {
   Status Run() {
     QUERN_ASSIGN_OR_RETURN(ops_,
                            NewOps(options_.device, &pool_, options_.ranks == nullptr ? 0 : options_.ranks->rank()));
-    if (const std::string lacks = RecipeLacksOnGpu(options_.precision); ops_->memory() != nullptr && !lacks.empty())
-      return Unimplemented(StrCat(lacks, " is not there on a GPU; give device: cpu"));
     QUERN_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_directory));
     if (batch_options_.max_positions <= 0 || batch_options_.max_positions > config_.max_positions) {
       batch_options_.max_positions = config_.max_positions;

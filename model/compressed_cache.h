@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "compute/tensor.h"
+#include "compute/ops.h"
 #include "model/compression.h"
 #include "model/token_batch.h"
 
@@ -14,12 +14,15 @@ namespace quern {
 // Keys and values of one sequence under a Compression, for every layer apart: evicted positions give their memory back
 // a page at a time, and pages older than the recent ones hold the kept channels only. A position is therefore not a
 // slot of the cache; order is kept. Without a compression it is a cache like any other. What is computed over it does
-// not depend on the steps in which the prompt was read; after it, every step has one row. Not thread-safe.
+// not depend on the steps in which the prompt was read; after it, every step has one row. Everything but the choice of
+// channels lies in the backend's memory; which positions are evicted is looked up there only where there may be enough
+// of them to free a page. Not thread-safe.
 class CompressedCache {
  public:
   // `layout`: the model's. `prompt`: so many tokens are read before channels are chosen; no step may hold both the last
   // of them and the first after it.
-  CompressedCache(const KvLayout& layout, const Compression& compression, int64_t prompt);
+  // `ops` must outlive it.
+  CompressedCache(Ops& ops, const KvLayout& layout, const Compression& compression, int64_t prompt);
 
   // The same in memory of its own.
   std::unique_ptr<CompressedCache> Copy() const;
@@ -43,16 +46,19 @@ class CompressedCache {
   struct Layer {
     std::vector<Tensor> pages;  // the pruned ones first
     std::vector<void*> table;
-    std::vector<float> selection;  // one a slot
+    Tensor selection;  // one a slot of its pages
     int64_t slots = 0;
-    std::vector<double> query_squares;  // [kv_heads, head_dim]
+    int64_t evicted = 0;   // of the slots
+    Tensor query_squares;  // [1, kv_heads * head_dim] fp64
     std::vector<int32_t> kept;
     PrunedKeys pruned;
   };
-  void AddPage(Layer& layer, const PrunedKeys* pruned);
+  void AddPage(Layer& layer, const PrunedKeys& form);
   void Compact(Layer& layer, bool anything);
+  void Choose(Layer& layer);
   void Prune(Layer& layer);
 
+  Ops& ops_;
   KvLayout layout_;  // of one layer
   Compression compression_;
   int64_t prompt_;

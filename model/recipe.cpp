@@ -1,8 +1,5 @@
 #include "model/recipe.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "base/check.h"
 
 namespace quern {
@@ -40,20 +37,6 @@ std::string RecipeName(const Recipe& recipe) {
   }
   if (recipe.smooth == Recipe::Smooth::kOff) return "fp8-plain";
   return recipe.smooth == Recipe::Smooth::kRow ? "fp8-row" : "fp8";
-}
-
-float SmoothScale(float amax) {
-  if (!(amax > 0) || !std::isfinite(amax)) return 1.0f;
-  int exponent = 0;
-  const float fraction = std::frexp(amax, &exponent);  // [0.5, 1)
-  const int ceiling = fraction == 0.5f ? exponent - 1 : exponent;
-  // Far beyond what a model has; products of scales and values stay in range.
-  return std::ldexp(1.0f, std::clamp(-ceiling, -30, 30));
-}
-
-std::string RecipeLacksOnGpu(const Recipe& recipe) {
-  if (recipe.delayed() && recipe.smooth == Recipe::Smooth::kRow) return "smooth_swiglu: row of fp8_delayed";
-  return {};
 }
 
 }  // namespace quern

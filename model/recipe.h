@@ -66,10 +66,4 @@ Recipe RecipeOf(const std::string& precision, const std::string& smooth_swiglu =
 // One word for messages and checkpoint keys.
 std::string RecipeName(const Recipe& recipe);
 
-// What of it a GPU does not compute yet, for an error; "" where it does all.
-std::string RecipeLacksOnGpu(const Recipe& recipe);
-
-// 2^-ceil(log2 amax), the scale of a channel whose linear branch reached amax; 1 for 0 and what is not finite.
-float SmoothScale(float amax);
-
 }  // namespace quern

@@ -110,38 +110,8 @@ std::shared_ptr<LinearWeight> Transformer::SmoothedDown(const LinearWeight& down
 
 namespace {
 
+// kRow under kFp8Delayed: every token has a scale, from the largest magnitude of its SwiGLU's linear branch.
 bool SmoothsTokens(const Recipe& recipe) { return recipe.delayed() && recipe.smooth == Recipe::Smooth::kRow; }
-
-float At(const TensorView& x, int64_t row, int64_t col) {
-  return x.dtype == DType::kBf16 ? static_cast<float>(x.Row<Bf16>(row)[col]) : x.Row<float>(row)[col];
-}
-
-// kRow under kFp8Delayed: every token's scale, from the largest magnitude of its SwiGLU's linear branch, [1, T].
-TensorView TokenScales(Ops& ops, const TensorView& linear, Arena& arena) {
-  const TensorView scales = arena.New(DType::kF32, 1, linear.rows);
-  ops.ForEach(linear.rows, [&](int64_t row) {
-    float amax = 0;
-    for (int64_t c = 0; c < linear.cols; ++c) amax = std::max(amax, std::abs(At(linear, row, c)));
-    scales.Row<float>(0)[row] = SmoothScale(amax);
-  });
-  return scales;
-}
-
-// y row i = x row i times its scale, or divided by it: exact, scales are powers of two. `add`: y +=.
-void ScaleRows(Ops& ops, const TensorView& x, const TensorView& scales, bool divide, const TensorView& y,
-               bool add = false) {
-  ops.ForEach(x.rows, [&](int64_t row) {
-    const float scale = divide ? 1.0f / scales.Row<float>(0)[row] : scales.Row<float>(0)[row];
-    for (int64_t c = 0; c < x.cols; ++c) {
-      const float value = At(x, row, c) * scale + (add ? At(y, row, c) : 0.0f);
-      if (y.dtype == DType::kBf16) {
-        y.Row<Bf16>(row)[c] = Bf16(value);
-      } else {
-        y.Row<float>(row)[c] = value;
-      }
-    }
-  });
-}
 
 }  // namespace
 
@@ -285,12 +255,14 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
       QUERN_CHECK(w.down.bias.view().empty(), "smooth_swiglu: row has no down projection with a bias");
       const Arena::Scope rows_scope(arena);
       ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
-      const TensorView scales = TokenScales(ops_, s.gate_up.Cols(c.intermediate_size, c.intermediate_size), arena);
-      const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
-      const TensorView product = arena.New(acc, t, c.hidden_size);
-      ScaleRows(ops_, s.hidden, scales, false, scaled);
+      const int64_t rows = s.hidden.rows;
+      const TensorView scales = arena.New(DType::kF32, 1, rows);
+      const TensorView scaled = arena.New(dtype_, rows, c.intermediate_size);
+      const TensorView product = arena.New(acc, rows, c.hidden_size);
+      ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
+      ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
       LinearForward(ops_, w.down, scaled, product, false, arena, record(3));
-      ScaleRows(ops_, product, scales, true, residual, true);
+      ops_.ScaleRows({.x = product, .scale = scales, .divide = true, .y = residual, .accumulate = true});
     } else {
       const LinearWeight& down = s.down ? *s.down : w.down;
       const Arena::Scope cast_scope(arena);
@@ -385,12 +357,13 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
     ops_.Cast(dresidual, dy);
     if (SmoothsTokens(weights.recipe())) {
       const Arena::Scope rows_scope(arena);
-      const TensorView scales = TokenScales(ops_, s.gate_up.Cols(c.intermediate_size, c.intermediate_size), arena);
+      const TensorView scales = arena.New(DType::kF32, 1, t);
       const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
-      ScaleRows(ops_, s.hidden, scales, false, scaled);
-      ScaleRows(ops_, dy, scales, true, dy);
+      ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
+      ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
+      ops_.ScaleRows({.x = dy, .scale = scales, .divide = true, .y = dy});
       linear_backward(w.down, p + "mlp.down_proj", dy, scaled, dh);
-      ScaleRows(ops_, dh, scales, false, dh);
+      ops_.ScaleRows({.x = dh, .scale = scales, .y = dh});
     } else {
       linear_backward(s.down ? *s.down : w.down, p + "mlp.down_proj", dy, s.hidden, dh);
     }

@@ -52,11 +52,4 @@ Status CheckCompression(const Compression& compression, const ModelConfig& confi
   return {};
 }
 
-Result<std::string> DeviceFor(const std::string& device, const Compression& compression) {
-  if (compression.off()) return device;
-  if (device == "auto" || device == "cpu") return std::string("cpu");
-  return Unimplemented(
-      StrCat("device ", device, ": compression of the cache (budgets, key channels) is not there on a GPU; give cpu"));
-}
-
 }  // namespace quern

@@ -20,7 +20,4 @@ v1::Compression ToProto(const Compression& compression);
 // Whether a model can be served like that; the error says why not.
 Status CheckCompression(const Compression& compression, const ModelConfig& config);
 
-// What to compute on under a compression, which GPUs do not have yet: `auto` means the CPU then, a GPU is an error.
-Result<std::string> DeviceFor(const std::string& device, const Compression& compression);
-
 }  // namespace quern

@@ -39,7 +39,6 @@ Result<std::shared_ptr<const Policy>> LoadPolicy(Ops& ops, const v1::PolicySpec&
     options.remainder = spec.uniform_remainder() ? QSftOptions::Remainder::kUniform : QSftOptions::Remainder::kDummy;
     policy->head = std::make_shared<QSftHead>(options);
   }
-  QUERN_RETURN_IF_ERROR(CheckPolicy(ops, *policy));
   return std::shared_ptr<const Policy>(std::move(policy));
 }
 
@@ -51,9 +50,7 @@ Result<Evaluation> EvaluatePolicy(const Run& run, const v1::PolicySpec& spec, ui
   const std::string model = spec.weights().empty() ? run.model.directory : spec.weights(0).path();
   QUERN_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(model));
   ThreadPool pool(static_cast<int>(job.threads));
-  QUERN_ASSIGN_OR_RETURN(const std::string on,
-                         DeviceFor(device.empty() ? job.device : device, CompressionOf(spec.sampling())));
-  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(on, &pool));
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(device.empty() ? job.device : device, &pool));
   QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model));
   Engine engine(*ops, {.kv_bytes = ActorKvBytes(job, config)});
   if (!spec.weights().empty()) {

@@ -216,13 +216,8 @@ Status CheckJob(Job& job) {
 }
 
 Status SettleDevice(Job& job) {
-  std::string lacks = RecipeLacksOnGpu(RecipeOf(job.precision, job.smooth_swiglu));
-  if (!job.compression.off()) lacks = "compression";
-  if (!lacks.empty() && job.device == "auto") job.device = "cpu";
   QUERN_ASSIGN_OR_RETURN(const Device device, ChooseDevice(job.device));
   if (device.gpu < 0) return {};
-  if (!lacks.empty())
-    return Unimplemented(StrCat("device ", job.device, ": ", lacks, " cannot be had on a GPU yet; give device: cpu"));
   if (const Status ranks = CheckRanksOnGpus(job.learner.ranks); !ranks.ok()) {
     if (job.device != "auto") return ranks.Annotate(StrCat("device ", job.device));
     LogWarning(StrCat(ranks.message(), "; the job computes on the CPU"));

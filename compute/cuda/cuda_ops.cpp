@@ -329,6 +329,27 @@ void CudaOps::MaxRatio(const MaxRatioArgs& args) {
   cuda::MaxRatio(context_, args);
 }
 
+void CudaOps::RowScales(const RowScalesArgs& args) {
+  CheckArgs(args);
+  cuda::RowScales(context_, args);
+}
+void CudaOps::ScaleRows(const ScaleRowsArgs& args) {
+  CheckArgs(args);
+  cuda::ScaleRows(context_, args);
+}
+void CudaOps::QuerySquares(const QuerySquaresArgs& args) {
+  CheckArgs(args);
+  cuda::QuerySquares(context_, args);
+}
+void CudaOps::KeySquares(const KeySquaresArgs& args) {
+  CheckArgs(args);
+  cuda::KeySquares(context_, args);
+}
+void CudaOps::CopySlots(const CopySlotsArgs& args) {
+  CheckArgs(args);
+  cuda::CopySlots(context_, args);
+}
+
 void CudaOps::GatherRows(const GatherRowsArgs& args) {
   QUERN_CHECK(args.x.dtype == args.y.dtype && args.x.cols == args.y.cols &&
               args.y.rows == static_cast<int64_t>(args.rows.size()));

@@ -50,6 +50,11 @@ class CudaOps : public Ops {
   void LogSoftmax(const LogSoftmaxArgs& args) override;
   void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
   void MaxRatio(const MaxRatioArgs& args) override;
+  void RowScales(const RowScalesArgs& args) override;
+  void ScaleRows(const ScaleRowsArgs& args) override;
+  void QuerySquares(const QuerySquaresArgs& args) override;
+  void KeySquares(const KeySquaresArgs& args) override;
+  void CopySlots(const CopySlotsArgs& args) override;
   void GatherRows(const GatherRowsArgs& args) override;
   void ScatterRows(const ScatterRowsArgs& args) override;
   void AdamW(const AdamWArgs& args) override;

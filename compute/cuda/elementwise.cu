@@ -135,6 +135,33 @@ struct CastOp {
   }
 };
 
+// A block a row.
+template <typename In>
+__global__ void __launch_bounds__(kRowThreads) RowScalesKernel(Rows<const In> x, int64_t cols, float* scale) {
+  float amax = 0;
+  for (int64_t i = threadIdx.x; i < cols; i += kRowThreads)
+    amax = fmaxf(amax, fabsf(static_cast<float>(x.At(blockIdx.x)[i])));
+  amax = BlockReduce<Max>(amax);
+  if (threadIdx.x == 0) scale[blockIdx.x] = SmoothScale(amax);
+}
+
+template <typename In, typename Out, int kN>
+struct ScaleRowsOp {
+  Rows<const In> x;
+  const float* scale;
+  bool divide, accumulate;
+  Rows<Out> y;
+  __device__ void operator()(int64_t row, int64_t i) const {
+    const float by = divide ? 1.0f / scale[row] : scale[row];
+    float v[kN], before[kN] = {};
+    Load(x.At(row) + i, v);
+    if (accumulate) Load(static_cast<const Out*>(y.At(row) + i), before);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) v[j] = v[j] * by + before[j];
+    Store(y.At(row) + i, v);
+  }
+};
+
 // As stored in a file; arithmetic knows no fp16.
 struct Half {
   uint16_t bits = 0;
@@ -308,6 +335,29 @@ void SwiGluBackward(Context& context, const SwiGluBackwardArgs& args) {
 
 void GatherRows(Context& context, const GatherRowsArgs& args) { CopyRows<false>(context, args.x, args.rows, args.y); }
 void ScatterRows(Context& context, const ScatterRowsArgs& args) { CopyRows<true>(context, args.x, args.rows, args.y); }
+
+void RowScales(Context& context, const RowScalesArgs& args) {
+  WithType(args.x, [&](auto in) {
+    using In = decltype(in);
+    Launch(RowScalesKernel<In>, dim3(static_cast<unsigned>(args.x.rows)), dim3(kRowThreads), 0, context.stream(),
+           RowsOf<const In>(args.x), args.x.cols, Vector(args.scale));
+  });
+}
+
+void ScaleRows(Context& context, const ScaleRowsArgs& args) {
+  WithTypes(args.x, args.y, [&](auto in, auto out) {
+    using In = decltype(in);
+    using Out = decltype(out);
+    WithWidth(
+        [&](auto width) {
+          constexpr int kN = width;
+          LaunchForGroups<kN>(context, args.x.rows, args.x.cols,
+                              ScaleRowsOp<In, Out, kN>{RowsOf<const In>(args.x), Vector(args.scale), args.divide,
+                                                       args.accumulate, RowsOf<Out>(args.y)});
+        },
+        args.x, args.y);
+  });
+}
 
 void Lerp(Context& context, const TensorView& x, float alpha, const TensorView& y) {
   WithType(x, [&](auto in) {

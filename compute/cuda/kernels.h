@@ -26,6 +26,8 @@ void ScatterRows(Context& context, const ScatterRowsArgs& args);
 void Lerp(Context& context, const TensorView& x, float alpha, const TensorView& y);
 void Cast(Context& context, const TensorView& x, const TensorView& y);
 void Fill(Context& context, const TensorView& x, float value);
+void RowScales(Context& context, const RowScalesArgs& args);
+void ScaleRows(Context& context, const ScaleRowsArgs& args);
 void Transpose(Context& context, const TensorView& x, const TensorView& y);  // bytes or 16-bit elements
 
 // reduce.cu
@@ -56,6 +58,11 @@ void ScalesFor(Context& context, const TensorView& amax, const Fp8Format& format
                const TensorView& scale);
 // scale[i] = one / columns[i].
 void DivideScale(Context& context, const TensorView& one, const TensorView& columns, const TensorView& scale);
+
+// pruning.cu
+void QuerySquares(Context& context, const QuerySquaresArgs& args);
+void KeySquares(Context& context, const KeySquaresArgs& args);
+void CopySlots(Context& context, const CopySlotsArgs& args);
 
 // adamw.cu
 void AdamW(Context& context, const AdamWArgs& args);

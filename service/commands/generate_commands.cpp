@@ -224,8 +224,7 @@ Result<int> Generate(const GenerateCommandOptions& options) {
   QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression, config.head_dim));
   if (!compression.off()) *spec.mutable_sampling()->mutable_compression() = ToProto(compression);
   ThreadPool pool(options.threads);
-  QUERN_ASSIGN_OR_RETURN(const std::string device, DeviceFor(options.device, compression));
-  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(device, &pool));
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(options.device, &pool));
   QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));
   QUERN_ASSIGN_OR_RETURN(const std::vector<Prompt> prompts, ReadPrompts(options, served));
   Engine engine(*ops, {.kv_bytes = options.kv_cache_mib << 20});

@@ -110,7 +110,7 @@ struct Scorer {
     const auto length = [&](size_t t) { return static_cast<int64_t>(texts[t].size()); };
     for (size_t t = 0; t < texts.size(); ++t)
       caches.push_back(
-          std::make_unique<CompressedCache>(transformer.kv_layout(), compression, std::min(prompt, length(t))));
+          std::make_unique<CompressedCache>(*ops, transformer.kv_layout(), compression, std::min(prompt, length(t))));
     while (true) {
       const Arena::Scope scope(*arena);
       const Clock::time_point begin = Clock::now();
@@ -162,14 +162,7 @@ Status LoadScorer(const ModelOptions& options, const std::string& device, Scorer
 
 Result<int> Score(const ScoreOptions& options) {
   Scorer scorer;
-  // Decoding goes through a cache that can be compressed, and is then the host's.
-  std::string device = options.device;
-  if (options.prompt_tokens > 0) {
-    if (device != "auto" && device != "cpu")
-      return Unimplemented(StrCat("device ", device, ": --prompt-tokens is not there on a GPU; give cpu"));
-    device = "cpu";
-  }
-  QUERN_RETURN_IF_ERROR(LoadScorer(options, device, scorer));
+  QUERN_RETURN_IF_ERROR(LoadScorer(options, options.device, scorer));
   QUERN_ASSIGN_OR_RETURN(const Compression compression,
                          LoadCompression(options.compression, scorer.model->transformer.config().head_dim));
   QUERN_RETURN_IF_ERROR(CheckCompression(compression, scorer.model->transformer.config()));

@@ -62,8 +62,7 @@ Result<int> Serve(ServeOptions options) {
     QUERN_ASSIGN_OR_RETURN(options.server.http.token, ReadTokenFile(options.token_file));
   }
   ThreadPool pool(options.threads);
-  QUERN_ASSIGN_OR_RETURN(const std::string device, DeviceFor(options.device, CompressionOf(spec->sampling())));
-  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(device, &pool));
+  QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(options.device, &pool));
   QUERN_ASSIGN_OR_RETURN(ServedPolicy served, LoadServedPolicy(*ops, *spec, options.precision));
   ApiServerOptions& server_options = options.server;
   server_options.engine.kv_bytes = options.kv_cache_mib << 20;

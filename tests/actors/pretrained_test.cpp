@@ -108,7 +108,7 @@ TEST(Pretrained, FewerKeyChannelsHardlyChangeTheLoss) {
     std::vector<std::unique_ptr<CompressedCache>> caches;
     std::vector<CompressedCache*> all;
     for (size_t i = 0; i < ids.size(); ++i) {
-      caches.push_back(std::make_unique<CompressedCache>(transformer.kv_layout(), compression, 64));
+      caches.push_back(std::make_unique<CompressedCache>(*ops, transformer.kv_layout(), compression, 64));
       all.push_back(caches.back().get());
     }
     double loss = 0;

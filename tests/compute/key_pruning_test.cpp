@@ -112,7 +112,7 @@ TEST_P(PrunedAttentionTest, MatchesTheDefinition) {
       for (size_t p = 0; p < kPruned; ++p) {
         small.emplace_back(act, 1, pruned.page_elements(layout));
         EXPECT_EQ(small.back().cols(), kPage * (full_heads * 2 * kDim + (kKvHeads - full_heads) * (channels + kDim)));
-        PrunePage(layout, pruned, table[p], small.back().view().data);
+        CopySlots(layout, WholeKeys(layout), pruned, {table[p], small.back().view().data, 0, 0, kPage});
         table[p] = small.back().view().data;
       }
       for (const int64_t count : {int64_t{1}, kLength - kPruned * kPage}) {
@@ -141,18 +141,21 @@ TEST_P(PrunedAttentionTest, SlotsAreCopiedWhole) {
   const KvLayout layout = {.dtype = GetParam().act, .layers = 1, .kv_heads = 2, .head_dim = 5};
   const Tensor from = RandomTensor(layout.dtype, 1, layout.page_elements(), 1);
   Tensor to(layout.dtype, 1, layout.page_elements());
-  for (int64_t slot = 0; slot < kPage; ++slot) CopySlot(layout, nullptr, from.view().data, slot, to.view().data, slot);
+  const PrunedKeys whole = WholeKeys(layout);
+  for (int32_t begin = 0; begin < kPage; begin += 16)
+    CopySlots(layout, whole, whole, {from.view().data, to.view().data, begin, begin, 16});
   EXPECT_TRUE(BitEqual(from, to));
   const Channels kept = {0, 3, 1, 2};
   const PrunedKeys pruned = {.pages = 1, .channels = 2, .full_heads = 0, .kept = kept.data()};
   Tensor small(layout.dtype, 1, pruned.page_elements(layout)), turned(layout.dtype, 1, small.cols());
   Tensor reversed(layout.dtype, 1, layout.page_elements()), expected(layout.dtype, 1, pruned.page_elements(layout));
-  PrunePage(layout, pruned, from.view().data, small.view().data);
-  for (int64_t slot = 0; slot < kPage; ++slot) {
-    CopySlot(layout, &pruned, small.view().data, slot, turned.view().data, kPage - 1 - slot);
-    CopySlot(layout, nullptr, from.view().data, slot, reversed.view().data, kPage - 1 - slot);
+  const auto all = static_cast<int32_t>(kPage);
+  CopySlots(layout, whole, pruned, {from.view().data, small.view().data, 0, 0, all});
+  for (int32_t slot = 0; slot < kPage; ++slot) {
+    CopySlots(layout, pruned, pruned, {small.view().data, turned.view().data, slot, all - 1 - slot, 1});
+    CopySlots(layout, whole, whole, {from.view().data, reversed.view().data, slot, all - 1 - slot, 1});
   }
-  PrunePage(layout, pruned, reversed.view().data, expected.view().data);
+  CopySlots(layout, whole, pruned, {reversed.view().data, expected.view().data, 0, 0, all});
   EXPECT_TRUE(BitEqual(turned, expected));
 }
 

@@ -217,7 +217,7 @@ TEST(CudaPrunedKeys, MatchTheReference) {
       std::vector<void*> table(all[0].pages, all[0].pages + 3);
       for (size_t p = 0; p < kPruned; ++p) {
         small.emplace_back(kBf16, 1, pruned.page_elements(layout));
-        PrunePage(layout, pruned, table[p], small.back().view().data);
+        CopySlots(layout, WholeKeys(layout), pruned, {table[p], small.back().view().data, 0, 0, KvLayout::kPageTokens});
         table[p] = small.back().view().data;
       }
       for (const int64_t count : {int64_t{1}, kLength - kPruned * KvLayout::kPageTokens}) {

@@ -88,13 +88,14 @@ TEST_P(CudaModelTest, TrainsAsTheCpuDoes) {
   for (size_t i = 0; i < scores[0].size(); ++i) EXPECT_NEAR(scores[0][i], scores[1][i], 20 * c.tolerance) << i;
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, CudaModelTest,
-                         ::testing::Values(Case{"fp32", DType::kF32, false, false, 1e-5},
-                                           Case{"bf16", DType::kBf16, false, false, 2e-3},
-                                           Case{"fp8", Recipe::Fp8(), true, false, 1e-2},
-                                           Case{"fp8_delayed", Recipe::Fp8Delayed(), true, false, 1.5e-2},
-                                           Case{"bf16_selective", DType::kBf16, false, true, 2e-3}),
-                         [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Cuda, CudaModelTest,
+    ::testing::Values(Case{"fp32", DType::kF32, false, false, 1e-5}, Case{"bf16", DType::kBf16, false, false, 2e-3},
+                      Case{"fp8", Recipe::Fp8(), true, false, 1e-2},
+                      Case{"fp8_delayed", Recipe::Fp8Delayed(), true, false, 1.5e-2},
+                      Case{"fp8_delayed_row", Recipe::Fp8Delayed(Recipe::Smooth::kRow), true, false, 1.5e-2},
+                      Case{"bf16_selective", DType::kBf16, false, true, 2e-3}),
+    [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace quern

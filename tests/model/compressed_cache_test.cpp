@@ -55,7 +55,7 @@ class CompressedCacheTest : public ::testing::TestWithParam<DType> {
     std::vector<std::vector<float>> results(texts_.size());
     for (const auto& ids : texts_)
       out.caches.push_back(std::make_unique<CompressedCache>(
-          layout, compression, std::min<int64_t>(prompt, static_cast<int64_t>(ids.size()))));
+          *ops_, layout, compression, std::min<int64_t>(prompt, static_cast<int64_t>(ids.size()))));
     Arena arena;
     const LossHead head(*ops_, *transformer_);
     while (true) {
@@ -227,7 +227,7 @@ TEST_P(CompressedCacheTest, ACopyGoesOnByItself) {
     cache.Advance(count);
     return log_probs;
   };
-  CompressedCache first(layout, compression, 200);
+  CompressedCache first(*ops_, layout, compression, 200);
   step(first, 199);
   // From before the prompt's end, and from behind pages that are pruned already.
   for (const int64_t until : {int64_t{199}, int64_t{300}}) {

@@ -1,6 +1,7 @@
 // A token's log-probability is the same number in decode, prefill and the training forward, alone or in any batch.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -161,12 +162,39 @@ TEST_P(Invariance, DecodePrefillAndTrainingAgreeBitByBitAtEveryBatchSize) {
   }
 }
 
+// What the engine asks for: a few rows of a step.
+TEST_P(Invariance, WantedRowsAreThoseOfAll) {
+  const auto texts = Sequences(3, config_.vocab_size);
+  Arena arena;
+  TokenBatch batch;
+  for (const auto& ids : texts) batch.Add(ids.data(), static_cast<int64_t>(ids.size()), 0, nullptr);
+  const std::vector<int64_t> wanted = {0, 19, batch.rows() - 1};
+  const auto forward = [&](int64_t rows) {
+    std::vector<void*> pages;
+    const KvView kv = MakeTrainingKv(trainer_.transformer().kv_layout(), batch, arena, pages);
+    const TensorView hidden = arena.New(GetParam().recipe.act, rows, config_.hidden_size);
+    trainer_.transformer().Forward(trainer_.weights(), batch, kv, arena, hidden);
+    return hidden;
+  };
+  const TensorView all = forward(batch.rows());
+  batch.wanted = wanted;
+  const TensorView some = forward(3);
+  for (int64_t i = 0; i < 3; ++i)
+    EXPECT_EQ(std::memcmp(some.Row<uint8_t>(i), all.Row<uint8_t>(wanted[static_cast<size_t>(i)]),
+                          static_cast<size_t>(config_.hidden_size * DTypeSize(some.dtype))),
+              0)
+        << i;
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, Invariance,
                          ::testing::Values(Kind{DType::kF32, false}, Kind{DType::kBf16, false},
                                            Kind{Recipe::Fp8(), false}, Kind{Recipe::Fp8Delayed(), false},
+                                           Kind{Recipe::Fp8Delayed(Recipe::Smooth::kRow), false},
                                            Kind{DType::kF32, true}, Kind{DType::kBf16, true}),
                          [](const auto& kind) {
-                           return RecipeName(kind.param.recipe) + (kind.param.selective ? "_selective" : "");
+                           std::string name = RecipeName(kind.param.recipe);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name + (kind.param.selective ? "_selective" : "");
                          });
 
 }  // namespace
