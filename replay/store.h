@@ -44,6 +44,7 @@ struct PruneOptions {
   int64_t before_unix_ms = 0;               // older ones go; 0: none for their age
   bool real_too = false;                    // else real data stays, whatever its size and age
   std::vector<std::string> keep_tags = {};  // records that carry one of them stay
+  uint64_t keep_newest = 0;                 // so many of the newest generated records stay
   bool dry_run = false;
 };
 struct PruneReport {

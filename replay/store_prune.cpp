@@ -28,6 +28,13 @@ Result<PruneReport> Store::Prune(const PruneOptions& options) {
     for (const uint32_t tag : store.table.tag_set(store.table.kind(static_cast<uint32_t>(id)).tag_set))
       kept_kinds[id] =
           kept_kinds[id] || std::count(options.keep_tags.begin(), options.keep_tags.end(), store.table.name(tag)) > 0;
+  const auto generated = [&](uint64_t number) { return store.table.KindOf(number).source != v1::SOURCE_REAL; };
+  uint64_t newest_kept = store.table.newest() + 1;  // generated ones from here on stay
+  for (uint64_t left = options.keep_newest; left > 0 && newest_kept > 1;) {
+    --newest_kept;
+    const RecordRow& row = store.table.row(newest_kept);
+    if (!row.pruned && !kept_kinds[row.kind] && generated(newest_kept)) --left;
+  }
   std::vector<uint64_t> going;
   for (uint64_t number = 1; number <= store.table.newest(); ++number) {
     const RecordRow& row = store.table.row(number);
@@ -35,7 +42,8 @@ Result<PruneReport> Store::Prune(const PruneOptions& options) {
     if (kept_kinds[row.kind]) continue;
     const bool goes = report.left_bytes > options.max_bytes || row.created_unix_ms < options.before_unix_ms;
     if (!goes) continue;
-    if (store.table.KindOf(number).source == v1::SOURCE_REAL && !options.real_too) {
+    if (generated(number) && number >= newest_kept) continue;
+    if (!generated(number) && !options.real_too) {
       ++report.spared_real;
       continue;
     }

@@ -18,6 +18,7 @@
 #include "proto/coordinator.pb.h"
 #include "replay/client.h"
 #include "replay/server.h"
+#include "service/chains.h"
 #include "service/event_log.h"
 #include "service/join.h"
 #include "service/memory_plan.h"
@@ -115,11 +116,27 @@ class StoreGauges {
   RpcServerCounters counted_;
 };
 
+// Of the newest generated records, so many may be what a stage under way trains on: the largest round, for as many
+// rounds as play may be ahead of it, and one more.
+uint64_t RecordsInUse(const Job& job) {
+  uint64_t most = 0;
+  for (const PlannedStage& stage : MakePlan(job).stages) {
+    if (stage.kind != PlannedStage::Kind::kRollout || stage.evaluation || !stage.player.empty()) continue;
+    uint64_t records = 1;  // an episode
+    if (!stage.arm.empty()) {
+      const Result<v1::ChainProgram> program = MakeChainProgram(job, stage.arm);
+      if (program.ok()) records = program->chains() + program->hinted_chains();
+    }
+    most = std::max(most, stage.episodes * records);
+  }
+  return most * static_cast<uint64_t>(job.online.max_staleness + 2);
+}
+
 // Throws the oldest generated records away while the store serves, as the job says.
 class Retention {
  public:
-  Retention(Store& store, const ReplaySection& options, Metrics& metrics)
-      : store_(store), options_(options), metrics_(metrics) {}
+  Retention(Store& store, const Job& job, Metrics& metrics)
+      : store_(store), options_(job.replay), metrics_(metrics), keep_newest_(RecordsInUse(job)) {}
   ~Retention() {
     if (running_.valid()) running_.wait();
   }
@@ -132,7 +149,8 @@ class Retention {
     if (SecondsSince(last_) < options_.prune_every_s) return;
     last_ = Clock::now();
     // What the job's table and the losses on held-out records are made of stays.
-    PruneOptions prune{.real_too = options_.prune_real, .keep_tags = {kEvaluationTag, kHeldoutTag}};
+    PruneOptions prune{
+        .real_too = options_.prune_real, .keep_tags = {kEvaluationTag, kHeldoutTag}, .keep_newest = keep_newest_};
     if (options_.max_bytes > 0) prune.max_bytes = static_cast<uint64_t>(options_.max_bytes);
     if (options_.max_age_s > 0) prune.before_unix_ms = static_cast<int64_t>(1e3 * (UnixSeconds() - options_.max_age_s));
     running_ = std::async(std::launch::async, [this, prune] { return store_.Prune(prune); });
@@ -154,6 +172,7 @@ class Retention {
   Store& store_;
   const ReplaySection& options_;
   Metrics& metrics_;
+  uint64_t keep_newest_;
   Clock::time_point last_ = Clock::now();
   bool said_ = false;
   std::future<Result<PruneReport>> running_;
@@ -167,7 +186,7 @@ Status RunReplayRole(const Run& run, const std::atomic<bool>& stop) {
   QUERN_ASSIGN_OR_RETURN(RpcServerOptions options, ServerOptions(run, kReplayRole));
   ReplayServer server(store.get(), std::move(options), &http->metrics());
   StoreGauges gauges(*store, server, http->metrics());
-  Retention retention(*store, run.job.replay, http->metrics());
+  Retention retention(*store, run.job, http->metrics());
   QUERN_RETURN_IF_ERROR(server.Start(run.replay_address));
   QUERN_ASSIGN_OR_RETURN(const auto coordinator, ConnectCoordinator(run, kReplayRole));
   Clock::time_point last_heartbeat{};

@@ -601,6 +601,8 @@ TEST_F(StoreTest, PruningTakesTheOldestGeneratedRecordsAndGivesTheDiskBack) {
     EXPECT_EQ(store_->Insert(MakeInsert({MakeTrajectory("r1")}))->duplicates(), 1u);
     Open();
   }
+  const auto newest = store_->Prune({.max_bytes = 0, .keep_newest = 7, .dry_run = true});
+  EXPECT_EQ(newest->records, 40u - 20u - 7u);  // 20 real ones, 7 generated ones stay
   const auto smaller = store_->Prune({.max_bytes = 25 * record_bytes + 100, .real_too = true});
   ASSERT_TRUE(smaller.ok()) << smaller.status().message();
   EXPECT_LE(smaller->left_bytes, 25 * record_bytes + 100);
