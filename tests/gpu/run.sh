@@ -4,9 +4,10 @@
 #                                      (CMake, a C++20 compiler, nvcc; the tests need GoogleTest, the benchmark nothing).
 #                                      PYTHON: one that has PyTorch, whose training steps join the table
 #   tests/gpu/run.sh --pack            on a machine with everything: builds the programs into .gpu/, to be carried
-#                                      along. They need the C library of this machine or a newer one, a driver and
-#                                      CUDA's libraries. Whole jobs (gpu_job_test) go with what build/release has of it,
-#                                      and the libraries it needs.
+#                                      along. They need an x86-64 machine with the C library's version 2.35 (Ubuntu
+#                                      22.04) when packed with GCC 12, a driver and CUDA's libraries. Whole jobs
+#                                      (gpu_job_test) go with what build/release has of it, and the libraries it needs
+#                                      but the C library: that of this machine or a newer one.
 # Exit code: 0 all tests passed and every part ran; 1 some did not; 2 a wrong argument; 3 there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -34,7 +35,7 @@ while [ $# -gt 0 ]; do
     --pack)
       mkdir -p build
       build_programs || exit 1
-      mkdir -p .gpu/lib
+      rm -rf .gpu && mkdir -p .gpu/lib
       for program in "${programs[@]}"; do
         path=$(find $build -name "$program" -type f | head -n 1)
         [ -n "$path" ] || { echo "--pack: $program was not built (GoogleTest is needed)"; exit 1; }
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
       done
       if [ -x build/release/quern ] && [ -x build/release/tests/e2e/gpu_job_test ]; then
         cp build/release/quern build/release/tests/e2e/gpu_job_test .gpu/ || exit 1
-        ldd .gpu/quern .gpu/gpu_job_test | awk '$3 ~ /^\// && $1 !~ /^lib(c|m|dl|rt|pthread|cuda)\.so/ { print $3 }' | sort -u |
+        ldd .gpu/quern .gpu/gpu_job_test | awk '$3 ~ /^\// && $1 !~ /^lib(c|m|dl|rt|pthread|resolv|cuda)\.so/ { print $3 }' | sort -u |
           xargs -I{} cp -L {} .gpu/lib/ || exit 1
       fi
       find .gpu -maxdepth 1 -type f -exec strip {} + && ls -l .gpu
