@@ -376,15 +376,16 @@ TEST_F(StoreCommands, FifoGivesNoRecordTwice) {
 TEST_F(StoreCommands, ARateLimiterHoldsTrainingBack) {
   const Ended ended =
       QuernProcess(folder_, RunArguments(folder_, {"method=filtered_sft", "compare=[]", "online.rounds=2",
-                                                   "online.episodes=400", "online.filtered_sft.max_steps=14",
-                                                   "filtered_sft.max_steps=1", "filtered_sft.batch_size=64",
-                                                   "filtered_sft.samples_per_insert=1", "online.max_staleness=1"}))
+                                                   "data.collect.0.episodes=600", "online.episodes=4000",
+                                                   "online.filtered_sft.max_steps=12", "filtered_sft.max_steps=1",
+                                                   "filtered_sft.batch_size=64", "filtered_sft.samples_per_insert=0.1",
+                                                   "online.max_staleness=1"}))
           .Wait(std::chrono::seconds(120));
   ASSERT_EQ(ended.code, 0) << ended.err;
   const Result<std::string> events = ReadFile(folder_.File("run/events.jsonl"));
   ASSERT_TRUE(events.ok()) << "no step waited";
   EXPECT_NE(events->find("online-1:filtered_sft: step "), std::string::npos) << *events;
-  EXPECT_NE(events->find("were stored (samples_per_insert 1, min_records 0)"), std::string::npos) << *events;
+  EXPECT_NE(events->find("were stored (samples_per_insert 0.1, min_records 0)"), std::string::npos) << *events;
 }
 
 }  // namespace
