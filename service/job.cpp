@@ -309,8 +309,10 @@ std::string CollapseRow(const MixtureSection& rule, int64_t real_records) {
   return StrCat(RuleName(rule), "@", real_records);
 }
 
-Result<Job> ParseJob(const std::string& text, const std::string& name, const std::string& base_dir,
-                     const std::vector<std::string>& overrides) {
+namespace {
+
+Result<Job> ReadJob(const std::string& text, const std::string& name, const std::string& base_dir,
+                    const std::vector<std::string>& overrides) {
   Origins origins{.file = name, .overrides = {}, .lines = {}, .error = {}};
   Job job;
   job.name = std::filesystem::path(name).stem();
@@ -336,6 +338,19 @@ Result<Job> ParseJob(const std::string& text, const std::string& name, const std
   if (!problem.empty()) return InvalidArgument(origins.Where(key) + ": '" + key + "' " + problem);
   AnchorPaths(job, origins);
   return job;
+}
+
+}  // namespace
+
+Result<Job> ParseJob(const std::string& text, const std::string& name, const std::string& base_dir,
+                     const std::vector<std::string>& overrides) {
+  Result<Job> job = ReadJob(text, name, base_dir, overrides);
+  if (job.ok()) return job;
+  // Names and what yaml-cpp found are quoted as they stand, a line's end too.
+  std::string message = job.status().message();
+  std::replace_if(
+      message.begin(), message.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  return Status(job.status().code(), message);
 }
 
 Result<Job> LoadJob(const std::string& path, const std::vector<std::string>& overrides) {

@@ -23,6 +23,11 @@ double Number(const Json& json, const char* key, double otherwise = 0) {
   const auto it = json.find(key);
   return it != json.end() && it->is_number() ? it->get<double>() : otherwise;
 }
+// A count or a number of something; 0 for what can't be one.
+uint64_t Count(const Json& json, const char* key) {
+  const double number = Number(json, key);
+  return number >= 0 && number <= 9007199254740992.0 ? static_cast<uint64_t>(number) : 0;
+}
 std::string Text(const Json& json, const char* key) {
   const auto it = json.find(key);
   return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
@@ -101,10 +106,9 @@ void RunHistory::ApplyJournal(const std::string& line) {
     stage.given = true;
     stage.begin = time;
   } else if (what == "task_given") {
-    stage.tasks[static_cast<uint64_t>(Number(event, "first_episode"))] =
-        static_cast<uint64_t>(Number(event, "episodes"));
+    stage.tasks[Count(event, "first_episode")] = Count(event, "episodes");
   } else if (what == "task_done") {
-    const auto task = stage.tasks.find(static_cast<uint64_t>(Number(event, "first_episode")));
+    const auto task = stage.tasks.find(Count(event, "first_episode"));
     if (task == stage.tasks.end()) return;
     stage.episodes_done += task->second;
     stage.tasks.erase(task);
@@ -134,7 +138,7 @@ void RunHistory::ApplyMetrics(const std::string& line) {
   const Json row = Json::parse(line, nullptr, false);
   if (!row.is_object() || !row.contains("step") || row.contains("role")) return;
   const std::string stage = Text(row, "stage");
-  const auto step = static_cast<int64_t>(Number(row, "step"));
+  const auto step = static_cast<int64_t>(Count(row, "step"));
   Curve& curve = CurveOf(stage);
   // A stage that went on from a checkpoint logs some steps once more.
   while (!curve.steps.empty() && curve.steps.back() >= step) {

@@ -32,8 +32,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   name.sin_port = htons(static_cast<uint16_t>(server->port()));
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  // From another address of this host every time: one alone has ports for ten seconds of this.
+  static uint32_t inputs = 0;
+  sockaddr_in mine{};
+  mine.sin_family = AF_INET;
+  mine.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + inputs++ % 4000);
+  const int later = 1;  // the port, when the connection's other end is known
+  setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &later, sizeof(later));
+  QUERN_CHECK(bind(fd, reinterpret_cast<sockaddr*>(&mine), sizeof(mine)) == 0);
   QUERN_CHECK(connect(fd, reinterpret_cast<sockaddr*>(&name), sizeof(name)) == 0);
-  // No time-wait: the ports last for a minute of this.
   const linger reset{1, 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
   (void)send(fd, data, size, MSG_NOSIGNAL);

@@ -90,6 +90,14 @@ TEST(Job, UnknownKeyNamesLineAndNearest) {
   EXPECT_EQ(ErrorOf(kMinimal, {"qsft.bta=3"}), "'qsft.bta=3': unknown key 'qsft.bta'; did you mean 'qsft.beta'?");
 }
 
+TEST(Job, AnErrorIsOneLineWhateverItQuotes) {
+  for (const char* text : {"name: \"\\\n\"", "\"a\\nb\": 1", "seed: \"1\\n2\"", "name: x\n\"model\\r\": {"}) {
+    const auto job = ParseJob(text, "job.yaml", "/", {});
+    ASSERT_FALSE(job.ok()) << text;
+    EXPECT_EQ(job.status().message().find_first_of("\r\n"), std::string::npos) << job.status().message();
+  }
+}
+
 TEST(Job, WrongTypeNamesLineKeyAndValue) {
   EXPECT_EQ(ErrorOf(std::string(kMinimal) + "sft:\n  max_steps: many\n"),
             "jobs/small.yaml:12: 'sft.max_steps' must be a whole number, not 'many'");
