@@ -207,9 +207,9 @@ void Sampling(const std::string& directory, size_t bytes, int rounds, double sec
     Check((*store)->Insert(request).status());
   }
   QUERN_CHECK(db->Flush({}).ok() && db->CompactRange({}, nullptr, nullptr).ok());
-  ReplayServer server(store->get());
-  Check(server.Start("ipc://" + folder + "/store.sock"));
-  auto client = ReplayClient::Connect(server.address());
+  auto server = std::make_unique<ReplayServer>(store->get());  // gone before its store is
+  Check(server->Start("ipc://" + folder + "/store.sock"));
+  auto client = ReplayClient::Connect(server->address());
   Check(client.status());
   const bench::OthersWatch others;
   std::vector<double> direct, through, rocks;
@@ -228,7 +228,7 @@ void Sampling(const std::string& directory, size_t bytes, int rounds, double sec
                         .records /
                     seconds);
   }
-  server.Stop();
+  server.reset();
   const double peer = bench::Summarise(rocks).median;
   std::printf(
       "\n%zu bytes a record, %llu of them, warm; batches of 64\n| sampling | records/s | to RocksDB |\n| --- | --- | "
