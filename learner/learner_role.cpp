@@ -18,6 +18,7 @@
 #include "learner/stage_state.h"
 #include "learner/step_log.h"
 #include "learner/train_stage.h"
+#include "learner/weight_version.h"
 #include "methods/sft.h"
 #include "model/hf/content_hash.h"
 #include "model/hf/model_directory.h"
@@ -558,21 +559,8 @@ class Learner {
     weights.set_generation_depth(o.generation_depth);
     const std::string dir = JoinPath(options_.weights_directory, StrCat(o.weights_name, "-", weights.version()));
     weights.set_path(dir);
-    // Seen whole or not at all. fp32: what the learner goes on from is what it had.
-    const std::string unfinished = dir + ".unfinished";
-    QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
-    QUERN_RETURN_IF_ERROR(
-        SaveModelDirectory(unfinished, config_, OnHost(*ops_, trainer_->Source()),
-                           {.dtype = DType::kF32, .source_dir = options_.model_directory, .generation = std::nullopt}));
-    QUERN_ASSIGN_OR_RETURN(const std::string hash, DirectoryContentHash(unfinished));
-    // A learner that died after it had published comes here again, and has the same to say.
-    const Result<std::string> there = DirectoryContentHash(dir);
-    if (!there.ok() || *there != hash) {
-      QUERN_RETURN_IF_ERROR(RemoveTree(dir));
-      QUERN_RETURN_IF_ERROR(RenamePath(unfinished, dir));
-    } else {
-      QUERN_RETURN_IF_ERROR(RemoveTree(unfinished));
-    }
+    QUERN_ASSIGN_OR_RETURN(const std::string hash,
+                           WriteVersion(dir, config_, OnHost(*ops_, trainer_->Source()), options_.model_directory));
     weights.set_content_hash(hash);
     if (hash == last_hash_) LogWarning(stage.name() + ": published weights equal the previous version's, " + hash);
     last_hash_ = hash;

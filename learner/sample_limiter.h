@@ -26,7 +26,7 @@ class SampleLimiter {
 
   // Records that must have been stored before step `step` (from 0) draws.
   uint64_t Needed(int64_t step) const;
-  // That is more than `most` at the last of `steps`.
+  // The same of the last of `steps`: of all of them.
   uint64_t NeededInAll(int64_t steps) const { return steps > 0 ? Needed(steps - 1) : 0; }
   // Returns when they are. `alive` hears of every look that found too few, `on_wait` once when a wait begins;
   // DeadlineExceeded after the limits' timeout.
