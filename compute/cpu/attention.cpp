@@ -248,22 +248,6 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
   WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) { attend_by(FloatProducts<decltype(kv)>{}); });
 }
 
-// A decoded row's place is far away, a cache line for every two channels of its key.
-void KvAsk(const KvWriteArgs& args, const SequenceRows& sequence) {
-  const KvLayout& layout = args.layout;
-  const int64_t dim = layout.head_dim, slot = sequence.context % kPage;
-  WithType(TensorView{.dtype = layout.dtype}, [&](auto kv) {
-    const auto* page = static_cast<const decltype(kv)*>(sequence.pages[sequence.context / kPage]);
-    const auto ask = [](const decltype(kv)* from, int64_t count) {
-      for (int64_t at = 0; at < count; at += 64 / static_cast<int64_t>(sizeof(kv))) __builtin_prefetch(from + at, 1);
-    };
-    for (int64_t head = 0; head < layout.kv_heads; ++head) {
-      ask(page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock, dim * kBlock);
-      ask(page + layout.ValueOffset(args.layer, head) + slot * dim, dim);
-    }
-  });
-}
-
 void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end) {
   const KvLayout& layout = args.layout;
   const int64_t dim = layout.head_dim;

@@ -169,8 +169,6 @@ void CpuOps::KvWrite(const KvWriteArgs& args) {
   ForChunks(static_cast<int64_t>(tasks.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Task& task = tasks[static_cast<size_t>(i)];
-      if (i + 1 < std::ssize(tasks) && tasks[static_cast<size_t>(i + 1)].begin == 0)
-        kernels_->kv_ask(args, *tasks[static_cast<size_t>(i + 1)].sequence);
       kernels_->kv_write(args, *task.sequence, task.begin, std::min(task.begin + kRowChunk, task.sequence->count));
     }
   });
@@ -235,7 +233,6 @@ void CpuOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& atte
                 const SequenceRows& s = sequences[static_cast<size_t>(i)];
                 kernels_->rotary(rotary, s.row, s.row + 1);
                 kernels_->kv_write(write, s, 0, 1);
-                if (i + 1 < count) kernels_->kv_ask(write, sequences[static_cast<size_t>(i + 1)]);
                 for (int64_t head = 0; head < kv_heads; ++head) {
                   cpu::AttentionTask task = task_of(i, head);
                   task.scratch = ThreadScratch(cpu::AttentionScratch(attention, s.context));

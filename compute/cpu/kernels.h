@@ -79,8 +79,6 @@ struct RowKernels {
   // scratch.
   void (*rotary_backward)(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
   void (*kv_write)(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
-  // Asks for the lines that kv_write of a sequence's first row will write.
-  void (*kv_ask)(const KvWriteArgs& args, const SequenceRows& sequence);
   void (*attention)(const AttentionArgs& args, const AttentionTask& task);
   void (*select)(const AttentionArgs& args, const SelectTask& task);
   // position + 1 - sum over [0, position] of min(penalty, tau) / tau
@@ -124,7 +122,6 @@ void RmsNormBackward(const RmsNormBackwardArgs& args, int64_t begin, int64_t end
 void Rotary(const RotaryArgs& args, int64_t begin, int64_t end);
 void RotaryBackward(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
 void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
-void KvAsk(const KvWriteArgs& args, const SequenceRows& sequence);
 void Attention(const AttentionArgs& args, const AttentionTask& task);
 void Select(const AttentionArgs& args, const SelectTask& task);
 float Live(const float* penalties, int64_t position, float tau);

@@ -11,7 +11,6 @@ const RowKernels kRowKernels = {
     .rotary = Rotary,
     .rotary_backward = RotaryBackward,
     .kv_write = KvWrite,
-    .kv_ask = KvAsk,
     .attention = Attention,
     .select = Select,
     .live = Live,
