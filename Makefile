@@ -3,7 +3,7 @@ JOBS ?= $(shell nproc)
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 SOURCES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.cu')
 
-.PHONY: all demo test asan tsan crash-test fuzz format check-format check-layers clean
+.PHONY: all demo test benchmarks asan tsan crash-test fuzz format check-format check-layers clean
 
 all:
 	@scripts/install-deps.sh build
@@ -18,6 +18,12 @@ test:
 	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
 	@cmake --build --preset release --parallel $(JOBS)
 	@ctest --preset release --parallel $(JOBS)
+
+# The programs of tests/bench, which print tables; built, not run.
+benchmarks:
+	@scripts/install-deps.sh test
+	@cmake --preset release -DQUERN_TESTS=ON $(LAUNCHER) > /dev/null
+	@cmake --build --preset release --parallel $(JOBS) --target benchmarks
 
 # The unit tests under sanitizers.
 asan tsan:

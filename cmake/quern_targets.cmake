@@ -50,9 +50,14 @@ function(quern_test name)
     ENVIRONMENT "QUERN_SOURCE_DIR=${CMAKE_SOURCE_DIR};QUERN_BINARY=${CMAKE_BINARY_DIR}/quern;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan_suppressions.txt")
 endfunction()
 
-# quern_benchmark(NAME SRCS a.cpp DEPS lib): a program that prints a table. Not run by the tests.
+# quern_benchmark(NAME SRCS a.cpp DEPS lib): a program that prints a table. Not run by the tests; the target `benchmarks`
+# builds them all.
 function(quern_benchmark name)
   cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} EXCLUDE_FROM_ALL ${arg_SRCS})
   target_link_libraries(${name} PRIVATE quern_flags ${arg_DEPS})
+  if(NOT TARGET benchmarks)
+    add_custom_target(benchmarks)
+  endif()
+  add_dependencies(benchmarks ${name})
 endfunction()

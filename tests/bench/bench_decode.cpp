@@ -109,7 +109,7 @@ int Main(int argc, char** argv) {
       policy->compression.key_channels = std::stoll(Flag(argc, argv, "key-channels", "0"));
       if (policy->compression.key_channels > 0) {
         const KvLayout layout = served->transformer.kv_layout();
-        CompressedCache cache(layout, policy->compression, prompt);
+        CompressedCache cache(cpu_ops, layout, policy->compression, prompt);
         for (const int64_t tokens : std::vector<int64_t>{prompt, new_tokens}) {
           cache.Reserve(tokens);
           cache.Advance(tokens);
