@@ -13,10 +13,9 @@
 #include "base/strings.h"
 #include "base/thread_pool.h"
 #include "compute/device.h"
-#include "model/hf/model_directory.h"
 #include "model/tokenizer/tokenizer.h"
 #include "service/command.h"
-#include "service/compression.h"
+#include "service/commands/compression_options.h"
 #include "service/help.h"
 #include "service/jsonl.h"
 #include "service/policies.h"
@@ -220,9 +219,7 @@ class Generator {
 
 Result<int> Generate(const GenerateCommandOptions& options) {
   QUERN_ASSIGN_OR_RETURN(v1::PolicySpec spec, LoadPolicyDirectory(options.model));
-  QUERN_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(spec.weights(0).path()));
-  QUERN_ASSIGN_OR_RETURN(const Compression compression, LoadCompression(options.compression, config.head_dim));
-  if (!compression.off()) *spec.mutable_sampling()->mutable_compression() = ToProto(compression);
+  QUERN_RETURN_IF_ERROR(SetCompression(options.compression, spec));
   ThreadPool pool(options.threads);
   QUERN_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, NewOps(options.device, &pool));
   QUERN_ASSIGN_OR_RETURN(const ServedPolicy served, LoadServedPolicy(*ops, spec, options.precision));

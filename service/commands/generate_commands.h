@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/status.h"
-#include "model/compression.h"
 
 namespace CLI {
 class App;
@@ -26,16 +25,6 @@ struct ModelOptions {
 };
 void AddDeviceOption(CLI::App* command, std::string& device);
 void AddModelOptions(CLI::App* command, ModelOptions& options);
-
-// Of commands that generate or score: what is left out of the cache.
-struct CompressionOptions {
-  std::string budgets;  // file
-  int64_t key_channels = 0, query_window = 32, recent = 32;
-  double key_ratio = 0;
-};
-void AddCompressionOptions(CLI::App* command, CompressionOptions& options);
-// For models with heads of `head_dim`.
-Result<Compression> LoadCompression(const CompressionOptions& options, int64_t head_dim);
 
 void AddGenerateCommands(CommandSet& commands);  // generate
 void AddScoreCommands(CommandSet& commands);     // score, budget

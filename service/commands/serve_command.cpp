@@ -13,8 +13,8 @@
 #include "compute/device.h"
 #include "service/api_server.h"
 #include "service/command.h"
+#include "service/commands/compression_options.h"
 #include "service/commands/generate_commands.h"
-#include "service/compression.h"
 #include "service/plan.h"
 #include "service/policies.h"
 #include "service/run_directory.h"
@@ -35,15 +35,22 @@ struct ServeOptions {
   std::string device = "auto";
   int threads = 0;
   int64_t kv_cache_mib = 2048;
+  CompressionOptions compression;
   ApiServerOptions server;
 };
 
-Result<v1::PolicySpec> PolicyOf(const ServeOptions& options) {
+Result<v1::PolicySpec> FoundPolicy(const ServeOptions& options) {
   if (options.run.empty()) return LoadPolicyDirectory(options.model);
   QUERN_ASSIGN_OR_RETURN(const Run run, LoadRun(options.run));
   Result<v1::PolicySpec> found = FindPolicy(run, options.policy);
   if (!options.follow || found.status().code() != StatusCode::kNotFound) return found;
   return FindPolicy(run, kBaseModel);  // nothing is trained yet
+}
+
+Result<v1::PolicySpec> PolicyOf(const ServeOptions& options) {
+  QUERN_ASSIGN_OR_RETURN(v1::PolicySpec spec, FoundPolicy(options));
+  QUERN_RETURN_IF_ERROR(SetCompression(options.compression, spec));
+  return spec;
 }
 
 bool SameWeights(const v1::PolicySpec& a, const v1::PolicySpec& b) {
@@ -113,6 +120,7 @@ void AddServeCommand(CommandSet& commands) {
   command->add_option("--timeout", options->server.timeout_s, "seconds, for one answer")->check(CLI::Range(1, 86400));
   command->add_option("--kv-cache-mib", options->kv_cache_mib, "memory for keys and values")
       ->check(CLI::Range(1, 1 << 24));
+  AddCompressionOptions(command, options->compression);
   command->add_option("--precision", options->precision, "bf16, fp32 or fp8; default: as the weights are stored")
       ->check(CLI::IsMember({"bf16", "fp32", "fp8"}));
   AddDeviceOption(command, options->device);

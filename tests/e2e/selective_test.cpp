@@ -2,11 +2,13 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/e2e/quern_process.h"
+#include "tests/transport/http_client.h"
 
 namespace quern {
 namespace {
 
 using Json = nlohmann::json;
+using testing::HttpClient;
 
 std::vector<Json> Lines(const std::string& text) {
   std::vector<Json> rows;
@@ -107,6 +109,23 @@ TEST(Selective, TrainsFindsBudgetsAndServesWithThem) {
   EXPECT_GT(scored["kv_bytes"], 0);
   for (size_t i = 0; i < completion["logprobs"].size(); ++i)
     EXPECT_EQ(scored["logprobs"][7 + i], completion["logprobs"][i]) << i;
+
+  QuernProcess server(folder, {"serve", "--model", model, "--port", "0", "--budgets", folder.File("few.json")});
+  ASSERT_TRUE(Eventually([&] { return ReadFile(server.out())->ends_with("\n"); }));
+  const std::string url = *ReadFile(server.out());
+  const std::string answer =
+      HttpClient::Ask(std::atoi(url.substr(url.rfind(':') + 1).c_str()), "POST", "/v1/completions",
+                      Json({{"prompt", {2, 5, 9, 12, 14, 7, 3}},
+                            {"max_tokens", 50},
+                            {"seed", completion["seed"]},
+                            {"ignore_eos", true},
+                            {"logprobs", 0},
+                            {"return_token_ids", true}})
+                          .dump());
+  ASSERT_EQ(HttpClient::StatusOf(answer), 200) << answer;
+  const Json choice = Json::parse(HttpClient::BodyOf(answer))["choices"][0];
+  EXPECT_EQ(choice["token_ids"], completion["token_ids"]);
+  EXPECT_EQ(choice["logprobs"]["token_logprobs"], completion["logprobs"]);
 }
 
 // A model that was trained without: selective attention is switched on without a change, and then learned.
