@@ -1,10 +1,10 @@
 // One training step through the learner's trainer: forward, backward, clipping, AdamW, new working weights. Random
 // weights and tokens, sequences of 256, every token has a loss.
-//   bench_train [--models=15m,110m] [--tokens=1024,4096] [--precision=bf16|fp32] [--threads=0] [--steps=5]
+//   bench_train [--models=15m,110m] [--tokens=1024,4096] [--precision=bf16|fp32|fp8] [--threads=0] [--steps=5]
 //               [--profile]       share of a step's time by operation
 //               [--peer=COMMAND]  in turn with another program, step by step: for every line on its standard input it
 //                                 does one step and prints "WALL CPU", the seconds and CPU-seconds the step took.
-//                                 {model}, {batch} and {dtype} in COMMAND are replaced
+//                                 {model}, {batch} and {dtype} (bf16 for fp8) in COMMAND are replaced
 // Tokens/s: median of the steps (min-max). CPU: tokens per CPU-second, which a busy machine disturbs less. Share: of
 // the register-only multiply-add rate measured between the steps.
 #include <ctime>
@@ -16,6 +16,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
 #include "methods/sft.h"
+#include "model/recipe.h"
 #include "tests/bench/bench_util.h"
 #include "tests/bench/models.h"
 #include "tests/bench/peak.h"
@@ -61,7 +62,7 @@ struct Timing {
 
 int Main(int argc, char** argv) {
   const std::string precision = Flag(argc, argv, "precision", "bf16");
-  const DType dtype = precision == "fp32" ? DType::kF32 : DType::kBf16;
+  const Recipe recipe = RecipeOf(precision);
   const int steps = std::stoi(Flag(argc, argv, "steps", "5"));
   const std::string peer_command = Flag(argc, argv, "peer", "");
   PrintHeader(argc, argv);
@@ -74,7 +75,7 @@ int Main(int argc, char** argv) {
     const ModelConfig config = BenchModel(model, /*tied=*/true);
     CpuOps cpu_ops(&pool);
     TimedOps ops(cpu_ops);
-    Trainer trainer(ops, config, dtype, kSequence, {});
+    Trainer trainer(ops, config, recipe, kSequence, {});
     trainer.parameters().Initialize(config, 1);
     QUERN_CHECK(trainer.Begin({}, std::nullopt).ok());
     for (const std::string& count : Words(Flag(argc, argv, "tokens", "1024,4096"))) {
@@ -85,13 +86,15 @@ int Main(int argc, char** argv) {
       if (!peer_command.empty()) {
         peer = std::make_unique<PeerProcess>(
             Replaced(peer_command,
-                     {{"{model}", model}, {"{batch}", std::to_string(tokens / kSequence)}, {"{dtype}", precision}}));
+                     {{"{model}", model},
+                      {"{batch}", std::to_string(tokens / kSequence)},
+                      {"{dtype}", recipe.act == DType::kF32 ? "fp32" : "bf16"}}));
       }
       Timing own, other;
       std::vector<double> shares, cpu_shares, others;
       double all_seconds = 0, all_cpu = 0;
       for (int step = -1; step < steps; ++step) {  // the first warms up
-        const double peak = PeakGflops(dtype, pool.threads());
+        const double peak = PeakGflops(recipe.act, pool.threads());
         if (step == 0) ops.Clear();
         const OthersWatch watch;
         const double cpu_begin = OwnCpuSeconds(), begin = Seconds();

@@ -94,19 +94,26 @@ def main():
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="bf16: autocast")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of forward and loss, with their backward")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = Llama(*SHAPES[args.model])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    fused = {"fused": True} if int(torch.__version__.split(".")[0]) >= 2 else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, **fused)
     ids = torch.randint(VOCABULARY, (args.batch, SEQUENCE + 1))
+
+    def loss_of(inputs, targets):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+            logits = model(inputs)
+        return F.cross_entropy(logits.float().reshape(-1, VOCABULARY), targets.reshape(-1))
+
+    if args.compile:
+        loss_of = torch.compile(loss_of)
 
     def step():
         wall, cpu = time.perf_counter(), time.process_time()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
-            logits = model(ids[:, :-1])
-        loss = F.cross_entropy(logits.float().reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
-        loss.backward()
+        loss_of(ids[:, :-1], ids[:, 1:]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
