@@ -85,10 +85,9 @@ int Main(int argc, char** argv) {
       std::unique_ptr<PeerProcess> peer;
       if (!peer_command.empty()) {
         peer = std::make_unique<PeerProcess>(
-            Replaced(peer_command,
-                     {{"{model}", model},
-                      {"{batch}", std::to_string(tokens / kSequence)},
-                      {"{dtype}", recipe.act == DType::kF32 ? "fp32" : "bf16"}}));
+            Replaced(peer_command, {{"{model}", model},
+                                    {"{batch}", std::to_string(tokens / kSequence)},
+                                    {"{dtype}", recipe.act == DType::kF32 ? "fp32" : "bf16"}}));
       }
       Timing own, other;
       std::vector<double> shares, cpu_shares, others;

@@ -5,7 +5,11 @@ Forward, cross-entropy over every token, backward, clipping, AdamW. Random weigh
 head. With --steps=0 it does one step for every line of standard input and prints "WALL CPU", the seconds and CPU-seconds
 of the step; otherwise it prints one line a step.
 
-  bench_train --peer='/usr/bin/python3 tests/bench/pytorch_train.py --model={model} --batch={batch} --dtype={dtype}'
+  bench_train --peer='python3 tests/bench/pytorch_train.py --model={model} --batch={batch} --dtype={dtype} --compile'
+
+Fastest with a current PyTorch, --compile, LD_PRELOAD=libtcmalloc_minimal.so.4:libiomp5.so (Debian's libtcmalloc-minimal4,
+PyPI's intel-openmp) and KMP_BLOCKTIME=1: threads that wait must not spin while bench_train has its turn. Run it once
+before, so that what is compiled is in the cache.
 """
 import argparse
 import os
