@@ -248,7 +248,8 @@ void Attention(const AttentionArgs& args, const AttentionTask& task) {
   WithType(TensorView{.dtype = args.layout.dtype}, [&](auto kv) { attend_by(FloatProducts<decltype(kv)>{}); });
 }
 
-void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end) {
+void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end, int64_t first_head,
+             int64_t end_head) {
   const KvLayout& layout = args.layout;
   const int64_t dim = layout.head_dim;
   WithTypes(args.qkv, TensorView{.dtype = layout.dtype}, [&](auto in, auto kv) {
@@ -257,7 +258,7 @@ void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begi
       const int64_t slot = position % kPage;
       auto* page = static_cast<decltype(kv)*>(sequence.pages[position / kPage]);
       const auto* row = Row<decltype(in)>(args.qkv, sequence.row + i);
-      for (int64_t head = 0; head < layout.kv_heads; ++head) {
+      for (int64_t head = first_head; head < end_head; ++head) {
         const auto* key = row + (args.heads + head) * dim;
         const auto* value = row + (args.heads + layout.kv_heads + head) * dim;
         auto* keys = page + layout.KeyOffset(args.layer, head) + slot / kBlock * dim * kBlock + slot % kBlock;

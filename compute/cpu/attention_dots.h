@@ -81,9 +81,13 @@ inline void DotRowsVectors(const uint16_t* weights, int64_t weight_stride, const
   for (; j + 2 <= end; j += 2) {
     for (int n = 0; n < N; ++n) pairs[n] = Zip(bits(rows + j * dim, n), bits(rows + (j + 1) * dim, n));
     if constexpr (AsksAhead(R)) {
-      for (int n = 0; n < N; n += 2) {
-        Ask(ahead + j * dim + n * kLanes);
-        Ask(ahead + (j + 1) * dim + n * kLanes);
+      if (dim == N * kLanes) {  // two rows are N cache lines
+        for (int n = 0; n < N; ++n) Ask(ahead + j * dim + 2 * n * kLanes);
+      } else {
+        for (int n = 0; n < N; n += 2) {
+          Ask(ahead + j * dim + n * kLanes);
+          Ask(ahead + (j + 1) * dim + n * kLanes);
+        }
       }
     }
     add(j, pairs);

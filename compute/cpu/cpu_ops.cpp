@@ -23,11 +23,12 @@ constexpr int64_t kPartialRows = 64;        // rows whose weight gradients are s
 constexpr int64_t kQueryRows = 32;          // query rows of an attention task
 constexpr int64_t kAttentionChunk = 32768;  // queries x keys x channels: some microseconds
 
-// Scratch of the calling thread, kept between calls. Contents are left over from earlier use.
+// Scratch of the calling thread, kept between calls, at the beginning of a cache line. Contents are left over from
+// earlier use.
 float* ThreadScratch(int64_t count) {
-  thread_local std::vector<float> scratch;
-  if (static_cast<int64_t>(scratch.size()) < count) scratch.resize(static_cast<size_t>(count));
-  return scratch.data();
+  thread_local Tensor scratch;
+  if (scratch.cols() < count) scratch = Tensor(DType::kF32, 1, std::max(count, 2 * scratch.cols()));
+  return scratch.Row<float>(0);
 }
 
 // out[i] += the sum over rows of partials[row, i], in row order.
@@ -169,7 +170,8 @@ void CpuOps::KvWrite(const KvWriteArgs& args) {
   ForChunks(static_cast<int64_t>(tasks.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Task& task = tasks[static_cast<size_t>(i)];
-      kernels_->kv_write(args, *task.sequence, task.begin, std::min(task.begin + kRowChunk, task.sequence->count));
+      kernels_->kv_write(args, *task.sequence, task.begin, std::min(task.begin + kRowChunk, task.sequence->count), 0,
+                         args.layout.kv_heads);
     }
   });
 }
@@ -207,8 +209,8 @@ void CpuOps::Attention(const AttentionArgs& args) {
             });
 }
 
-// Many decoded rows: each thread rotates a row, writes its keys and values and attends with it while their lines are
-// near. Of few rows threads share the heads.
+// Many decoded rows: each thread rotates a row, writes its keys and values head by head and attends with it while their
+// lines are near. Of few rows threads share the heads.
 void CpuOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) {
   const std::span<const SequenceRows> sequences = attention.sequences;
   const int64_t count = std::ssize(sequences), kv_heads = attention.layout.kv_heads;
@@ -232,8 +234,9 @@ void CpuOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& atte
               for (int64_t i = begin; i < end; ++i) {
                 const SequenceRows& s = sequences[static_cast<size_t>(i)];
                 kernels_->rotary(rotary, s.row, s.row + 1);
-                kernels_->kv_write(write, s, 0, 1);
                 for (int64_t head = 0; head < kv_heads; ++head) {
+                  // Not before: attention with the head before asks for the lines.
+                  kernels_->kv_write(write, s, 0, 1, head, head + 1);
                   cpu::AttentionTask task = task_of(i, head);
                   task.scratch = ThreadScratch(cpu::AttentionScratch(attention, s.context));
                   const bool last = head + 1 == kv_heads;

@@ -20,24 +20,52 @@ int64_t Walk(const float* masses, int64_t count, int64_t step, float& left) {
   return last;
 }
 
+// How many of `count` running sums, `step` apart, are not beyond `left`: which part it falls into, the last one that
+// has mass where rounding would let it run past `total`. `left` becomes what is left of it there. No branches: nothing
+// could foretell them.
+template <int64_t step>
+inline int64_t Part(const float* sums, int64_t count, float total, float& left) {
+  const float most = total * (1 - 0x1p-24f);  // less than total
+  left = left < most ? left : most;
+  int32_t part = 0;
+  for (int64_t i = 0; i < count; ++i) part += sums[i * step] <= left ? 1 : 0;
+  if (part > 0) left -= sums[(part - 1) * step];
+  return part;
+}
+
 }  // namespace
 
-// The inverse of the distribution function goes through the lanes first, then through a lane's elements: an order of a
-// block's ids is as good as another.
+// The inverse of the distribution function goes through the lanes first, then through a lane's four sums, then through
+// the vectors of one: an order of a block's ids is as good as another.
 void DrawInBlock(const float* z, int64_t n, float uniform, BlockDraw& out) {
-  alignas(64) float weights[kLogitBlock + kLanes], lanes[kLanes];
+  constexpr int64_t kSums = 4, kStep = kSums * kLanes;
+  alignas(64) float sums[kLogitBlock + kStep];  // running ones
   out.max = BlockMax(z, n);
-  const F16 mass = LaneMass(z, n, Origin(out.max), [&](int64_t i, int64_t, F16, F16 e) { Store(weights + i, e); });
+  const F16 mass =
+      LaneMass(z, n, Origin(out.max), [&](int64_t i, int64_t, F16, F16, F16 sum) { Store(sums + i, sum); });
   out.mass = SumLanes(mass);
+  out.index = 0;
   if (uniform < 0) {
-    out.index = 0;
     while (out.index + 1 < n && z[out.index] != out.max) ++out.index;
-  } else {
-    Store(lanes, mass);
+  } else if (out.mass > 0) {
+    const int64_t vectors = (n + kLanes - 1) / kLanes, rows = (vectors + kSums - 1) / kSums;
+    for (int64_t v = vectors; v < rows * kSums; ++v) Store(sums + v * kLanes, Set(kInfinity));
+    float parts[kLanes], of_lane[kSums];
+    Store(parts, mass);
+    for (int64_t i = 1; i < kLanes; ++i) parts[i] += parts[i - 1];
     float left = uniform * out.mass;
-    const int64_t lane = Walk(lanes, kLanes, 1, left);
-    const int64_t i = lane < 0 ? -1 : Walk(weights + lane, (n - lane + kLanes - 1) / kLanes, kLanes, left);
-    out.index = i < 0 ? 0 : static_cast<int32_t>(i * kLanes + lane);
+    const int64_t lane = Part<1>(parts, kLanes, parts[kLanes - 1], left);
+    for (int64_t j = 0; j < kSums; ++j) {
+      const int64_t last = (vectors - 1 - j) / kSums * kSums + j;
+      of_lane[j] = j < vectors ? sums[last * kLanes + lane] : 0;
+    }
+    const float own[kSums] = {of_lane[0], of_lane[1], of_lane[2], of_lane[3]};
+    of_lane[1] += own[0];
+    of_lane[2] += of_lane[1];
+    of_lane[3] = of_lane[1] + (own[2] + own[3]);
+    const int64_t j = Part<1>(of_lane, kSums, of_lane[3], left);
+    const int64_t row = Part<kStep>(sums + j * kLanes + lane, rows, own[j], left);
+    out.index = static_cast<int32_t>(row * kStep + j * kLanes + lane);
   }
   out.logit = z[out.index];
 }

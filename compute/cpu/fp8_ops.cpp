@@ -17,12 +17,14 @@ namespace quern {
 namespace {
 
 constexpr int64_t kElementChunk = 16384;
+constexpr int64_t kCastChunk = 8192;     // elements: a microsecond or two
+constexpr int64_t kDecodeChunk = 65536;  // fewer than these are not worth a second thread
 constexpr int64_t kColumnChunk = 64;
 constexpr float kLeastAmax = 1e-30f;  // of moments: below, their scale's inverse would overflow
 
 bool IsAct(const TensorView& view) { return view.dtype == DType::kF32 || view.dtype == DType::kBf16; }
 
-int64_t RowsOf(int64_t cols) { return std::max<int64_t>(1, kElementChunk / std::max<int64_t>(1, cols)); }
+int64_t RowsOf(int64_t elements, int64_t cols) { return std::max<int64_t>(1, elements / std::max<int64_t>(1, cols)); }
 
 void CheckVector(const TensorView& view, int64_t cols, const char* what) {
   QUERN_CHECK(view.dtype == DType::kF32 && view.rows == 1 && view.cols == cols && !view.empty(),
@@ -54,7 +56,7 @@ void CpuOps::Quantize(const QuantizeArgs& args) {
   if (!args.column_scale.empty()) CheckVector(args.column_scale, cols, "column_scale");
   if (!args.amax.empty()) CheckVector(args.amax, 1, "amax");
   if (rows == 0) return;
-  const int64_t chunk = RowsOf(cols), chunks = (rows + chunk - 1) / chunk;
+  const int64_t chunk = RowsOf(kCastChunk, cols), chunks = (rows + chunk - 1) / chunk;
   float* scale = args.scale.Row<float>(0);
   std::vector<uint32_t> most(static_cast<size_t>(chunks), 0);
   const auto for_rows = [&](auto body) {
@@ -105,7 +107,7 @@ void CpuOps::Dequantize(const DequantizeArgs& args) {
   QUERN_CHECK(IsFp8(args.codes.dtype) && IsAct(args.y) && args.y.rows == rows && args.y.cols == cols);
   CheckVector(args.scale, args.scale.cols == 1 ? 1 : rows, "scale");
   if (!args.column_scale.empty()) CheckVector(args.column_scale, cols, "column_scale");
-  const int64_t chunk = RowsOf(cols);
+  const int64_t chunk = RowsOf(kDecodeChunk, cols);
   pool_->ParallelFor((rows + chunk - 1) / chunk,
                      [&](int64_t i) { kernels_->dequantize(args, i * chunk, std::min(rows, (i + 1) * chunk)); });
 }

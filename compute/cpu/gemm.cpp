@@ -224,12 +224,23 @@ void Product::Panels(int64_t row, int64_t rows, int64_t panel, int64_t end, int6
         format_.code_block(part);
         continue;
       }
-      uint32_t* words = ThreadBuffer(part.k_words * panel_cols_);
-      (b_.plain() ? format_.decode_plain : format_.decode)(part.codes, part.k_words, part.scales, words);
-      part.b = words;
-      part.next = b_.Codes(at + 1 < end ? at + 1 : after);
-      part.next_bytes = b_.k_words() * panel_cols_ * 2;
-      format_.block(part);
+      BlockArgs rest = part;
+      rest.b = ThreadBuffer(part.k_words * panel_cols_);
+      rest.next = b_.Codes(at + 1 < end ? at + 1 : after);
+      rest.next_bytes = b_.k_words() * panel_cols_ * 2;
+      if (format_.code_block != nullptr && b_.plain()) {  // the first rows leave the words to the others
+        BlockArgs first = part;
+        first.rows = rows / DivUp(rows, format_.row_tile);
+        first.decoded = ThreadBuffer(part.k_words * panel_cols_);
+        format_.code_block(first);
+        rest.rows -= first.rows;
+        rest.a += first.rows * rest.a_row_bytes;
+        rest.c += first.rows * rest.c_row_bytes;
+      } else {
+        const auto decode = b_.plain() ? format_.decode_plain : format_.decode;
+        decode(part.codes, part.k_words, part.scales, ThreadBuffer(part.k_words * panel_cols_));
+      }
+      format_.block(rest);
     }
   };
   if (!decodes_) return multiply(panel, end);

@@ -33,6 +33,7 @@ struct Avx512DotCodes : Avx512Dot {
   using Scale = Avx512Codes;
   static Scale LoadScale(const float* p) { return Avx512Codes(p); }
   static B LoadB(const uint16_t* p, int, const Scale& scale) { return reinterpret_cast<__m512bh>(scale.Decode(p)); }
+  static void StoreB(uint32_t* p, B b) { _mm512_storeu_si512(p, reinterpret_cast<__m512i>(b)); }
 };
 
 }  // namespace

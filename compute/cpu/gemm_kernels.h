@@ -34,7 +34,8 @@ struct BlockArgs {
   const uint32_t* b = nullptr;      // first panel
   const uint16_t* codes = nullptr;  // instead, of FP8 matrices, and the scales of its columns (code_block)
   const float* scales = nullptr;
-  int64_t panel_words = 0;  // words from one panel to the next
+  uint32_t* decoded = nullptr;  // where code_block leaves the words of one panel as it multiplies them, or null
+  int64_t panel_words = 0;      // words from one panel to the next
   // What several row tiles ask for while they use the last panel; null: the panel after it, as for the others.
   const void* next = nullptr;
   int64_t next_bytes = 0;

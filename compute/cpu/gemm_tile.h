@@ -10,7 +10,8 @@
 // V has: Acc; kLanes; kHalves (1, or 2 where one word of b takes two steps of fp32 arithmetic);
 //   Zero(), Load(const float*), Store(float*, Acc), StoreBf16(uint16_t*, Acc), Add(Acc, Acc),
 //   LoadB(const uint32_t*, half), BroadcastA(const uint8_t*), BroadcastHalfWord(const uint8_t*), MulAdd(a, b, acc).
-// A V of FP8 codes has Scale, LoadB(const uint16_t*, half, Scale) and LoadScale(const float*), of its columns.
+// A V of FP8 codes has Scale, LoadB(const uint16_t*, half, Scale) and LoadScale(const float*), of its columns, and
+// StoreB(uint32_t*, b).
 
 namespace quern::cpu {
 namespace {
@@ -81,6 +82,7 @@ struct TileArgs {
   int64_t a_row_bytes;
   const void* b;        // words
   const float* scales;  // of codes
+  uint32_t* decoded;    // null, or where the words of codes go as well (of one panel)
   int64_t panel_words;
   int64_t k_words;    // whole words
   bool half_word;     // one more, of which only the low half exists in a
@@ -132,6 +134,7 @@ void Tile(const TileArgs& args) {
   [[maybe_unused]] const Word* ahead = streams ? b[0] + kWordsAhead * kPanelCols : static_cast<const Word*>(args.ahead);
   [[maybe_unused]] const int64_t ahead_step = streams ? kPanelCols : kLine;
 
+  [[maybe_unused]] uint32_t* decoded = args.decoded;
   int64_t offset = 0;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < args.k_words; ++k) {
@@ -157,6 +160,13 @@ void Tile(const TileArgs& args) {
         }
         words[v] = Words::Load(from, half, scales[v]);
       }
+      if constexpr (sizeof(Word) == 2 && kPanels == 1) {
+        if (decoded != nullptr) {
+#pragma GCC unroll 16
+          for (int v = 0; v < kAll; ++v) V::StoreB(decoded + v * V::kLanes, words[v]);
+          decoded += kPanelCols;
+        }
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const typename V::A x = V::BroadcastA(a[r] + offset + half * kHalfBytes);
@@ -175,7 +185,10 @@ void Tile(const TileArgs& args) {
         const typename V::A x = V::BroadcastHalfWord(a[r] + offset);
 #pragma GCC unroll 16
         for (int v = 0; v < kAll; ++v) {
-          acc[r][v] = V::MulAdd(x, Words::Load(b[v / kVecs] + (v % kVecs) * V::kLanes, 0, scales[v]), acc[r][v]);
+          const typename V::B word = Words::Load(b[v / kVecs] + (v % kVecs) * V::kLanes, 0, scales[v]);
+          if constexpr (sizeof(Word) == 2 && kPanels == 1)
+            if (r == 0 && decoded != nullptr) V::StoreB(decoded + v * V::kLanes, word);
+          acc[r][v] = V::MulAdd(x, word, acc[r][v]);
         }
       }
     }
@@ -257,6 +270,7 @@ void BlockOf(const BlockArgs& args) {
     tile.b = codes ? static_cast<const void*>(args.codes + col / kPanelCols * args.panel_words)
                    : args.b + col / kPanelCols * args.panel_words;
     tile.scales = codes ? args.scales + col : nullptr;
+    tile.decoded = args.decoded;
     tile.out.bias = args.bias == nullptr ? nullptr : args.bias + col;
     tile.out.cols = width;
     int64_t row = 0;

@@ -78,7 +78,9 @@ struct RowKernels {
   // The rows' share of dq_norm and dk_norm is added to the first two rows of `dnorms`, [3, head_dim]; the third is
   // scratch.
   void (*rotary_backward)(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
-  void (*kv_write)(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
+  // KV heads [first_head, end_head)
+  void (*kv_write)(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end,
+                   int64_t first_head, int64_t end_head);
   void (*attention)(const AttentionArgs& args, const AttentionTask& task);
   void (*select)(const AttentionArgs& args, const SelectTask& task);
   // position + 1 - sum over [0, position] of min(penalty, tau) / tau
@@ -121,7 +123,8 @@ void RmsNorm(const RmsNormArgs& args, int64_t begin, int64_t end);
 void RmsNormBackward(const RmsNormBackwardArgs& args, int64_t begin, int64_t end, float* dweight);
 void Rotary(const RotaryArgs& args, int64_t begin, int64_t end);
 void RotaryBackward(const RotaryBackwardArgs& args, int64_t begin, int64_t end, float* dnorms);
-void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end);
+void KvWrite(const KvWriteArgs& args, const SequenceRows& sequence, int64_t begin, int64_t end, int64_t first_head,
+             int64_t end_head);
 void Attention(const AttentionArgs& args, const AttentionTask& task);
 void Select(const AttentionArgs& args, const SelectTask& task);
 float Live(const float* penalties, int64_t position, float tau);

@@ -27,28 +27,27 @@ inline float BlockMax(const float* z, int64_t n) {
 // What a block's exponents are relative to: a block without a finite logit has no mass, rather than no number.
 inline float Origin(float max) { return max == -kInfinity ? 0 : max; }
 
-// The mass of every lane of a block; f(i, offset, e) for every vector of it, zero beyond the end.
+// The mass of every lane of a block: four running sums that take its vectors in turn. f(i, j, offset, e, sum) for every
+// vector of it, zero beyond the end, with the j-th sum once it holds e.
 template <typename F>
 inline F16 LaneMass(const float* z, int64_t n, float origin, F f) {
   F16 mass[4] = {Zero(), Zero(), Zero(), Zero()};
   const auto add = [&](int64_t i, int64_t j, F16 offset, F16 e) {
     mass[j] = mass[j] + e;
-    f(i, j, offset, e);
+    f(i, j, offset, e, mass[j]);
+  };
+  const auto whole = [&](int64_t i, int64_t j) {
+    const F16 offset = Load(z + i) - Set(origin);
+    add(i, j, offset, Exp(offset));
   };
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    for (int64_t j = 0; j < 4; ++j) {
-      const F16 offset = Load(z + i + j * kLanes) - Set(origin);
-      add(i + j * kLanes, j, offset, Exp(offset));
-    }
-  }
-  for (; i + kLanes <= n; i += kLanes) {
-    const F16 offset = Load(z + i) - Set(origin);
-    add(i, 0, offset, Exp(offset));
-  }
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int64_t j = 0; j < 4; ++j) whole(i + j * kLanes, j);
+  int64_t j = 0;
+  for (; i + kLanes <= n; i += kLanes) whole(i, j++);
   if (i < n) {
     const F16 offset = Load(z + i, n - i) - Set(origin);
-    add(i, 1, InRange(0, n - i, offset, Zero()), InRange(0, n - i, Exp(offset), Zero()));
+    add(i, j, InRange(0, n - i, offset, Zero()), InRange(0, n - i, Exp(offset), Zero()));
   }
   return (mass[0] + mass[1]) + (mass[2] + mass[3]);
 }

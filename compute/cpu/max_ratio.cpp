@@ -91,7 +91,9 @@ void MaxRatio(const MaxRatioArgs& args, int64_t row, float* p) {
     support = above;
   }
   const F16 one = Set(1.0f), floor = Set(args.epsilon), value_inverse = Set(1.0f / v.mass);
-  const auto ratio = [&](F16 z, F16 mass) { return Min(one, Exp(z - Set(v.max)) * value_inverse / Max(floor, mass)); };
+  const auto ratio = [&](F16 z, F16 mass) {  // z of an id that the largest leaves out may be beyond it
+    return Min(one, Exp(Min(Set(88.37f), z - Set(v.max))) * value_inverse / Max(floor, mass));
+  };
   F16 best = Zero();
   ForVectors(n, [&](int64_t i, auto lanes) {
     F16 mass = Load(p + i, lanes);

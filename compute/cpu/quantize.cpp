@@ -1,11 +1,16 @@
 #include <bit>
+#include <type_traits>
 
 #include "compute/cpu/kernels.h"
 #include "compute/cpu/philox.h"
 #include "compute/cpu/simd.h"
 #include "compute/cpu/views.h"
+#if defined(__AVX512BW__)
+#include "compute/cpu/vector_avx512.h"
+#endif
 
-// Plain loops: the casts are whole-number arithmetic, and the compiler makes vector code of them.
+// Plain loops: the casts are whole-number arithmetic, and the compiler makes vector code of them. What every token of a
+// model in FP8 goes through, bf16 to E4M3 and back by powers of two, also in sixteen bits where the CPU has them.
 
 namespace quern::cpu::QUERN_ISA {
 
@@ -26,12 +31,74 @@ inline void ForScaled(const T* x, const float* column_scale, int64_t count, F f)
 
 inline const float* ScaleOf(const TensorView& column_scale) { return static_cast<const float*>(column_scale.data); }
 
+#if defined(__AVX512BW__)
+
+// Whether `factor` is a power of two of at most 100.
+inline bool IsShift(float factor) {
+  const auto bits = std::bit_cast<uint32_t>(factor);
+  return (bits & 0x807fffffu) == 0 && factor >= 0x1p-100f && factor <= 0x1p100f;
+}
+
+__m512i Words(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+
+// As E4M3Codec::Nearest of x times 2^shift.
+void CastWords(const uint16_t* x, int64_t count, int shift, uint32_t max_bits, uint8_t* codes) {
+  const __m512i one = Words(1), rebias = Words((120 - shift) * 8), least = Words(121 - shift),
+                largest = Words(static_cast<int>(max_bits >> 20) - 120 * 8), spacing = Words(125 - shift);
+  for (int64_t i = 0; i < count; i += 32) {
+    const __mmask32 lanes = count - i < 32 ? (1u << (count - i)) - 1 : ~0u;
+    const __m512i word = _mm512_maskz_loadu_epi16(lanes, x + i);
+    const __m512i magnitude = _mm512_and_si512(word, Words(0x7fff));
+    const auto half_even = [&](__m512i to_last_bit, __m512i half_less_one) {
+      return _mm512_add_epi16(_mm512_add_epi16(_mm512_and_si512(to_last_bit, one), half_less_one), magnitude);
+    };
+    const __m512i rounded = _mm512_srli_epi16(half_even(_mm512_srli_epi16(magnitude, 4), Words(7)), 4);
+    const __m512i normal = _mm512_min_epi16(_mm512_sub_epi16(rounded, rebias), largest);
+    // Subnormals: the mantissa with its leading bit, in their spacing.
+    const __m512i exponent = _mm512_srli_epi16(magnitude, 7), by = _mm512_sub_epi16(spacing, exponent);
+    const __m512i mantissa = _mm512_or_si512(_mm512_and_si512(magnitude, Words(0x7f)), Words(0x80));
+    const __m512i half = _mm512_srli_epi16(_mm512_sllv_epi16(one, by), 1);
+    const __m512i last = _mm512_and_si512(_mm512_srlv_epi16(mantissa, by), one);
+    const __m512i up = _mm512_sub_epi16(_mm512_add_epi16(half, last), one);
+    const __m512i subnormal = _mm512_srlv_epi16(_mm512_add_epi16(mantissa, up), by);
+    __m512i code = _mm512_mask_mov_epi16(normal, _mm512_cmplt_epi16_mask(exponent, least), subnormal);
+    code = _mm512_or_si512(code, _mm512_and_si512(_mm512_srli_epi16(word, 8), Words(0x80)));
+    code = _mm512_mask_mov_epi16(code, _mm512_cmpgt_epi16_mask(magnitude, Words(0x7f80)), Words(0x7f));
+    _mm256_mask_storeu_epi8(codes + i, lanes, _mm512_cvtepi16_epi8(code));
+  }
+}
+
+// Codes times 2^n, a normal number of bf16; false where one is NaN, whose row is then to be decoded otherwise.
+bool DecodeWords(const uint8_t* codes, int64_t count, float scale, uint16_t* y) {
+  float scales[16];
+  for (float& s : scales) s = scale;
+  const Avx512Codes decoder(scales);
+  __mmask32 nan = 0;
+  for (int64_t i = 0; i < count; i += 32) {
+    const __mmask32 lanes = count - i < 32 ? (1u << (count - i)) - 1 : ~0u;
+    const __m256i bytes = _mm256_maskz_loadu_epi8(lanes, codes + i);
+    nan |= _mm256_cmpeq_epi8_mask(_mm256_and_si256(bytes, _mm256_set1_epi8(0x7f)), _mm256_set1_epi8(0x7f));
+    _mm512_mask_storeu_epi16(y + i, lanes, decoder.Decode(bytes));
+  }
+  return nan == 0;
+}
+
+#endif
+
 template <typename Codec, typename T>
 inline void CastRow(const QuantizeArgs& args, int64_t row, float factor) {
   const T* x = Row<T>(args.x, row);
   auto* codes = Row<uint8_t>(args.codes, row);
   const auto max_bits = std::bit_cast<uint32_t>(args.format.max);
   const int64_t count = args.x.cols;
+#if defined(__AVX512BW__)
+  if constexpr (std::is_same_v<Codec, E4M3Codec> && std::is_same_v<T, uint16_t>) {
+    if (!args.stochastic && args.column_scale.data == nullptr && IsShift(factor)) {
+      const int shift = static_cast<int>(std::bit_cast<uint32_t>(factor) >> 23) - 127;
+      return CastWords(x, count, shift, max_bits, codes);
+    }
+  }
+#endif
   if (!args.stochastic) {
     ForScaled(x, ScaleOf(args.column_scale), count,
               [&](int64_t i, float v) { codes[i] = static_cast<uint8_t>(Codec::Nearest(v * factor, max_bits)); });
@@ -68,6 +135,15 @@ inline void CountRow(const QuantizeArgs& args, int64_t row, float factor, int32_
 
 uint32_t RowAmax(const TensorView& x, const TensorView& column_scale, int64_t row) {
   uint32_t most = 0;
+  if (x.dtype == DType::kBf16 && column_scale.data == nullptr) {
+    const auto* from = Row<uint16_t>(x, row);
+    uint16_t largest = 0;
+    for (int64_t i = 0; i < x.cols; ++i) {
+      const auto magnitude = static_cast<uint16_t>(from[i] & 0x7fff);
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    return uint32_t{largest} << 16;
+  }
   WithType(x, [&](auto in) {
     ForScaled(Row<decltype(in)>(x, row), ScaleOf(column_scale), x.cols, [&](int64_t, float v) {
       const uint32_t bits = std::bit_cast<uint32_t>(v) & 0x7fffffffu;
@@ -149,6 +225,13 @@ void Dequantize(const DequantizeArgs& args, int64_t begin, int64_t end) {
       const auto* codes = Row<uint8_t>(args.codes, row);
       auto* y = Row<decltype(out)>(args.y, row);
       const float scale = At(args.scale, args.scale.cols == 1 ? 0 : row);
+#if defined(__AVX512BW__)
+      if constexpr (std::is_same_v<decltype(out), uint16_t>) {
+        if (args.codes.dtype == DType::kE4M3 && args.column_scale.data == nullptr && IsShift(scale) &&
+            DecodeWords(codes, args.codes.cols, scale, y))
+          continue;
+      }
+#endif
       if (args.codes.dtype == DType::kE4M3) {
         DecodeRow<false>(codes, args.codes.cols, scale, ScaleOf(args.column_scale), y);
       } else {

@@ -92,10 +92,13 @@ inline F16 RoundEven(F16 a) {
   return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
           _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-inline __m256 PowerOfTwo8(__m256 a) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127)), 23));
+inline __m256 ScaleUnlessLess8(__m256 x, __m256 least, __m256 a, __m256 n) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, least, _CMP_LT_OQ), _mm256_mul_ps(a, _mm256_castsi256_ps(bits)));
 }
-inline F16 PowerOfTwo(F16 a) { return {PowerOfTwo8(a.lo), PowerOfTwo8(a.hi)}; }
+inline F16 ScaleUnlessLess(F16 x, F16 least, F16 a, F16 n) {
+  return {ScaleUnlessLess8(x.lo, least.lo, a.lo, n.lo), ScaleUnlessLess8(x.hi, least.hi, a.hi, n.hi)};
+}
 inline void Halves(F16 a, __m256* low, __m256* high) {
   *low = a.lo;
   *high = a.hi;

@@ -53,10 +53,9 @@ inline F16 InRange(int64_t begin, int64_t end, F16 a, F16 b) {
   return {_mm512_mask_blend_ps(static_cast<__mmask16>(FirstLanes(end) & ~FirstLanes(begin)), b.v, a.v)};
 }
 inline F16 RoundEven(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-// 2^a for whole a in [-126, 127].
-inline F16 PowerOfTwo(F16 a) {
-  const __m512i n = _mm512_cvtps_epi32(a.v);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23))};
+// x < least ? 0 : a 2^n for whole n; n in [-126, 127] where x >= least.
+inline F16 ScaleUnlessLess(F16 x, F16 least, F16 a, F16 n) {
+  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), a.v, n.v)};
 }
 inline void Halves(F16 a, __m256* low, __m256* high) {
   *low = _mm512_castps512_ps256(a.v);

@@ -90,8 +90,12 @@ inline F16 InRange(int64_t begin, int64_t end, F16 a, F16 b) {
 inline F16 RoundEven(F16 a) {  // |a| < 2^22
   return PerLane([&](int64_t i) { return (a.v[i] + 0x1.8p23f) - 0x1.8p23f; });
 }
-inline F16 PowerOfTwo(F16 a) {
-  return PerLane([&](int64_t i) { return FloatOf(static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) + 127) << 23); });
+inline F16 ScaleUnlessLess(F16 x, F16 least, F16 a, F16 n) {
+  return PerLane([&](int64_t i) {
+    const bool less = x.v[i] < least.v[i];
+    const auto whole = static_cast<int32_t>(less || !(n.v[i] < 128) ? 0.0f : n.v[i]);
+    return less ? 0.0f : a.v[i] * FloatOf(static_cast<uint32_t>(whole + 127) << 23);
+  });
 }
 
 // Lanes are folded in halves: 8, 4, 2, 1.

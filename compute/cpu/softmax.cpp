@@ -22,7 +22,7 @@ BlockSums SumBlock(const float* z, int64_t n) {
   out.max = BlockMax(z, n);
   F16 sum[4] = {Zero(), Zero(), Zero(), Zero()};
   F16 mass_offset[4] = {Zero(), Zero(), Zero(), Zero()};
-  out.mass = SumLanes(LaneMass(z, n, Origin(out.max), [&](int64_t, int64_t j, F16 offset, F16 e) {
+  out.mass = SumLanes(LaneMass(z, n, Origin(out.max), [&](int64_t, int64_t j, F16 offset, F16 e, F16) {
     if constexpr (kOffsets) {
       sum[j] = sum[j] + offset;
       // A logit of -infinity has no mass: its 0 * infinity is left out.

@@ -5,7 +5,7 @@
 namespace quern::cpu::QUERN_ISA {
 
 namespace {
-inline F16 Sigmoid(F16 x) { return Set(1.0f) / (Set(1.0f) + Exp(Zero() - x)); }
+inline F16 Sigmoid(F16 x) { return Set(1.0f) / (Set(1.0f) + Exp(Min(Set(88.37f), Zero() - x))); }
 }  // namespace
 
 void SwiGlu(const SwiGluArgs& args, int64_t begin, int64_t end) {

@@ -40,8 +40,9 @@ struct Avx512Codes {
     const __m512i low = _mm512_and_si512(_mm512_slli_epi32(s, 7), _mm512_set1_epi32(0xffff));
     exponents = _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
   }
-  __m512i Decode(const uint16_t* p) const {
-    const __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  __m512i Decode(const uint16_t* p) const { return Decode(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  __m512i Decode(__m256i codes) const {
+    const __m512i code = _mm512_cvtepu8_epi16(codes);
     const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
     // bf16 of m 2^-9 less the exponent that all values are given, for m in 0 ... 7.
     constexpr int kLess = 120 << 7;

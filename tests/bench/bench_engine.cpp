@@ -5,6 +5,7 @@
 //                [--peer-prefill=COMMAND]  in turn; the last number it prints is its tokens/s. {model} and {threads}
 //                are
 //                                          replaced
+//                [--profile]               share of the prefill's time by operation
 // prefill  a prompt of 512 tokens into an empty engine until its first token: tokens/s of the prompt, the median of 5
 //          after one that warms up (as the peer's program does).
 // lengths  `streams` requests at a time, a new one for each that ends: tokens/s while all places are taken, with
@@ -21,12 +22,14 @@
 #include "tests/bench/bench_util.h"
 #include "tests/bench/models.h"
 #include "tests/bench/peer_process.h"
+#include "tests/bench/timed_ops.h"
 
 namespace quern::bench {
 namespace {
 
 constexpr int64_t kLongPrompt = 512;
 constexpr int64_t kShortPrompt = 16;
+constexpr int kPrompts = 6;  // of a round's prefill; the first warms up
 
 class Load {
  public:
@@ -63,7 +66,7 @@ class Load {
 double Prefill(Engine& engine, int64_t vocabulary) {
   Load load(engine, vocabulary);
   std::vector<double> rates;
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < kPrompts; ++i) {
     const double begin = Seconds();
     load.Ask(kLongPrompt, 1);
     while (engine.HasWork()) load.Step();
@@ -131,6 +134,7 @@ int Main(int argc, char** argv) {
   const std::string threads = Flag(argc, argv, "threads", "2"), peer = Flag(argc, argv, "peer-prefill", "");
   const std::string only = Flag(argc, argv, "only", "prefill,lengths,first");
   const auto wanted = [&](const char* what) { return only.find(what) != std::string::npos; };
+  const bool profile = HasFlag(argc, argv, "profile");
   PrintHeader(argc, argv);
   std::printf("# %s, %s; load before: %s\n", cpu::IsaName(cpu::ActiveIsa()), precision.c_str(), LoadAverage().c_str());
   std::istringstream models(Flag(argc, argv, "models", "15m,110m"));
@@ -139,7 +143,9 @@ int Main(int argc, char** argv) {
     Parameters parameters(config);
     parameters.Initialize(config, 1);
     ThreadPool pool(std::stoi(threads));
-    CpuOps ops(&pool);
+    CpuOps cpu_ops(&pool);
+    TimedOps timed(cpu_ops);
+    Ops& ops = profile ? static_cast<Ops&>(timed) : cpu_ops;
     auto served = std::make_shared<ServedModel>(ops, config, RecipeOf(precision), config.max_positions);
     QUERN_CHECK(served->weights.Load(parameters.Source()).ok());
     auto policy = std::make_shared<Policy>();
@@ -155,7 +161,11 @@ int Main(int argc, char** argv) {
         if (round >= 0) values.push_back(value);  // the first one warms up
       };
       if (wanted("prefill")) {
+        timed.Clear();
+        const double begin = Seconds(), cpu_begin = OwnCpuSeconds();
         keep(prefill, Prefill(engine, config.vocab_size));
+        if (profile && round == rounds - 1)
+          timed.Print("token", kPrompts * kLongPrompt, Seconds() - begin, OwnCpuSeconds() - cpu_begin);
         if (!peer.empty() && round >= 0)
           theirs.push_back(LastNumberOf(Replaced(peer, {{"{model}", model}, {"{threads}", threads}})));
       }

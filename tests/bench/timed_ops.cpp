@@ -87,7 +87,9 @@ void TimedOps::Attention(const AttentionArgs& args) {
   Time("Attention", 0, [&] { ops_.Attention(args); });
 }
 void TimedOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& attention) {
-  Time("RotaryAttention", 0, [&] { ops_.RotaryAttention(rotary, attention); });
+  const bool decodes = std::all_of(attention.sequences.begin(), attention.sequences.end(),
+                                   [](const SequenceRows& s) { return s.count == 1; });
+  Time(decodes ? "RotaryAttention" : "RotaryAttention of prompts", 0, [&] { ops_.RotaryAttention(rotary, attention); });
 }
 void TimedOps::AttentionBackward(const AttentionBackwardArgs& args) {
   Time("AttentionBackward", 0, [&] { ops_.AttentionBackward(args); });

@@ -88,6 +88,31 @@ TEST_P(Fp8OpsTest, QuantizesAsTheReferenceBitForBit) {
   }
 }
 
+TEST_P(Fp8OpsTest, EveryBf16ValueAndEveryCode) {
+  constexpr int64_t kSide = 256;
+  Tensor x(kBf16, kSide, kSide), codes(DType::kE4M3, kSide, kSide), scale(kF32, 1, 1);
+  for (int64_t i = 0; i < kSide * kSide; ++i) x.Row<uint16_t>(0)[i] = static_cast<uint16_t>(i);
+  Tensor all(DType::kE4M3, 1, kSide), y(kBf16, 1, kSide);
+  for (int64_t i = 0; i < kSide; ++i) all.Row<uint8_t>(0)[i] = static_cast<uint8_t>(i);
+  for (const Fp8Format& format : {kE4M3, kE4M3Gaudi}) {
+    for (int exponent = -104; exponent <= 104; exponent += 4) {
+      const float factor = std::ldexp(1.0f, exponent);
+      *scale.Row<float>(0) = factor;
+      cpu_.Quantize({.x = x, .format = format, .rule = Scale::kGiven, .codes = codes, .scale = scale});
+      for (int64_t i = 0; i < kSide * kSide; ++i) {
+        const float value = static_cast<float>(x.Row<Bf16>(0)[i]) * (1.0f / factor);
+        ASSERT_EQ(codes.Row<uint8_t>(0)[i], FloatToFp8(value, format)) << i << " by 2^" << exponent;
+      }
+      cpu_.Dequantize({.codes = all, .scale = scale, .y = y});
+      for (int64_t i = 0; i < kSide; ++i) {
+        const float want = Fp8ToFloat(static_cast<uint8_t>(i), DType::kE4M3) * factor;
+        const auto got = static_cast<float>(y.Row<Bf16>(0)[i]);
+        ASSERT_TRUE(std::isnan(want) ? std::isnan(got) : got == want) << i << " times 2^" << exponent;
+      }
+    }
+  }
+}
+
 TEST_P(Fp8OpsTest, SecondPartsOfOperationsAreThoseOfTheirOwn) {
   ExpectNormAndSwiGluCast(cpu_);
   ExpectRotaryWritesPages(cpu_);
