@@ -226,26 +226,28 @@ void CpuOps::RotaryAttention(const RotaryArgs& rotary, const AttentionArgs& atte
   int64_t positions = 0;
   for (const SequenceRows& s : sequences) positions += s.context + 1;
   const int64_t work = positions / std::max<int64_t>(1, count) * kv_heads * attention.layout.head_dim;
-  ForChunks(count, std::clamp<int64_t>(kAttentionChunk / std::max<int64_t>(1, work), 1, kRowChunk),
-            [&](int64_t begin, int64_t end) {
-              const auto task_of = [&](int64_t i, int64_t head) {
-                return cpu::AttentionTask{.sequence = &sequences[static_cast<size_t>(i)], .kv_head = head, .end = 1};
-              };
-              for (int64_t i = begin; i < end; ++i) {
-                const SequenceRows& s = sequences[static_cast<size_t>(i)];
-                kernels_->rotary(rotary, s.row, s.row + 1);
-                for (int64_t head = 0; head < kv_heads; ++head) {
-                  // Not before: attention with the head before asks for the lines.
-                  kernels_->kv_write(write, s, 0, 1, head, head + 1);
-                  cpu::AttentionTask task = task_of(i, head);
-                  task.scratch = ThreadScratch(cpu::AttentionScratch(attention, s.context));
-                  const bool last = head + 1 == kv_heads;
-                  const cpu::AttentionTask next = task_of(last && i + 1 < count ? i + 1 : i, last ? 0 : head + 1);
-                  if (!last || i + 1 < count) task.next = &next;
-                  kernels_->attention(attention, task);
-                }
-              }
-            });
+  const int64_t chunk = std::clamp<int64_t>(kAttentionChunk / std::max<int64_t>(1, work), 1, kRowChunk);
+  ForChunks(count, chunk, [&](int64_t begin, int64_t end) {
+    const auto task_of = [&](int64_t i, int64_t head) {
+      return cpu::AttentionTask{.sequence = &sequences[static_cast<size_t>(i)], .kv_head = head, .end = 1};
+    };
+    for (int64_t i = begin; i < end; ++i) {
+      // The sequence that this thread will probably attend with next: the others take those between.
+      const int64_t later = i + 1 < end ? i + 1 : end + (pool_->threads() - 1) * chunk;
+      const SequenceRows& s = sequences[static_cast<size_t>(i)];
+      kernels_->rotary(rotary, s.row, s.row + 1);
+      for (int64_t head = 0; head < kv_heads; ++head) {
+        // Not before: attention with the head before asks for the lines.
+        kernels_->kv_write(write, s, 0, 1, head, head + 1);
+        cpu::AttentionTask task = task_of(i, head);
+        task.scratch = ThreadScratch(cpu::AttentionScratch(attention, s.context));
+        const bool last = head + 1 == kv_heads;
+        const cpu::AttentionTask next = task_of(last && later < count ? later : i, last ? 0 : head + 1);
+        if (!last || later < count) task.next = &next;
+        kernels_->attention(attention, task);
+      }
+    }
+  });
 }
 
 std::vector<TensorView> CpuOps::SelectRows(const AttentionArgs& args) {
