@@ -1,6 +1,7 @@
 #include "actors/environments/text.h"
 
-#include <algorithm>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "actors/environments/factories.h"
@@ -31,15 +32,15 @@ constexpr char kStart[] = "\x02";
 constexpr int kMadeUp = 1 << 20;  // characters
 
 struct Pieces {
-  // Whole characters, so that no piece begins or ends within one.
-  std::vector<std::string> characters;
-  size_t length = 0;
+  std::string text;
+  // Where each character of the text begins, and its end: no piece begins or ends within one.
+  std::vector<size_t> starts;
+  size_t length = 0;   // of a piece, in characters
   size_t heldout = 0;  // first character of the held-out part
 
-  std::string At(size_t begin) const {
-    std::string piece;
-    for (size_t i = begin; i < begin + length; ++i) piece += characters[i];
-    return piece;
+  size_t count() const { return starts.size() - 1; }
+  std::string_view Characters(size_t begin, size_t n) const {
+    return std::string_view(text).substr(starts[begin], starts[begin + n] - starts[begin]);
   }
 };
 
@@ -73,10 +74,10 @@ class TextPlayer : public Player {
   TextPlayer(std::shared_ptr<const Pieces> pieces, bool heldout) : pieces_(std::move(pieces)), heldout_(heldout) {}
   void Reset(uint64_t seed, const Observation&) override {
     const Pieces& p = *pieces_;
-    const size_t first = heldout_ ? p.heldout : 0, end = heldout_ ? p.characters.size() : p.heldout;
+    const size_t first = heldout_ ? p.heldout : 0, end = heldout_ ? p.count() : p.heldout;
     begin_ = first + Random(seed, kPlayerStream).Below(end - first - p.length + 1);
   }
-  std::string Act() override { return pieces_->At(begin_); }
+  std::string Act() override { return std::string(pieces_->Characters(begin_, pieces_->length)); }
   void Observe(const StepOutcome&) override {}
 
  private:
@@ -101,11 +102,9 @@ class TextFactory : public EnvironmentFactory {
     return std::unique_ptr<Player>(std::make_unique<TextPlayer>(pieces_, heldout));
   }
   std::vector<std::string> vocabulary() const override {
-    std::vector<std::string> all = pieces_->characters;
-    all.emplace_back(kStart);
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
-    return all;
+    std::set<std::string_view> all = {kStart};
+    for (size_t i = 0; i < pieces_->count(); ++i) all.insert(pieces_->Characters(i, 1));
+    return {all.begin(), all.end()};
   }
 
  private:
@@ -126,19 +125,17 @@ FactoryResult MakeTextFactory(const Options& options, const std::string& base_di
   const int length = reader.Integer("length", 256, 1, 1 << 20);
   const double heldout = reader.Number("heldout", 0.1, 0.001, 0.9);
   QUERN_RETURN_IF_ERROR(reader.Finish());
-  std::string text;
+  auto pieces = std::make_shared<Pieces>();
+  std::string& text = pieces->text;
   if (file.empty()) {
     text = Assignments(kMadeUp, 0);
   } else {
     QUERN_ASSIGN_OR_RETURN(text, ReadFile(ResolvePath(base_dir, file)));
   }
-  auto pieces = std::make_shared<Pieces>();
-  for (size_t i = 0; i < text.size();) {
-    const size_t bytes = SequenceBytes(text[i]);
-    pieces->characters.push_back(text.substr(i, bytes));
-    i += bytes;
-  }
-  const size_t count = pieces->characters.size();
+  for (size_t i = 0; i < text.size(); i += SequenceBytes(text[i])) pieces->starts.push_back(i);
+  pieces->starts.push_back(text.size());
+  pieces->starts.shrink_to_fit();
+  const size_t count = pieces->count();
   pieces->length = static_cast<size_t>(length);
   pieces->heldout = count - static_cast<size_t>(heldout * static_cast<double>(count));
   if (pieces->heldout < pieces->length || count - pieces->heldout < pieces->length)

@@ -92,6 +92,8 @@ TEST(Text, PiecesComeFromTheirPartOfTheText) {
     }
   }
   EXPECT_GT(different.size(), 40u);
+  EXPECT_EQ(factory->vocabulary(),
+            (std::vector<std::string>{"\x02", "\n", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "\u00e4"}));
   EXPECT_NE(ErrorOf("text", {{"file", path}, {"length", "900"}}).find("too few"), std::string::npos);
 }
 
