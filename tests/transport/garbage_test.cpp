@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <thread>
 
-#include "base/file.h"
 #include "base/strings.h"
+#include "tests/resident.h"
 #include "tests/transport/garbage.h"
 #include "tests/transport/temporary_folder.h"
 #include "transport/rpc.h"
@@ -21,12 +21,6 @@ Deadline Soon() { return Deadline::After(std::chrono::seconds(20)); }
 int Connections() {
   const char* mode = std::getenv("QUERN_CRASH");
   return mode != nullptr && std::string(mode) == "full" ? 2000 : 300;
-}
-
-int64_t ResidentBytes() {
-  long size = 0, resident = 0;
-  EXPECT_EQ(std::sscanf(ReadFile("/proc/self/statm")->c_str(), "%ld %ld", &size, &resident), 2);
-  return resident * sysconf(_SC_PAGESIZE);
 }
 
 void Harass(RpcServer& server, RpcClient& client, uint64_t seed) {
@@ -46,7 +40,7 @@ void Harass(RpcServer& server, RpcClient& client, uint64_t seed) {
       for (const int one : open) close(one);
       open.clear();
       ASSERT_EQ(*client.Call("echo", StrCat(i), Soon()), StrCat(i));
-      if (resident == 0) resident = ResidentBytes();  // after the first hundred: what it takes once
+      if (resident == 0) resident = testing::ResidentBytes();  // after the first hundred: what it takes once
     }
   }
   for (const int one : open) close(one);
@@ -61,7 +55,7 @@ void Harass(RpcServer& server, RpcClient& client, uint64_t seed) {
     EXPECT_EQ(server.counters().malformed, 0u);
     EXPECT_EQ(server.counters().requests, static_cast<uint64_t>(2 + count / 100));
   }
-  EXPECT_LT(ResidentBytes() - resident, int64_t{32} << 20);
+  EXPECT_LT(testing::ResidentBytes() - resident, int64_t{32} << 20);
 }
 
 void AddEcho(RpcServer& server) {

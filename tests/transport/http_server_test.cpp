@@ -1,6 +1,7 @@
 #include "transport/http_server.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -13,8 +14,8 @@
 #include <vector>
 
 #include "base/deadline.h"
-#include "base/file.h"
 #include "base/random.h"
+#include "tests/resident.h"
 #include "tests/transport/http_client.h"
 
 namespace quern {
@@ -132,12 +133,6 @@ TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrNotHttpAndGoesOnServing) {
   EXPECT_EQ(HttpClient::StatusOf(HttpClient::Ask(server_->port(), "GET", "/healthz")), 200);
 }
 
-int64_t ResidentBytes() {
-  long size = 0, resident = 0;
-  EXPECT_EQ(std::sscanf(ReadFile("/proc/self/statm")->c_str(), "%ld %ld", &size, &resident), 2);
-  return resident * sysconf(_SC_PAGESIZE);
-}
-
 // 300 strangers, 2,000 with QUERN_CRASH=full: every one is counted, memory stays, and who asks properly is answered.
 TEST_F(HttpServerTest, StrangersAreCountedAndHoldNobodyUp) {
   const char* mode = std::getenv("QUERN_CRASH");
@@ -165,13 +160,13 @@ TEST_F(HttpServerTest, StrangersAreCountedAndHoldNobodyUp) {
     if (open.size() < 50) continue;
     EXPECT_EQ(HttpClient::StatusOf(HttpClient::Ask(server_->port(), "GET", "/healthz")), 200);
     open.clear();
-    if (resident == 0) resident = ResidentBytes();
+    if (resident == 0) resident = testing::ResidentBytes();
   }
   open.clear();
   const Deadline deadline = Deadline::After(std::chrono::seconds(20));
   while (refused < count && !deadline.Expired()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(refused, count);
-  EXPECT_LT(ResidentBytes() - resident, int64_t{32} << 20);
+  EXPECT_LT(testing::ResidentBytes() - resident, int64_t{32} << 20);
   server_.reset();  // before `refused` goes
 }
 
