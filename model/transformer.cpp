@@ -1,7 +1,6 @@
 #include "model/transformer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
 #include "base/random.h"
@@ -113,7 +112,59 @@ namespace {
 // kRow under kFp8Delayed: every token has a scale, from the largest magnitude of its SwiGLU's linear branch.
 bool SmoothsTokens(const Recipe& recipe) { return recipe.delayed() && recipe.smooth == Recipe::Smooth::kRow; }
 
+// A block's products whose inputs are cast to FP8, as SavedBlock counts them.
+enum Product : int64_t { kQkv, kAttentionOutput, kGateUp, kDown };
+
+// Where casts of a product's input are counted; nowhere unless the recipe is one of FP8.
+CastRecord CastsOf(const SavedBlock& s, Product product) {
+  if (s.fp8_counts.empty()) return {};
+  return {.counts = s.fp8_counts.Cols(0, 2), .amax = s.fp8_amax.Cols(product, 1)};
+}
+
 }  // namespace
+
+// What the halves of a block hand on during one call of Forward.
+struct Transformer::ForwardPass {
+  const Weights& weights;
+  const TokenBatch& batch;
+  const KvView& kv;
+  Arena& arena;
+  bool keeps;  // for Backward; else one set of temporaries serves every block, and residual is updated in place
+  TensorView residual;
+};
+
+SavedBlock Transformer::NewBlock(const ForwardPass& pass) const {
+  const ModelConfig& c = config_;
+  const DType acc = acc_dtype();
+  const int64_t t = pass.batch.rows();
+  Arena& arena = pass.arena;
+  SavedBlock s;
+  s.normed = arena.New(dtype_, t, c.hidden_size);
+  s.qkv = arena.New(dtype_, t, c.qkv_size());
+  s.qkv_raw = c.qk_norm ? arena.New(dtype_, t, c.qkv_size()) : TensorView{};
+  s.attention = arena.New(dtype_, t, c.q_size());
+  s.gate_up = arena.New(dtype_, t, 2 * c.intermediate_size);
+  s.hidden = arena.New(dtype_, t, c.intermediate_size);
+  if (!pass.keeps) {
+    s.middle_normed = s.normed;
+    return s;
+  }
+  s.input_inv_rms = arena.New(acc, 1, t);
+  s.lse = arena.New(acc, t, c.heads);
+  if (c.selective_attention) s.live = arena.New(acc, 1, t);
+  s.middle = arena.New(acc, t, c.hidden_size);
+  s.middle_inv_rms = arena.New(acc, 1, t);
+  s.middle_normed = arena.New(dtype_, t, c.hidden_size);
+  if (pass.weights.recipe().fp8()) {
+    s.fp8_counts = arena.New(DType::kI32, 1, 4);
+    ops_.Fill(s.fp8_counts, 0);
+    s.fp8_amax = arena.New(DType::kF32, 1, 8);
+    ops_.Fill(s.fp8_amax, 0);
+    s.linear_amax = arena.New(DType::kF32, 1, c.intermediate_size);
+    ops_.Fill(s.linear_amax, 0);
+  }
+  return s;
+}
 
 void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const KvView& kv, Arena& arena,
                           TensorView hidden, Saved* saved) const {
@@ -124,165 +175,147 @@ void Transformer::Forward(const Weights& weights, const TokenBatch& batch, const
   if (t == 0) return;
   std::optional<Arena::Scope> scope;
   if (saved == nullptr) scope.emplace(arena);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
 
-  // Without `saved` one set of temporaries serves every block and the residual stream is updated in place.
-  const auto new_block = [&] {
-    SavedBlock s;
-    s.normed = arena.New(dtype_, t, c.hidden_size);
-    s.qkv = arena.New(dtype_, t, c.qkv_size());
-    s.qkv_raw = c.qk_norm ? arena.New(dtype_, t, c.qkv_size()) : TensorView{};
-    s.attention = arena.New(dtype_, t, c.q_size());
-    s.gate_up = arena.New(dtype_, t, 2 * c.intermediate_size);
-    s.hidden = arena.New(dtype_, t, c.intermediate_size);
-    if (saved == nullptr) {
-      s.middle_normed = s.normed;
-      return s;
-    }
-    s.input_inv_rms = arena.New(acc, 1, t);
-    s.lse = arena.New(acc, t, c.heads);
-    if (c.selective_attention) s.live = arena.New(acc, 1, t);
-    s.middle = arena.New(acc, t, c.hidden_size);
-    s.middle_inv_rms = arena.New(acc, 1, t);
-    s.middle_normed = arena.New(dtype_, t, c.hidden_size);
-    if (weights.recipe().fp8()) {
-      s.fp8_counts = arena.New(DType::kI32, 1, 4);
-      ops_.Fill(s.fp8_counts, 0);
-      s.fp8_amax = arena.New(DType::kF32, 1, 8);
-      ops_.Fill(s.fp8_amax, 0);
-      s.linear_amax = arena.New(DType::kF32, 1, c.intermediate_size);
-      ops_.Fill(s.linear_amax, 0);
-    }
-    return s;
-  };
-
-  TensorView residual = arena.New(acc, t, c.hidden_size);
-  ops_.Embedding({.ids = batch.ids, .table = weights.embedding, .out = residual});
+  ForwardPass pass{weights, batch, kv, arena, saved != nullptr, arena.New(acc, t, c.hidden_size)};
+  ops_.Embedding({.ids = batch.ids, .table = weights.embedding, .out = pass.residual});
   SavedBlock s;
   if (saved == nullptr) {
-    s = new_block();
+    s = NewBlock(pass);
   } else {
     saved->blocks.clear();
   }
   for (int64_t layer = 0; layer < c.layers; ++layer) {
-    const BlockWeights& w = weights.blocks[static_cast<size_t>(layer)];
-    if (saved != nullptr) s = new_block();
-    s.input = residual;
-    if (saved == nullptr) s.middle = residual;
-    const int64_t kv_layer = kv.one_layer ? 0 : layer;
-    const auto record = [&s](int64_t which) {
-      if (s.fp8_counts.empty()) return CastRecord();
-      return CastRecord{.counts = s.fp8_counts.Cols(0, 2), .amax = s.fp8_amax.Cols(which, 1)};
-    };
-
-    const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
-    {
-      const Arena::Scope cast_scope(arena);
-      const OutputCast cast = InputCast(ops_, w.qkv, t, arena, record(0));
-      ops_.RmsNorm({.x = s.input,
-                    .weight = w.input_norm,
-                    .eps = c.rms_norm_eps,
-                    .y = s.normed,
-                    .inv_rms = s.input_inv_rms,
-                    .cast = cast});
-      LinearForward(ops_, w.qkv, s.normed, raw, false, arena, record(0), &cast);
-    }
-    const std::vector<SequenceRows>& sequences =
-        kv.layers.empty() ? batch.sequences : kv.layers[static_cast<size_t>(layer)];
-    const KvWriteArgs write{
-        .qkv = {}, .sequences = sequences, .layout = kv.layout, .layer = kv_layer, .heads = c.heads};
-    RotaryArgs rotary = Rotary(w, batch, raw, s.qkv);
-    rotary.pages = &write;
-    AttentionArgs attention{.q = s.qkv.Cols(0, c.q_size()),
-                            .sequences = sequences,
-                            .layout = kv.layout,
-                            .layer = kv_layer,
-                            .heads = c.heads,
-                            .scale = scale,
-                            .window = c.sliding_window,
-                            .out = s.attention,
-                            .lse = s.lse,
-                            .budget = kv.budgets.empty() ? 0 : kv.budgets[static_cast<size_t>(layer)],
-                            .gain = w.gain,
-                            .live = s.live,
-                            .live_tau = kLiveTau};
-    // Rows have to do with each other through keys and values alone; and through what selective attention masks.
-    const bool drops_rows = layer == c.layers - 1 && batch.wanted.has_value() && std::ssize(*batch.wanted) < t &&
-                            kv.layers.empty() && !kv.layout.selective;
-    if (!kv.observe && !drops_rows) {
-      ops_.RotaryAttention(rotary, attention);
-    } else {
-      ops_.Rotary(rotary);
-      if (kv.observe) kv.observe(layer, attention.q);
-      std::vector<SequenceRows> wanted;
-      if (drops_rows) {
-        const auto n = std::ssize(*batch.wanted);
-        if (n == 0) return;
-        wanted = RowsAlone(batch.sequences, *batch.wanted);
-        const TensorView all_q = attention.q, all_residual = residual;
-        attention.q = arena.New(dtype_, n, c.q_size());
-        attention.sequences = wanted;
-        residual = s.middle = arena.New(acc, n, c.hidden_size);
-        ops_.GatherRows({.x = all_q, .rows = *batch.wanted, .y = attention.q});
-        ops_.GatherRows({.x = all_residual, .rows = *batch.wanted, .y = residual});
-        for (TensorView* view : {&s.attention, &s.gate_up, &s.hidden, &s.middle_normed}) *view = view->Rows(0, n);
-        attention.out = s.attention;
-      }
-      ops_.Attention(attention);
-    }
-    if (saved != nullptr) ops_.Cast(s.input, s.middle);
-    LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, record(1));
-
-    {
-      const Arena::Scope cast_scope(arena);
-      const OutputCast cast = InputCast(ops_, w.gate_up, s.middle_normed.rows, arena, record(2));
-      ops_.RmsNorm({.x = s.middle,
-                    .weight = w.post_attention_norm,
-                    .eps = c.rms_norm_eps,
-                    .y = s.middle_normed,
-                    .inv_rms = s.middle_inv_rms,
-                    .cast = cast});
-      LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, record(2), &cast);
-    }
-    if (!s.linear_amax.empty())
-      ops_.ColumnAmax({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .amax = s.linear_amax});
-    if (saved != nullptr) {
-      residual = arena.New(acc, t, c.hidden_size);
-      ops_.Cast(s.middle, residual);
-    }
-    if (saved != nullptr && w.down.master.rows() > 0) s.down = SmoothedDown(w.down, s.linear_amax);
-    if (SmoothsTokens(weights.recipe())) {
-      QUERN_CHECK(w.down.bias.view().empty(), "smooth_swiglu: row has no down projection with a bias");
-      const Arena::Scope rows_scope(arena);
-      ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
-      const int64_t rows = s.hidden.rows;
-      const TensorView scales = arena.New(DType::kF32, 1, rows);
-      const TensorView scaled = arena.New(dtype_, rows, c.intermediate_size);
-      const TensorView product = arena.New(acc, rows, c.hidden_size);
-      ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
-      ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
-      LinearForward(ops_, w.down, scaled, product, false, arena, record(3));
-      ops_.ScaleRows({.x = product, .scale = scales, .divide = true, .y = residual, .accumulate = true});
-    } else {
-      const LinearWeight& down = s.down ? *s.down : w.down;
-      const Arena::Scope cast_scope(arena);
-      const OutputCast cast = InputCast(ops_, down, s.hidden.rows, arena, record(3));
-      ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden, .cast = cast});
-      LinearForward(ops_, down, s.hidden, residual, true, arena, record(3), &cast);
-    }
+    if (pass.keeps) s = NewBlock(pass);
+    s.input = pass.residual;
+    if (!pass.keeps) s.middle = pass.residual;
+    if (!AttentionForward(layer, pass, s)) return;
+    FeedForward(layer, pass, s);
     if (saved != nullptr) saved->blocks.push_back(s);
   }
-  if (batch.wanted.has_value() && residual.rows == t && hidden.rows < t) {
-    const TensorView all = residual;
-    residual = arena.New(acc, hidden.rows, c.hidden_size);
-    ops_.GatherRows({.x = all, .rows = *batch.wanted, .y = residual});
+  if (batch.wanted.has_value() && pass.residual.rows == t && hidden.rows < t) {
+    const TensorView all = pass.residual;
+    pass.residual = arena.New(acc, hidden.rows, c.hidden_size);
+    ops_.GatherRows({.x = all, .rows = *batch.wanted, .y = pass.residual});
   }
   TensorView inv_rms;
   if (saved != nullptr) {
-    saved->final_input = residual;
+    saved->final_input = pass.residual;
     saved->final_inv_rms = inv_rms = arena.New(acc, 1, t);
   }
-  ops_.RmsNorm({.x = residual, .weight = weights.final_norm, .eps = c.rms_norm_eps, .y = hidden, .inv_rms = inv_rms});
+  ops_.RmsNorm(
+      {.x = pass.residual, .weight = weights.final_norm, .eps = c.rms_norm_eps, .y = hidden, .inv_rms = inv_rms});
+}
+
+// Adds attention over what came before to pass.residual. False: this is the last block and no row of it is wanted.
+bool Transformer::AttentionForward(int64_t layer, ForwardPass& pass, SavedBlock& s) const {
+  const ModelConfig& c = config_;
+  const BlockWeights& w = pass.weights.blocks[static_cast<size_t>(layer)];
+  Arena& arena = pass.arena;
+  const DType acc = acc_dtype();
+  const int64_t t = pass.batch.rows();
+  const int64_t kv_layer = pass.kv.one_layer ? 0 : layer;
+  const TensorView raw = c.qk_norm ? s.qkv_raw : s.qkv;
+  {
+    const Arena::Scope cast_scope(arena);
+    const OutputCast cast = InputCast(ops_, w.qkv, t, arena, CastsOf(s, kQkv));
+    ops_.RmsNorm({.x = s.input,
+                  .weight = w.input_norm,
+                  .eps = c.rms_norm_eps,
+                  .y = s.normed,
+                  .inv_rms = s.input_inv_rms,
+                  .cast = cast});
+    LinearForward(ops_, w.qkv, s.normed, raw, false, arena, CastsOf(s, kQkv), &cast);
+  }
+  const std::vector<SequenceRows>& sequences =
+      pass.kv.layers.empty() ? pass.batch.sequences : pass.kv.layers[static_cast<size_t>(layer)];
+  const KvWriteArgs write{
+      .qkv = {}, .sequences = sequences, .layout = pass.kv.layout, .layer = kv_layer, .heads = c.heads};
+  RotaryArgs rotary = Rotary(w, pass.batch, raw, s.qkv);
+  rotary.pages = &write;
+  AttentionArgs attention{.q = s.qkv.Cols(0, c.q_size()),
+                          .sequences = sequences,
+                          .layout = pass.kv.layout,
+                          .layer = kv_layer,
+                          .heads = c.heads,
+                          .scale = AttentionScale(),
+                          .window = c.sliding_window,
+                          .out = s.attention,
+                          .lse = s.lse,
+                          .budget = pass.kv.budgets.empty() ? 0 : pass.kv.budgets[static_cast<size_t>(layer)],
+                          .gain = w.gain,
+                          .live = s.live,
+                          .live_tau = kLiveTau};
+  // Rows have to do with each other through keys and values alone; and through what selective attention masks.
+  const bool drops_rows = layer == c.layers - 1 && pass.batch.wanted.has_value() &&
+                          std::ssize(*pass.batch.wanted) < t && pass.kv.layers.empty() && !pass.kv.layout.selective;
+  if (!pass.kv.observe && !drops_rows) {
+    ops_.RotaryAttention(rotary, attention);
+  } else {
+    ops_.Rotary(rotary);
+    if (pass.kv.observe) pass.kv.observe(layer, attention.q);
+    std::vector<SequenceRows> wanted;
+    if (drops_rows) {
+      const auto n = std::ssize(*pass.batch.wanted);
+      if (n == 0) return false;
+      wanted = RowsAlone(pass.batch.sequences, *pass.batch.wanted);
+      const TensorView all_q = attention.q, all_residual = pass.residual;
+      attention.q = arena.New(dtype_, n, c.q_size());
+      attention.sequences = wanted;
+      pass.residual = s.middle = arena.New(acc, n, c.hidden_size);
+      ops_.GatherRows({.x = all_q, .rows = *pass.batch.wanted, .y = attention.q});
+      ops_.GatherRows({.x = all_residual, .rows = *pass.batch.wanted, .y = pass.residual});
+      for (TensorView* view : {&s.attention, &s.gate_up, &s.hidden, &s.middle_normed}) *view = view->Rows(0, n);
+      attention.out = s.attention;
+    }
+    ops_.Attention(attention);
+  }
+  if (pass.keeps) ops_.Cast(s.input, s.middle);
+  LinearForward(ops_, w.attention_output, s.attention, s.middle, true, arena, CastsOf(s, kAttentionOutput));
+  return true;
+}
+
+void Transformer::FeedForward(int64_t layer, ForwardPass& pass, SavedBlock& s) const {
+  const ModelConfig& c = config_;
+  const BlockWeights& w = pass.weights.blocks[static_cast<size_t>(layer)];
+  Arena& arena = pass.arena;
+  const DType acc = acc_dtype();
+  {
+    const Arena::Scope cast_scope(arena);
+    const OutputCast cast = InputCast(ops_, w.gate_up, s.middle_normed.rows, arena, CastsOf(s, kGateUp));
+    ops_.RmsNorm({.x = s.middle,
+                  .weight = w.post_attention_norm,
+                  .eps = c.rms_norm_eps,
+                  .y = s.middle_normed,
+                  .inv_rms = s.middle_inv_rms,
+                  .cast = cast});
+    LinearForward(ops_, w.gate_up, s.middle_normed, s.gate_up, false, arena, CastsOf(s, kGateUp), &cast);
+  }
+  if (!s.linear_amax.empty())
+    ops_.ColumnAmax({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .amax = s.linear_amax});
+  if (pass.keeps) {
+    pass.residual = arena.New(acc, pass.batch.rows(), c.hidden_size);
+    ops_.Cast(s.middle, pass.residual);
+  }
+  if (pass.keeps && w.down.master.rows() > 0) s.down = SmoothedDown(w.down, s.linear_amax);
+  if (SmoothsTokens(pass.weights.recipe())) {
+    QUERN_CHECK(w.down.bias.view().empty(), "smooth_swiglu: row has no down projection with a bias");
+    const Arena::Scope rows_scope(arena);
+    ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden});
+    const int64_t rows = s.hidden.rows;
+    const TensorView scales = arena.New(DType::kF32, 1, rows);
+    const TensorView scaled = arena.New(dtype_, rows, c.intermediate_size);
+    const TensorView product = arena.New(acc, rows, c.hidden_size);
+    ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
+    ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
+    LinearForward(ops_, w.down, scaled, product, false, arena, CastsOf(s, kDown));
+    ops_.ScaleRows({.x = product, .scale = scales, .divide = true, .y = pass.residual, .accumulate = true});
+  } else {
+    const LinearWeight& down = s.down ? *s.down : w.down;
+    const Arena::Scope cast_scope(arena);
+    const OutputCast cast = InputCast(ops_, down, s.hidden.rows, arena, CastsOf(s, kDown));
+    ops_.SwiGlu({.gate_up = s.gate_up, .h = s.hidden, .cast = cast});
+    LinearForward(ops_, down, s.hidden, pass.residual, true, arena, CastsOf(s, kDown), &cast);
+  }
 }
 
 void Transformer::Logits(const Weights& weights, const TensorView& hidden, const TensorView& logits) const {
@@ -302,114 +335,140 @@ void Transformer::HeadBackward(const Weights& weights, const TensorView& dlogits
   ops_.MatMulGradWeight({.dy = dlogits, .x = hidden, .dw = gradients.View(name)});
 }
 
+// One call of Backward, and its gradients by activations, [T, ...] each; dresidual in acc, the rest in act.
+struct Transformer::BackwardPass {
+  const Weights& weights;
+  const TokenBatch& batch;
+  const Saved& saved;
+  Parameters& gradients;
+  Arena& arena;
+  float live_weight;
+  TensorView dresidual;
+  TensorView dy;  // dresidual as the products read it
+  TensorView dnormed, dattention, dqkv, dh, dgate_up;
+};
+
 void Transformer::Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved,
                            const TensorView& dhidden, Parameters& gradients, Arena& arena, float live_weight) const {
   const ModelConfig& c = config_;
-  const DType acc = acc_dtype();
   const int64_t t = batch.rows();
   if (t == 0) return;
   const Arena::Scope scope(arena);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  const BackwardPass pass{.weights = weights,
+                          .batch = batch,
+                          .saved = saved,
+                          .gradients = gradients,
+                          .arena = arena,
+                          .live_weight = live_weight,
+                          .dresidual = arena.New(acc_dtype(), t, c.hidden_size),
+                          .dy = arena.New(dtype_, t, c.hidden_size),
+                          .dnormed = arena.New(dtype_, t, c.hidden_size),
+                          .dattention = arena.New(dtype_, t, c.q_size()),
+                          .dqkv = arena.New(dtype_, t, c.qkv_size()),
+                          .dh = arena.New(dtype_, t, c.intermediate_size),
+                          .dgate_up = arena.New(dtype_, t, 2 * c.intermediate_size)};
 
-  const TensorView dresidual = arena.New(acc, t, c.hidden_size);
-  const TensorView dy = arena.New(dtype_, t, c.hidden_size);  // dresidual as the products read it
-  const TensorView dnormed = arena.New(dtype_, t, c.hidden_size);
-  const TensorView dattention = arena.New(dtype_, t, c.q_size());
-  const TensorView dqkv = arena.New(dtype_, t, c.qkv_size());
-  const TensorView dh = arena.New(dtype_, t, c.intermediate_size);
-  const TensorView dgate_up = arena.New(dtype_, t, 2 * c.intermediate_size);
-
-  ops_.Fill(dresidual, 0);
+  ops_.Fill(pass.dresidual, 0);
   ops_.RmsNormBackward({.dy = dhidden,
                         .x = saved.final_input,
                         .weight = weights.final_norm,
                         .inv_rms = saved.final_inv_rms,
-                        .dx = dresidual,
+                        .dx = pass.dresidual,
                         .dweight = gradients.View("model.norm.weight")});
   for (int64_t layer = c.layers - 1; layer >= 0; --layer) {
-    const BlockWeights& w = weights.blocks[static_cast<size_t>(layer)];
-    const SavedBlock& s = saved.blocks[static_cast<size_t>(layer)];
-    const std::string p = LayerPrefix(layer);
-    const std::string a = p + "self_attn.";
-    // `name` is the first of the adjacent matrices that one product uses (q, k, v; gate, up); dout.cols covers them
-    // all.
-    const auto linear_backward = [&](const LinearWeight& weight, const std::string& name, const TensorView& dout,
-                                     const TensorView& x, const TensorView& dx) {
-      CastRecord record;
-      if (!s.fp8_counts.empty()) {
-        const int64_t which = &weight == &w.qkv                ? 0
-                              : &weight == &w.attention_output ? 1
-                              : &weight == &w.gate_up          ? 2
-                                                               : 3;
-        record = {.counts = s.fp8_counts.Cols(2, 2),
-                  .amax = s.fp8_amax.Cols(4 + which, 1),
-                  .seed = MixSeed(saved.seed, static_cast<uint64_t>(4 * layer + which))};
-      }
-      LinearBackward(ops_, weight, {.dy = dout, .x = x, .dx = dx, .dw = gradients.View(name + ".weight", dout.cols)},
-                     arena, record);
-      if (!weight.bias.view().empty()) {
-        TensorView dbias = gradients.View(name + ".bias");
-        dbias.cols = dbias.stride = dout.cols;
-        ops_.BiasBackward({.dy = dout, .dbias = dbias});
-      }
-    };
-
-    ops_.Cast(dresidual, dy);
-    if (SmoothsTokens(weights.recipe())) {
-      const Arena::Scope rows_scope(arena);
-      const TensorView scales = arena.New(DType::kF32, 1, t);
-      const TensorView scaled = arena.New(dtype_, t, c.intermediate_size);
-      ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
-      ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
-      ops_.ScaleRows({.x = dy, .scale = scales, .divide = true, .y = dy});
-      linear_backward(w.down, p + "mlp.down_proj", dy, scaled, dh);
-      ops_.ScaleRows({.x = dh, .scale = scales, .y = dh});
-    } else {
-      linear_backward(s.down ? *s.down : w.down, p + "mlp.down_proj", dy, s.hidden, dh);
-    }
-    ops_.SwiGluBackward({.gate_up = s.gate_up, .dh = dh, .dgate_up = dgate_up});
-    linear_backward(w.gate_up, p + "mlp.gate_proj", dgate_up, s.middle_normed, dnormed);
-    ops_.RmsNormBackward({.dy = dnormed,
-                          .x = s.middle,
-                          .weight = w.post_attention_norm,
-                          .inv_rms = s.middle_inv_rms,
-                          .dx = dresidual,
-                          .dweight = gradients.View(p + "post_attention_layernorm.weight")});
-
-    ops_.Cast(dresidual, dy);
-    linear_backward(w.attention_output, a + "o_proj", dy, s.attention, dattention);
-    ops_.AttentionBackward({.qkv = s.qkv,
-                            .sequences = batch.sequences,
-                            .heads = c.heads,
-                            .kv_heads = c.kv_heads,
-                            .head_dim = c.head_dim,
-                            .scale = scale,
-                            .window = c.sliding_window,
-                            .out = s.attention,
-                            .lse = s.lse,
-                            .dout = dattention,
-                            .dqkv = dqkv,
-                            .selective = c.selective_attention,
-                            .live_weight = live_weight,
-                            .live_tau = kLiveTau,
-                            .gain = w.gain,
-                            .dgain = c.selection_gain ? gradients.View(SelectionGainName(layer)) : TensorView{}});
-    RotaryBackwardArgs rotary{
-        .forward = Rotary(w, batch, c.qk_norm ? s.qkv_raw : s.qkv, {}), .dqkv = dqkv, .dq_norm = {}, .dk_norm = {}};
-    if (c.qk_norm) {
-      rotary.dq_norm = gradients.View(a + "q_norm.weight");
-      rotary.dk_norm = gradients.View(a + "k_norm.weight");
-    }
-    ops_.RotaryBackward(rotary);
-    linear_backward(w.qkv, a + "q_proj", dqkv, s.normed, dnormed);
-    ops_.RmsNormBackward({.dy = dnormed,
-                          .x = s.input,
-                          .weight = w.input_norm,
-                          .inv_rms = s.input_inv_rms,
-                          .dx = dresidual,
-                          .dweight = gradients.View(p + "input_layernorm.weight")});
+    FeedForwardBackward(layer, pass);
+    AttentionBackward(layer, pass);
   }
-  ops_.EmbeddingBackward({.ids = batch.ids, .dout = dresidual, .dtable = gradients.View("model.embed_tokens.weight")});
+  ops_.EmbeddingBackward(
+      {.ids = batch.ids, .dout = pass.dresidual, .dtable = gradients.View("model.embed_tokens.weight")});
+}
+
+// `name` is the first of the adjacent matrices that one product uses (q, k, v; gate, up); dout.cols covers them all.
+void Transformer::LinearGradients(int64_t layer, int64_t product, const LinearWeight& weight, const std::string& name,
+                                  const TensorView& dout, const TensorView& x, const TensorView& dx,
+                                  const BackwardPass& pass) const {
+  const SavedBlock& s = pass.saved.blocks[static_cast<size_t>(layer)];
+  const std::string full = LayerPrefix(layer) + name;
+  CastRecord record;
+  if (!s.fp8_counts.empty())
+    record = {.counts = s.fp8_counts.Cols(2, 2),
+              .amax = s.fp8_amax.Cols(4 + product, 1),
+              .seed = MixSeed(pass.saved.seed, static_cast<uint64_t>(4 * layer + product))};
+  LinearBackward(ops_, weight, {.dy = dout, .x = x, .dx = dx, .dw = pass.gradients.View(full + ".weight", dout.cols)},
+                 pass.arena, record);
+  if (weight.bias.view().empty()) return;
+  TensorView dbias = pass.gradients.View(full + ".bias");
+  dbias.cols = dbias.stride = dout.cols;
+  ops_.BiasBackward({.dy = dout, .dbias = dbias});
+}
+
+void Transformer::FeedForwardBackward(int64_t layer, const BackwardPass& pass) const {
+  const ModelConfig& c = config_;
+  const BlockWeights& w = pass.weights.blocks[static_cast<size_t>(layer)];
+  const SavedBlock& s = pass.saved.blocks[static_cast<size_t>(layer)];
+  ops_.Cast(pass.dresidual, pass.dy);
+  if (SmoothsTokens(pass.weights.recipe())) {
+    const Arena::Scope rows_scope(pass.arena);
+    const TensorView scales = pass.arena.New(DType::kF32, 1, pass.batch.rows());
+    const TensorView scaled = pass.arena.New(dtype_, pass.batch.rows(), c.intermediate_size);
+    ops_.RowScales({.x = s.gate_up.Cols(c.intermediate_size, c.intermediate_size), .scale = scales});
+    ops_.ScaleRows({.x = s.hidden, .scale = scales, .y = scaled});
+    ops_.ScaleRows({.x = pass.dy, .scale = scales, .divide = true, .y = pass.dy});
+    LinearGradients(layer, kDown, w.down, "mlp.down_proj", pass.dy, scaled, pass.dh, pass);
+    ops_.ScaleRows({.x = pass.dh, .scale = scales, .y = pass.dh});
+  } else {
+    LinearGradients(layer, kDown, s.down ? *s.down : w.down, "mlp.down_proj", pass.dy, s.hidden, pass.dh, pass);
+  }
+  ops_.SwiGluBackward({.gate_up = s.gate_up, .dh = pass.dh, .dgate_up = pass.dgate_up});
+  LinearGradients(layer, kGateUp, w.gate_up, "mlp.gate_proj", pass.dgate_up, s.middle_normed, pass.dnormed, pass);
+  ops_.RmsNormBackward({.dy = pass.dnormed,
+                        .x = s.middle,
+                        .weight = w.post_attention_norm,
+                        .inv_rms = s.middle_inv_rms,
+                        .dx = pass.dresidual,
+                        .dweight = pass.gradients.View(LayerPrefix(layer) + "post_attention_layernorm.weight")});
+}
+
+void Transformer::AttentionBackward(int64_t layer, const BackwardPass& pass) const {
+  const ModelConfig& c = config_;
+  const BlockWeights& w = pass.weights.blocks[static_cast<size_t>(layer)];
+  const SavedBlock& s = pass.saved.blocks[static_cast<size_t>(layer)];
+  const std::string prefix = LayerPrefix(layer);
+  ops_.Cast(pass.dresidual, pass.dy);
+  LinearGradients(layer, kAttentionOutput, w.attention_output, "self_attn.o_proj", pass.dy, s.attention,
+                  pass.dattention, pass);
+  ops_.AttentionBackward({.qkv = s.qkv,
+                          .sequences = pass.batch.sequences,
+                          .heads = c.heads,
+                          .kv_heads = c.kv_heads,
+                          .head_dim = c.head_dim,
+                          .scale = AttentionScale(),
+                          .window = c.sliding_window,
+                          .out = s.attention,
+                          .lse = s.lse,
+                          .dout = pass.dattention,
+                          .dqkv = pass.dqkv,
+                          .selective = c.selective_attention,
+                          .live_weight = pass.live_weight,
+                          .live_tau = kLiveTau,
+                          .gain = w.gain,
+                          .dgain = c.selection_gain ? pass.gradients.View(SelectionGainName(layer)) : TensorView{}});
+  RotaryBackwardArgs rotary{.forward = Rotary(w, pass.batch, c.qk_norm ? s.qkv_raw : s.qkv, {}),
+                            .dqkv = pass.dqkv,
+                            .dq_norm = {},
+                            .dk_norm = {}};
+  if (c.qk_norm) {
+    rotary.dq_norm = pass.gradients.View(prefix + "self_attn.q_norm.weight");
+    rotary.dk_norm = pass.gradients.View(prefix + "self_attn.k_norm.weight");
+  }
+  ops_.RotaryBackward(rotary);
+  LinearGradients(layer, kQkv, w.qkv, "self_attn.q_proj", pass.dqkv, s.normed, pass.dnormed, pass);
+  ops_.RmsNormBackward({.dy = pass.dnormed,
+                        .x = s.input,
+                        .weight = w.input_norm,
+                        .inv_rms = s.input_inv_rms,
+                        .dx = pass.dresidual,
+                        .dweight = pass.gradients.View(prefix + "input_layernorm.weight")});
 }
 
 }  // namespace quern

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "compute/arena.h"
@@ -79,6 +81,17 @@ class Transformer {
                     const TensorView& dhidden, Parameters& gradients) const;
 
  private:
+  struct ForwardPass;
+  struct BackwardPass;
+  SavedBlock NewBlock(const ForwardPass& pass) const;
+  bool AttentionForward(int64_t layer, ForwardPass& pass, SavedBlock& s) const;
+  void FeedForward(int64_t layer, ForwardPass& pass, SavedBlock& s) const;
+  void AttentionBackward(int64_t layer, const BackwardPass& pass) const;
+  void FeedForwardBackward(int64_t layer, const BackwardPass& pass) const;
+  void LinearGradients(int64_t layer, int64_t product, const LinearWeight& weight, const std::string& name,
+                       const TensorView& dout, const TensorView& x, const TensorView& dx,
+                       const BackwardPass& pass) const;
+  float AttentionScale() const { return 1.0f / std::sqrt(static_cast<float>(config_.head_dim)); }
   // The down projection folded with, and cast under, the scales of a micro-batch.
   std::shared_ptr<LinearWeight> SmoothedDown(const LinearWeight& down, const TensorView& linear_amax) const;
   RotaryArgs Rotary(const BlockWeights& block, const TokenBatch& batch, TensorView qkv, TensorView out) const;

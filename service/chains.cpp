@@ -9,6 +9,7 @@
 #include "base/strings.h"
 #include "methods/regenesis/templates.h"
 #include "service/plan.h"
+#include "service/result.h"
 
 namespace quern {
 
@@ -111,28 +112,6 @@ v1::EnvironmentSpec EnvironmentWith(const Job& job, const QuestionsSection& from
 
 namespace {
 
-// Of chains under a compression, from the first of them.
-Status AddLogProbDifference(Replay& store, const std::string& tag, Deadline deadline,
-                            std::map<std::string, double>& metrics) {
-  v1::QueryRequest request;
-  request.mutable_filter()->add_tags(tag);
-  request.set_limit(1000);
-  QUERN_ASSIGN_OR_RETURN(const v1::QueryReply reply, store.Query(request, deadline));
-  double sum = 0, tokens = 0;
-  for (const std::string& bytes : reply.trajectories()) {
-    v1::Trajectory record;
-    if (!record.ParseFromString(bytes)) return DataLoss("a record of " + tag + " does not parse");
-    if (!record.sampling().has_compression()) continue;
-    double written = 0;
-    for (const v1::ChainStage& stage : record.chain().stages())
-      written += static_cast<double>(stage.token_ids().size() / 4);
-    sum += static_cast<double>(record.log_prob_difference()) * written;
-    tokens += written;
-  }
-  if (tokens > 0) metrics["log_prob_difference"] = sum / tokens;
-  return {};
-}
-
 // Of the paths that are learnt, from the first of them.
 Result<double> MeanPathTokens(Replay& store, const std::string& tag, Deadline deadline) {
   v1::QueryRequest request;
@@ -183,7 +162,8 @@ Result<std::map<std::string, double>> MeasureChains(Replay& store, const std::st
       {"kept_hinted_share", share(kept_hinted.records(), kept.records())},
   };
   QUERN_ASSIGN_OR_RETURN(metrics["path_tokens"], MeanPathTokens(store, tag, deadline));
-  QUERN_RETURN_IF_ERROR(AddLogProbDifference(store, tag, deadline, metrics));
+  QUERN_ASSIGN_OR_RETURN(const std::optional<double> difference, LogProbDifference(store, tag, deadline));
+  if (difference.has_value()) metrics["log_prob_difference"] = *difference;
   for (uint32_t k = 1; k <= guidelines; ++k) {
     QUERN_ASSIGN_OR_RETURN(const v1::StatsReply reply, measure({}, {kHintedTag}, k, kAny));
     metrics[StrCat("guideline_", k, "_pass_rate")] = reply.success_rate();

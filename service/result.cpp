@@ -48,9 +48,6 @@ Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline dead
   return out;
 }
 
-namespace {
-
-// Mean of Trajectory::log_prob_difference over agent's tokens of sampled records, of the first of them.
 Result<std::optional<double>> LogProbDifference(Replay& store, const std::string& tag, Deadline deadline) {
   v1::QueryRequest request;
   request.mutable_filter()->add_tags(tag);
@@ -61,13 +58,18 @@ Result<std::optional<double>> LogProbDifference(Replay& store, const std::string
     v1::Trajectory record;
     if (!record.ParseFromString(bytes)) return DataLoss("a record of " + tag + " does not parse");
     if (!record.sampling().has_compression()) continue;
-    for (const v1::Turn& turn : record.turns()) {
-      sum += static_cast<double>(record.log_prob_difference()) * (turn.end() - turn.begin());
-      tokens += turn.end() - turn.begin();
-    }
+    double written = 0;
+    for (const v1::ChainStage& stage : record.chain().stages())
+      written += static_cast<double>(stage.token_ids().size() / sizeof(int32_t));
+    if (!record.has_chain())
+      for (const v1::Turn& turn : record.turns()) written += turn.end() - turn.begin();
+    sum += static_cast<double>(record.log_prob_difference()) * written;
+    tokens += written;
   }
   return tokens > 0 ? std::optional<double>(sum / tokens) : std::nullopt;
 }
+
+namespace {
 
 void AddHeldout(const PlannedRow& planned, const StageMetrics& stages, ResultRow& row) {
   const auto metric = [&](const std::string& stage, const char* name) -> std::optional<double> {

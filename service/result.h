@@ -48,6 +48,9 @@ struct JobResult {
   const ResultRow* Find(const std::string& policy, const std::string& set = {}) const;
 };
 
+// Mean of Trajectory::log_prob_difference over the tokens that the agent wrote in the first 1,000 records with `tag`;
+// nothing where none was played under a compression.
+Result<std::optional<double>> LogProbDifference(Replay& store, const std::string& tag, Deadline deadline);
 Result<ResultRow> MeasureTag(Replay& store, const PlannedRow& row, Deadline deadline);
 using StageMetrics = std::map<std::string, std::map<std::string, double>>;  // by stage
 Result<JobResult> MeasureJob(Replay& store, const Job& job, const Plan& plan, const StageMetrics& stages,

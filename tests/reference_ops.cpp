@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/check.h"
-#include "base/random.h"
+#include "tests/reference_parts.h"
 
 namespace quern {
 
@@ -37,53 +37,9 @@ void SetElement(const TensorView& view, int64_t row, int64_t col, double value) 
 
 namespace {
 
-double Get(const TensorView& view, int64_t row, int64_t col) { return GetElement(view, row, col); }
-void Set(const TensorView& view, int64_t row, int64_t col, double value) { SetElement(view, row, col, value); }
-void AddTo(const TensorView& view, int64_t row, int64_t col, double value) {
-  SetElement(view, row, col, GetElement(view, row, col) + value);
-}
-// The codes of the largest value not above and the smallest not below x >= 0, by search.
-std::pair<uint8_t, uint8_t> Neighbours(double x, const Fp8Format& format) {
-  uint8_t low = 0, high = 0;
-  for (int code = 0; code < 0x7f; ++code) {
-    const double value = Fp8ToFloat(static_cast<uint8_t>(code), format.dtype);
-    if (value > format.max) break;
-    high = static_cast<uint8_t>(code);
-    if (value <= x) low = high;
-    if (value >= x) break;
-  }
-  return {low, high};
-}
-
-uint8_t NearestCode(double x, const Fp8Format& format) {
-  if (std::isnan(x)) return 0x7f;
-  const auto [low, high] = Neighbours(std::abs(x), format);
-  const double below = std::abs(x) - Fp8ToFloat(low, format.dtype),
-               above = Fp8ToFloat(high, format.dtype) - std::abs(x);
-  const uint8_t code = below < above || (below == above && low % 2 == 0) ? low : high;
-  return static_cast<uint8_t>(code | (std::signbit(x) ? 0x80 : 0));
-}
-
-uint8_t StochasticCode(double x, const Fp8Format& format, uint32_t bits) {
-  const int width = format.dtype == DType::kE4M3 ? 20 : 21;
-  const auto [low, high] = Neighbours(std::abs(x), format);
-  const double step = Fp8ToFloat(high, format.dtype) - Fp8ToFloat(low, format.dtype);
-  const double share = step > 0 ? (std::abs(x) - Fp8ToFloat(low, format.dtype)) / step : 0;
-  const auto units = static_cast<uint32_t>(std::clamp(share, 0.0, 1.0) * std::ldexp(1, width));
-  const bool up = ((units + (bits & ((1u << width) - 1))) >> width) != 0;
-  return static_cast<uint8_t>((up ? high : low) | (std::signbit(x) ? 0x80 : 0));
-}
-
-double FloorPowerOfTwo(double x) { return std::exp2(std::floor(std::log2(x))); }
+using namespace reference;  // NOLINT: the parts of this class
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-class ReferencePacked : public PackedMatrix {
- public:
-  ReferencePacked(DType dtype, int64_t k, int64_t n) : PackedMatrix(dtype, k, n), values(DType::kF64, k, n) {}
-  int64_t bytes() const override { return values.bytes(); }
-  Tensor values;  // [k, n]
-};
 
 // Log-sum-exp of a row without one column (-1: of all of it).
 double LogSumExp(const TensorView& x, int64_t row, int64_t without = -1) {
@@ -100,78 +56,19 @@ class ReferenceOps : public Ops {
   const char* name() const override { return "reference"; }
 
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override {
-    return std::make_unique<ReferencePacked>(dtype, k, n);
+    return std::make_unique<Packed>(dtype, k, n);
   }
 
-  void Quantize(const QuantizeArgs& args) override {
-    using Scale = QuantizeArgs::Scale;
-    const auto scaled = [&](int64_t t, int64_t d) {
-      return Get(args.x, t, d) * (args.column_scale.empty() ? 1 : Get(args.column_scale, 0, d));
-    };
-    double all = 0;
-    std::vector<double> amax(static_cast<size_t>(args.x.rows), 0);
-    for (int64_t t = 0; t < args.x.rows; ++t) {
-      for (int64_t d = 0; d < args.x.cols; ++d)
-        amax[static_cast<size_t>(t)] = std::max(amax[static_cast<size_t>(t)], std::abs(scaled(t, d)));
-      all = std::max(all, amax[static_cast<size_t>(t)]);
-    }
-    const auto scale_for = [&](double most) { return most == 0 ? 1 : 1 / FloorPowerOfTwo(args.format.max / most); };
-    if (args.rule == Scale::kTensor) Set(args.scale, 0, 0, scale_for(all));
-    for (int64_t t = 0; t < args.x.rows; ++t) {
-      if (args.rule == Scale::kRow) Set(args.scale, 0, t, scale_for(amax[static_cast<size_t>(t)]));
-      const double scale = Get(args.scale, 0, args.rule == Scale::kRow ? t : 0);
-      for (int64_t d = 0; d < args.x.cols; ++d) {
-        const double v = scaled(t, d) / scale;
-        const auto bits = Philox4x32({static_cast<uint32_t>(d / 4), static_cast<uint32_t>(t), 1, 0},
-                                     {static_cast<uint32_t>(args.seed), static_cast<uint32_t>(args.seed >> 32)});
-        const uint8_t code = args.stochastic ? StochasticCode(v, args.format, bits[static_cast<size_t>(d % 4)])
-                                             : NearestCode(v, args.format);
-        args.codes.Row<uint8_t>(t)[d] = code;
-        if (args.counts.empty()) continue;
-        args.counts.Row<int32_t>(0)[0] += std::abs(v) > args.format.max;
-        args.counts.Row<int32_t>(0)[1] += v != 0 && (code & 0x7f) == 0;
-      }
-    }
-    if (!args.amax.empty()) Set(args.amax, 0, 0, std::max(all, Get(args.amax, 0, 0)));
-  }
-
-  void Dequantize(const DequantizeArgs& args) override {
-    for (int64_t t = 0; t < args.codes.rows; ++t)
-      for (int64_t d = 0; d < args.codes.cols; ++d)
-        Set(args.y, t, d,
-            Get(args.codes, t, d) * Get(args.scale, 0, args.scale.cols == 1 ? 0 : t) /
-                (args.column_scale.empty() ? 1 : Get(args.column_scale, 0, d)));
-  }
-
-  void ColumnAmax(const ColumnAmaxArgs& args) override {
-    for (int64_t t = 0; t < args.x.rows; ++t)
-      for (int64_t d = 0; d < args.x.cols; ++d)
-        Set(args.amax, 0, d, std::max(Get(args.amax, 0, d), std::abs(Get(args.x, t, d))));
-  }
-
-  void PackFp8(const PackArgs& args, ReferencePacked& out) {
-    for (int64_t n = 0; n < out.n(); ++n) {
-      const auto factor = [&](int64_t k) {
-        return args.input_scale.empty() ? 1 : Get(args.input_scale, 0, args.transposed ? n : k);
-      };
-      const auto weight = [&](int64_t k) {
-        return (args.transposed ? Get(args.weight, k, n) : Get(args.weight, n, k)) * factor(k);
-      };
-      double amax = 0;
-      for (int64_t k = 0; k < out.k(); ++k) amax = std::max(amax, std::abs(weight(k)));
-      const double scale = !args.scale.empty() ? Get(args.scale, 0, 0)
-                           : amax == 0         ? 1
-                                               : 1 / FloorPowerOfTwo(args.format.max / amax);
-      for (int64_t k = 0; k < out.k(); ++k)
-        Set(out.values, k, n,
-            Fp8ToFloat(NearestCode(weight(k) / scale, args.format), args.format.dtype) * scale /
-                (args.transposed ? factor(k) : 1));
-    }
-  }
+  void Quantize(const QuantizeArgs& args) override { reference::Quantize(args); }
+  void Dequantize(const DequantizeArgs& args) override { reference::Dequantize(args); }
+  void ColumnAmax(const ColumnAmaxArgs& args) override { reference::ColumnAmax(args); }
+  void KvWrite(const KvWriteArgs& args) override { reference::KvWrite(args); }
+  void Attention(const AttentionArgs& args) override { reference::Attention(args); }
+  void AttentionBackward(const AttentionBackwardArgs& args) override { reference::AttentionBackward(args); }
 
   void Pack(const PackArgs& args) override {
-    auto& out = static_cast<ReferencePacked&>(*args.out);
-    if (IsFp8(out.dtype())) return PackFp8(args, out);
+    auto& out = static_cast<Packed&>(*args.out);
+    if (IsFp8(out.dtype())) return reference::PackFp8(args, out);
     Tensor rounded(out.dtype(), 1, 1);
     for (int64_t k = 0; k < out.k(); ++k) {
       for (int64_t n = 0; n < out.n(); ++n) {
@@ -182,7 +79,7 @@ class ReferenceOps : public Ops {
   }
 
   void MatMul(const MatMulArgs& args) override {
-    const auto& b = static_cast<const ReferencePacked&>(*args.b);
+    const auto& b = static_cast<const Packed&>(*args.b);
     for (int64_t t = 0; t < args.a.rows; ++t) {
       for (int64_t n = 0; n < b.n(); ++n) {
         double sum = args.bias.empty() ? 0 : Get(args.bias, 0, n);
@@ -301,148 +198,6 @@ class ReferenceOps : public Ops {
     }
   }
 
-  void KvWrite(const KvWriteArgs& args) override {
-    const KvLayout& layout = args.layout;
-    for (const SequenceRows& s : args.sequences) {
-      for (int64_t i = 0; i < s.count; ++i) {
-        const int64_t slot = (s.context + i) % KvLayout::kPageTokens;
-        const TensorView page = Page(s, s.context + i, layout);
-        for (int64_t head = 0; head < layout.kv_heads; ++head) {
-          for (int64_t d = 0; d < layout.head_dim; ++d) {
-            Set(page, 0, layout.KeyOffset(args.layer, head) + layout.KeyElement(slot, d),
-                Get(args.qkv, s.row + i, (args.heads + head) * layout.head_dim + d));
-            Set(page, 0, layout.ValueOffset(args.layer, head) + slot * layout.head_dim + d,
-                Get(args.qkv, s.row + i, (args.heads + layout.kv_heads + head) * layout.head_dim + d));
-          }
-        }
-      }
-    }
-  }
-
-  void Attention(const AttentionArgs& args) override {
-    const KvLayout& layout = args.layout;
-    const int64_t dim = layout.head_dim, group = args.heads / layout.kv_heads;
-    for (const SequenceRows& s : args.sequences) {
-      const std::vector<std::vector<double>> masks =
-          layout.selective ? Masks(args, s) : std::vector<std::vector<double>>();
-      for (int64_t i = 0; i < s.count; ++i) {
-        if (layout.selective && !args.live.empty())
-          Set(args.live, 0, s.row + i, Live(masks[static_cast<size_t>(i)], static_cast<double>(args.live_tau)));
-        for (int64_t head = 0; head < args.heads; ++head) {
-          const int64_t position = s.context + i;
-          const int64_t first = args.window > 0 ? std::max<int64_t>(0, position - args.window + 1) : 0;
-          const int64_t keys = layout.KeyOffset(args.layer, head / group);
-          const int64_t values = layout.ValueOffset(args.layer, head / group);
-          std::vector<double> scores;
-          for (int64_t p = first; p <= position; ++p) {
-            const TensorView page = Page(s, p, layout);
-            double sum = 0;
-            const bool small = IsPruned(s, p);
-            const int64_t channels = small ? s.pruned->Channels(layout, head / group) : dim;
-            for (int64_t c = 0; c < channels; ++c) {
-              const int64_t slot = p % KvLayout::kPageTokens,
-                            d = channels < dim ? s.pruned->kept[head / group * channels + c] : c;
-              const int64_t at = small ? s.pruned->KeyOffset(layout, head / group) +
-                                             (slot / KvLayout::kBlockTokens * channels + c) * KvLayout::kBlockTokens +
-                                             slot % KvLayout::kBlockTokens
-                                       : keys + layout.KeyElement(slot, d);
-              sum += Get(args.q, s.row + i, head * dim + d) * Get(page, 0, at);
-            }
-            scores.push_back(sum * static_cast<double>(args.scale));
-            if (layout.selective) scores.back() -= masks[static_cast<size_t>(i)][static_cast<size_t>(p)];
-          }
-          const double max = *std::max_element(scores.begin(), scores.end());
-          double mass = 0;
-          for (const double score : scores) mass += std::exp(score - max);
-          for (int64_t d = 0; d < dim; ++d) {
-            double sum = 0;
-            for (int64_t p = first; p <= position; ++p)
-              sum += std::exp(scores[static_cast<size_t>(p - first)] - max) / mass *
-                     Get(Page(s, p, layout), 0,
-                         (IsPruned(s, p) ? s.pruned->ValueOffset(layout, head / group) : values) +
-                             p % KvLayout::kPageTokens * dim + d);
-            Set(args.out, s.row + i, head * dim + d, sum);
-          }
-          if (!args.lse.empty()) Set(args.lse, s.row + i, head, max + std::log(mass));
-        }
-      }
-    }
-  }
-
-  void AttentionBackward(const AttentionBackwardArgs& args) override {
-    const int64_t dim = args.head_dim, group = args.heads / args.kv_heads;
-    const auto scale = static_cast<double>(args.scale);
-    Tensor sums(DType::kF64, args.dqkv.rows, args.dqkv.cols);
-    for (const SequenceRows& s : args.sequences) {
-      QUERN_CHECK(s.context == 0);
-      // Selective Attention: L of head 0, F, and the gradient by F, all [count, count].
-      const auto n = static_cast<size_t>(s.count);
-      std::vector<std::vector<double>> raw(n, std::vector<double>(n)), masks = raw, dmasks = raw;
-      for (size_t i = 0; args.selective && i < n; ++i) {
-        for (size_t j = 0; j <= i; ++j) {
-          for (int64_t d = 0; d < dim; ++d)
-            raw[i][j] += scale * Get(args.qkv, s.row + static_cast<int64_t>(i), d) *
-                         Get(args.qkv, s.row + static_cast<int64_t>(j), args.heads * dim + d);
-          for (size_t k = 0; k < i; ++k)
-            if (j > 0 && j < k) masks[i][j] += args.gain * std::max(0.0, raw[k][j]);
-        }
-      }
-      for (int64_t i = s.row; i < s.row + s.count; ++i) {
-        for (int64_t head = 0; head < args.heads; ++head) {
-          const int64_t q = head * dim, k = (args.heads + head / group) * dim;
-          const int64_t v = (args.heads + args.kv_heads + head / group) * dim;
-          double delta = 0;
-          for (int64_t d = 0; d < dim; ++d) delta += Get(args.dout, i, q + d) * Get(args.out, i, q + d);
-          const int64_t first = args.window > 0 ? std::max(s.row, i - args.window + 1) : s.row;
-          for (int64_t j = first; j <= i; ++j) {
-            double score = 0, dp = 0;
-            for (int64_t d = 0; d < dim; ++d) {
-              score += Get(args.qkv, i, q + d) * Get(args.qkv, j, k + d);
-              dp += Get(args.dout, i, q + d) * Get(args.qkv, j, v + d);
-            }
-            const auto a = static_cast<size_t>(i - s.row), b = static_cast<size_t>(j - s.row);
-            const double p = std::exp(scale * score - masks[a][b] - Get(args.lse, i, head));
-            const double ds = scale * p * (dp - delta);
-            dmasks[a][b] -= p * (dp - delta);
-            for (int64_t d = 0; d < dim; ++d) {
-              AddTo(sums, i, q + d, ds * Get(args.qkv, j, k + d));
-              AddTo(sums, j, k + d, ds * Get(args.qkv, i, q + d));
-              AddTo(sums, j, v + d, p * Get(args.dout, i, q + d));
-            }
-          }
-        }
-      }
-      if (args.selective) {
-        const auto tau = static_cast<double>(args.live_tau);
-        size_t most = 0;
-        double most_live = 0;
-        for (size_t i = 0; i < n; ++i) {
-          const std::vector<double> row(masks[i].begin(), masks[i].begin() + static_cast<std::ptrdiff_t>(i) + 1);
-          if (Live(row, tau) <= most_live) continue;
-          most = i;
-          most_live = Live(row, tau);
-        }
-        for (size_t j = 0; j <= most && n > 0; ++j)
-          if (masks[most][j] < tau) dmasks[most][j] -= static_cast<double>(args.live_weight) / tau;
-        for (size_t k = 0; k < n; ++k) {
-          for (size_t j = 1; j < k; ++j) {
-            if (raw[k][j] <= 0) continue;
-            double dselected = 0;
-            for (size_t i = k + 1; i < n; ++i) dselected += dmasks[i][j];
-            if (!args.dgain.empty()) AddTo(args.dgain, 0, 0, dselected * raw[k][j]);
-            const int64_t row = s.row + static_cast<int64_t>(k), key = s.row + static_cast<int64_t>(j);
-            for (int64_t d = 0; d < dim; ++d) {
-              AddTo(sums, row, d, args.gain * scale * dselected * Get(args.qkv, key, args.heads * dim + d));
-              AddTo(sums, key, args.heads * dim + d, args.gain * scale * dselected * Get(args.qkv, row, d));
-            }
-          }
-        }
-      }
-      for (int64_t i = s.row; i < s.row + s.count; ++i)
-        for (int64_t c = 0; c < args.dqkv.cols; ++c) Set(args.dqkv, i, c, Get(sums, i, c));
-    }
-  }
-
   void SwiGlu(const SwiGluArgs& args) override {
     for (int64_t t = 0; t < args.h.rows; ++t) {
       for (int64_t f = 0; f < args.h.cols; ++f) {
@@ -530,45 +285,8 @@ class ReferenceOps : public Ops {
       for (int64_t c = 0; c < args.x.cols; ++c) Set(args.y, args.rows[i], c, Get(args.x, static_cast<int64_t>(i), c));
   }
 
-  // FP8 moments: a block's largest new magnitudes first, then everything once more.
-  void AdamWFp8(const AdamWArgs& args) {
-    const int64_t block = args.block > 0 ? args.block : args.param.cols;
-    for (int64_t begin = 0; begin < args.param.cols; begin += block) {
-      const int64_t count = std::min(block, args.param.cols - begin);
-      Tensor m(DType::kF64, 1, count), v(DType::kF64, 1, count), param(DType::kF64, 1, count);
-      const double m_scale = Get(args.m_scale, 0, begin / block), v_scale = Get(args.v_scale, 0, begin / block);
-      for (int64_t i = 0; i < count; ++i) {
-        Set(m, 0, i, Get(args.m, 0, begin + i) * m_scale);
-        Set(v, 0, i, Get(args.v, 0, begin + i) * v_scale);
-        Set(param, 0, i, Get(args.param, 0, begin + i));
-      }
-      AdamWArgs plain = args;
-      plain.param = param;
-      plain.grad = args.grad.Cols(begin, count);
-      plain.m = m;
-      plain.v = v;
-      AdamW(plain);
-      double m_amax = 1e-30, v_amax = 1e-30;
-      for (int64_t i = 0; i < count; ++i) {
-        m_amax = std::max(m_amax, std::abs(Get(m, 0, i)));
-        v_amax = std::max(v_amax, Get(v, 0, i));
-      }
-      Set(args.m_scale, 0, begin / block, m_amax / 448);
-      Set(args.v_scale, 0, begin / block, v_amax / 57344);
-      for (int64_t i = 0; i < count; ++i) {
-        const auto element = static_cast<uint64_t>(args.first_element + begin + i);
-        const auto words = Philox4x32({static_cast<uint32_t>(element), static_cast<uint32_t>(element >> 32), 0, 0},
-                                      {static_cast<uint32_t>(args.seed), static_cast<uint32_t>(args.seed >> 32)});
-        args.m.Row<uint8_t>(0)[begin + i] = StochasticCode(Get(m, 0, i) * 448 / m_amax, kE4M3, words[0]);
-        const uint8_t second = StochasticCode(Get(v, 0, i) * 57344 / v_amax, kE5M2, words[1]);
-        args.v.Row<uint8_t>(0)[begin + i] = second == 0 && Get(v, 0, i) > 0 ? 1 : second;
-        Set(args.param, 0, begin + i, Get(param, 0, i));
-      }
-    }
-  }
-
   void AdamW(const AdamWArgs& args) override {
-    if (IsFp8(args.m.dtype)) return AdamWFp8(args);
+    if (IsFp8(args.m.dtype)) return reference::AdamWFp8(*this, args);
     const double beta1 = args.beta1, beta2 = args.beta2, rate = args.learning_rate;
     const auto step = static_cast<double>(args.step);
     for (int64_t i = 0; i < args.param.cols; ++i) {
@@ -624,70 +342,6 @@ class ReferenceOps : public Ops {
       }
     }
     return out;
-  }
-
-  // F of a sequence's rows at positions 0 .. own, infinite where evicted, straight from the definition; leaves that of
-  // the next row in the sequence's selection.
-  static std::vector<std::vector<double>> Masks(const AttentionArgs& args, const SequenceRows& s) {
-    const KvLayout& layout = args.layout;
-    QUERN_CHECK(args.window == 0);
-    const TensorView selection = {s.selection, layout.dtype == DType::kF64 ? DType::kF64 : DType::kF32, 1, 0, 0};
-    const auto at = [&](int64_t p) {
-      return layout.SelectionOffset(p / KvLayout::kPageTokens, args.layer) + p % KvLayout::kPageTokens;
-    };
-    const auto selected = [&](int64_t row, int64_t p) {  // S
-      if (p == 0 || p >= s.context + row) return 0.0;
-      double sum = 0;
-      for (int64_t d = 0; d < layout.head_dim; ++d)
-        sum += Get(args.q, s.row + row, d) *
-               Get(Page(s, p, layout), 0,
-                   layout.KeyOffset(args.layer, 0) + layout.KeyElement(p % KvLayout::kPageTokens, d));
-      return args.gain * std::max(0.0, sum * static_cast<double>(args.scale));
-    };
-    const int64_t end = s.context + s.count;
-    std::vector<std::vector<double>> all;  // [count + 1]
-    std::vector<bool> gone(static_cast<size_t>(end) + 1);
-    for (int64_t i = 0; i <= s.count; ++i) {
-      std::vector<double> row;
-      for (int64_t p = 0; p < std::min(s.context + i + 1, end); ++p) {
-        double f = p < s.context ? Get(selection, 0, at(p)) : 0;
-        for (int64_t k = 0; k < i; ++k) f += selected(k, p);
-        if (std::isinf(f)) gone[static_cast<size_t>(p)] = true;
-        row.push_back(f);
-      }
-      const int64_t position = s.context + i;
-      const auto left = [&] { return position + 1 - std::count(gone.begin(), gone.end(), true); };
-      while (i < s.count && args.budget > 0 && left() > args.budget) {
-        int64_t worst = -1;
-        for (int64_t p = 1; p < position; ++p)
-          if (!gone[static_cast<size_t>(p)] &&
-              (worst < 0 || row[static_cast<size_t>(p)] > row[static_cast<size_t>(worst)]))
-            worst = p;
-        gone[static_cast<size_t>(worst)] = true;
-      }
-      for (size_t p = 0; p < row.size(); ++p)
-        if (gone[p]) row[p] = std::numeric_limits<double>::infinity();
-      all.push_back(std::move(row));
-    }
-    for (int64_t p = 0; p < end; ++p) Set(selection, 0, at(p), all.back()[static_cast<size_t>(p)]);
-    all.pop_back();
-    return all;
-  }
-
-  // `mask`: F of one row at positions 0 .. own.
-  static double Live(const std::vector<double>& mask, double tau) {
-    double live = 0;
-    for (const double f : mask) live += 1 - std::min(f, tau) / tau;
-    return live;
-  }
-
-  static bool IsPruned(const SequenceRows& s, int64_t position) {
-    return s.pruned != nullptr && position / KvLayout::kPageTokens < s.pruned->pages;
-  }
-
-  static TensorView Page(const SequenceRows& sequence, int64_t position, const KvLayout& layout) {
-    return {sequence.pages[position / KvLayout::kPageTokens], layout.dtype, 1, layout.page_elements(),
-            layout.page_elements()};
   }
 };
 

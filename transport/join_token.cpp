@@ -26,7 +26,9 @@ std::string Check(const std::string& bytes) {
 
 Result<std::string> Binary(const std::string& key) {
   uint8_t binary[kKeyBytes];
-  if (key.size() != 40 || zmq_z85_decode(binary, key.c_str()) == nullptr) return InvalidArgument("a key is no key");
+  if (key.size() != 40 || zmq_z85_decode(binary, key.c_str()) == nullptr)
+    return InvalidArgument(
+        StrFormat("the join token: a CURVE key has 40 characters of Z85, not these %zu", key.size()));
   return std::string(reinterpret_cast<const char*>(binary), sizeof(binary));
 }
 

@@ -11,6 +11,7 @@
 #include "compute/cpu/cpu_ops.h"
 #include "learner/trainer.h"
 #include "tests/actors/same_completion.h"
+#include "tests/model/small_model.h"
 #include "tests/resident.h"
 
 namespace quern {
@@ -18,19 +19,6 @@ namespace {
 
 constexpr int64_t kPositions = 400;
 constexpr int32_t kVocabulary = 61;
-
-ModelConfig SmallConfig() {
-  ModelConfig config;
-  config.vocab_size = kVocabulary;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.layers = 2;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
-  config.initializer_range = 0.3;
-  return config;
-}
 
 // One turn: what is appended to the sequence, then how it is continued.
 struct Turn {
@@ -50,7 +38,7 @@ struct Case {
 
 class EnginePropertyTest : public ::testing::TestWithParam<Case> {
  protected:
-  EnginePropertyTest() : pool_(2), ops_(NewCpuOps(&pool_)), config_(SmallConfig()) {
+  EnginePropertyTest() : pool_(2), ops_(NewCpuOps(&pool_)), config_(SmallModel(kVocabulary)) {
     config_.selective_attention = GetParam().selective;
     scales_ = Tensor(DType::kF32, 1, config_.intermediate_size);
     for (int64_t c = 0; c < scales_.cols(); ++c) scales_.Row<float>(0)[c] = c % 3 == 0 ? 0.25f : 4.0f;
@@ -276,17 +264,24 @@ class EngineSharingTest : public EnginePropertyTest {
     engine.Generate(id, options);
     return id;
   }
+  std::vector<int64_t> AskSixteenTimes(Engine& engine, const std::vector<int32_t>& prompt) {
+    std::vector<int64_t> ids;
+    for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
+    Drain(engine);
+    return ids;
+  }
+  static std::vector<int32_t> RandomPrompt(size_t length) {
+    Random random(1);
+    std::vector<int32_t> prompt(length);
+    for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
+    return prompt;
+  }
 };
 
 TEST_P(EngineSharingTest, ChainsOfOneQuestionComputeItsPromptOnce) {
-  Random random(1);
-  std::vector<int32_t> prompt(150);
-  for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
   Engine engine(*ops_, {});
   engine.SetPolicy(NewPolicy(1));
-  std::vector<int64_t> ids;
-  for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
-  Drain(engine);
+  const std::vector<int64_t> ids = AskSixteenTimes(engine, RandomPrompt(150));
   // Once whole, and for the others the last token, whose logits are needed.
   EXPECT_EQ(engine.prompt_tokens(), 150 + 15);
   EXPECT_EQ(engine.shared_tokens(), 15 * 149);
@@ -300,14 +295,9 @@ using EngineSelectiveSharingTest = EngineSharingTest;
 
 // How far positions are masked is known at the ends of pages only: those are shared.
 TEST_P(EngineSelectiveSharingTest, ChainsOfOneQuestionShareItsFullPages) {
-  Random random(1);
-  std::vector<int32_t> prompt(150);
-  for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
   Engine engine(*ops_, {});
   engine.SetPolicy(NewPolicy(1));
-  std::vector<int64_t> ids;
-  for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
-  Drain(engine);
+  AskSixteenTimes(engine, RandomPrompt(150));
   EXPECT_EQ(engine.shared_tokens(), 15 * 128);
   EXPECT_EQ(engine.prompt_tokens(), 150 + 15 * 22);
   EXPECT_EQ(engine.used_pages(), 2 + 16);
@@ -320,14 +310,10 @@ INSTANTIATE_TEST_SUITE_P(Policies, EngineSelectiveSharingTest,
 using EngineCompressedSharingTest = EngineSharingTest;
 
 TEST_P(EngineCompressedSharingTest, EqualPromptsAreReadOnce) {
-  Random random(1);
-  std::vector<int32_t> prompt(150);
-  for (int32_t& id : prompt) id = static_cast<int32_t>(random.Below(kVocabulary));
   Engine engine(*ops_, {});
   engine.SetPolicy(NewPolicy(1));
-  std::vector<int64_t> ids;
-  for (int i = 0; i < 16; ++i) ids.push_back(Ask(engine, prompt));
-  Drain(engine);
+  std::vector<int32_t> prompt = RandomPrompt(150);
+  AskSixteenTimes(engine, prompt);
   EXPECT_EQ(engine.prompt_tokens(), 150 + 15);
   EXPECT_EQ(engine.shared_tokens(), 15 * 149);
   // Another prompt that begins alike is another one: what is kept of it is chosen at its end.

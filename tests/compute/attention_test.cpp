@@ -4,18 +4,12 @@
 #include <cmath>
 #include <numeric>
 
-#include "compute/cpu/cpu_ops.h"
-#include "tests/compute/test_tensors.h"
+#include "tests/compute/cpu_ops_fixture.h"
 
 namespace quern {
 namespace {
 
 constexpr DType kF32 = DType::kF32, kBf16 = DType::kBf16, kReal = DType::kF64;
-
-struct Case {
-  cpu::Isa isa;
-  DType act;
-};
 
 struct Shape {
   int64_t heads, kv_heads, dim, window;
@@ -23,9 +17,8 @@ struct Shape {
 
 const Shape kShapes[] = {{6, 6, 48, 0}, {4, 2, 8, 0}, {6, 2, 64, 20}, {3, 1, 37, 70}, {8, 1, 80, 0}, {2, 2, 128, 5}};
 
-class AttentionTest : public ::testing::TestWithParam<Case> {
+class AttentionTest : public CpuOpsTest {
  protected:
-  DType act() const { return GetParam().act; }
   double relative() const { return act() == kBf16 ? 0x1.02p-8 : 1e-5; }
   // Where the softmax's weights are rounded to bf16, an output moves by up to 2^-8 of its values' mean distance to it,
   // which is about 1 here.
@@ -52,10 +45,6 @@ class AttentionTest : public ::testing::TestWithParam<Case> {
                    .out = out,
                    .lse = lse});
   }
-
-  ThreadPool pool_{2};
-  CpuOps cpu_{&pool_, GetParam().isa};
-  std::unique_ptr<Ops> reference_ = NewReferenceOps();
 };
 
 TEST_P(AttentionTest, MatchesTheReference) {
@@ -237,17 +226,7 @@ TEST(AttentionAcrossInstructionSets, Avx2AndAvx512GiveEqualBits) {
   EXPECT_TRUE(BitEqual(run(cpu::Isa::kAvx2), run(cpu::Isa::kAvx512)));
 }
 
-std::vector<Case> AllCases() {
-  std::vector<Case> out;
-  for (const cpu::Isa isa : {cpu::Isa::kScalar, cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16})
-    if (cpu::IsaAvailable(isa))
-      for (const DType act : {kF32, kBf16}) out.push_back({isa, act});
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, ::testing::ValuesIn(AllCases()), [](const auto& test) {
-  return std::string(cpu::IsaName(test.param.isa)) + "_" + DTypeName(test.param.act);
-});
+INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, ::testing::ValuesIn(CpuCases()), CpuCaseName);
 
 }  // namespace
 }  // namespace quern

@@ -5,8 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "compute/cpu/cpu_ops.h"
-#include "tests/compute/test_tensors.h"
+#include "tests/compute/cpu_ops_fixture.h"
 
 namespace quern {
 namespace {
@@ -241,21 +240,11 @@ TEST(SelectiveDefinition, GradientAgainstDifferences) {
   }
 }
 
-struct Case {
-  cpu::Isa isa;
-  DType act;
-};
-
-class SelectiveTest : public ::testing::TestWithParam<Case> {
+class SelectiveTest : public CpuOpsTest {
  protected:
-  DType act() const { return GetParam().act; }
   double relative() const { return act() == kBf16 ? 0x1.02p-8 : 2e-5; }
   // As in attention_test.cpp.
   double absolute() const { return act() == kBf16 && GetParam().isa == cpu::Isa::kAvx512Bf16 ? 0x1p-8 : 5e-6; }
-
-  ThreadPool pool_{2};
-  CpuOps cpu_{&pool_, GetParam().isa};
-  std::unique_ptr<Ops> reference_ = NewReferenceOps();
 };
 
 TEST_P(SelectiveTest, MatchesTheDefinition) {
@@ -412,17 +401,7 @@ TEST_P(SelectiveTest, ABudgetOfAllPositionsChangesNothing) {
   EXPECT_TRUE(BitEqual(outs[0], outs[1]));
 }
 
-std::vector<Case> AllCases() {
-  std::vector<Case> out;
-  for (const cpu::Isa isa : {cpu::Isa::kScalar, cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16})
-    if (cpu::IsaAvailable(isa))
-      for (const DType act : {kF32, kBf16}) out.push_back({isa, act});
-  return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, SelectiveTest, ::testing::ValuesIn(AllCases()), [](const auto& test) {
-  return std::string(cpu::IsaName(test.param.isa)) + "_" + DTypeName(test.param.act);
-});
+INSTANTIATE_TEST_SUITE_P(Cpu, SelectiveTest, ::testing::ValuesIn(CpuCases()), CpuCaseName);
 
 }  // namespace
 }  // namespace quern

@@ -11,6 +11,7 @@
 #include "base/strings.h"
 #include "learner/host_communicator.h"
 #include "learner/trainer.h"
+#include "tests/model/small_model.h"
 
 namespace quern {
 
@@ -46,14 +47,7 @@ class RankGroup {
 
 // What data-parallel tests train.
 inline ModelConfig SmallModel() {
-  ModelConfig config;
-  config.vocab_size = 40;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.layers = 2;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
+  ModelConfig config = SmallModel(40, 0.02);
   config.max_positions = 32;
   return config;
 }

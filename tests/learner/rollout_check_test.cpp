@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "compute/cpu/cpu_ops.h"
 #include "methods/policy_log_probs.h"
+#include "tests/model/small_model.h"
 
 namespace quern {
 namespace {
@@ -25,14 +26,6 @@ std::string Bytes(const std::vector<T>& values) {
 class RolloutCheckTest : public ::testing::TestWithParam<Recipe> {
  protected:
   RolloutCheckTest() : pool_(2), ops_(NewCpuOps(&pool_)) {
-    config_.vocab_size = 11;
-    config_.hidden_size = 32;
-    config_.intermediate_size = 48;
-    config_.layers = 2;
-    config_.heads = 4;
-    config_.kv_heads = 2;
-    config_.head_dim = 8;
-    config_.initializer_range = 0.3;
     trainer_ = std::make_unique<Trainer>(*ops_, config_, GetParam(), 64, TrainerOptions());
     trainer_->parameters().Initialize(config_, 3);
     QUERN_CHECK(trainer_->Begin({}, std::nullopt).ok());
@@ -77,7 +70,7 @@ class RolloutCheckTest : public ::testing::TestWithParam<Recipe> {
 
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
-  ModelConfig config_;
+  ModelConfig config_ = SmallModel(11);
   std::unique_ptr<Trainer> trainer_;
 };
 

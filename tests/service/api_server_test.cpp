@@ -20,6 +20,7 @@
 #include "model/tokenizer/char_tokenizer.h"
 #include "service/openai.h"
 #include "service/text_stream.h"
+#include "tests/model/small_model.h"
 #include "tests/resident.h"
 #include "tests/transport/http_client.h"
 
@@ -41,17 +42,8 @@ std::shared_ptr<const Tokenizer> CharacterTokenizer() {
 class ApiServerTest : public ::testing::Test {
  protected:
   ApiServerTest() : pool_(2), ops_(NewCpuOps(&pool_)), tokenizer_(CharacterTokenizer()) {
-    ModelConfig config;
-    config.vocab_size = tokenizer_->vocab_size();
-    config.hidden_size = 32;
-    config.intermediate_size = 48;
-    config.layers = 2;
-    config.heads = 4;
-    config.kv_heads = 2;
-    config.head_dim = 8;
-    config.max_positions = 100000;
-    config.initializer_range = 0.3;
-    config_ = config;
+    config_ = SmallModel(tokenizer_->vocab_size());
+    config_.max_positions = 100000;
     served_ = {.policy = NewPolicy(1),
                .version = "0123abcd",
                .tokenizer = tokenizer_,
