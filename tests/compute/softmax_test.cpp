@@ -185,6 +185,7 @@ TEST_P(SoftmaxTest, ExponentialIsWithinOneUnitInTheLastPlace) {
 }
 
 TEST_P(SoftmaxTest, MaxRatio) {
+  if (act() != kF32) return;  // logits have no other form
   for (const auto& [rows, vocabulary] : {std::pair{40, 5}, {40, 61}, {10, 512}, {3, 20001}}) {
     for (const double spread : {0.3, 2.0, 6.0}) {
       for (const auto& [epsilon, top_p] : {std::pair{0.01f, 0.95f}, {0.3f, 0.5f}, {1e-4f, 0.9f}, {0.9f, 0.99f}}) {
