@@ -56,6 +56,13 @@ std::vector<TokenLogProb> Likeliest(std::span<const float> logits, float lse, in
   return top;
 }
 
+// What is drawn: a row of ids, a row of log-probabilities, which come to the host together.
+TensorView LogProbsOf(const TensorView& drawn) {
+  TensorView out = drawn.Rows(1, 1);
+  out.dtype = DType::kF32;
+  return out;
+}
+
 }  // namespace
 
 Engine::Engine(Ops& ops, const EngineOptions& options)
@@ -146,7 +153,7 @@ bool Engine::HasWork() const {
 
 // Whether the backend draws the sequence's tokens without their logits in memory.
 bool Engine::DrawsFromHidden(const Sequence& s) const {
-  return ops_.draws() && policy_->head->copies() && DrawsFromSoftmax(s.options.sampling);
+  return ops_.draws() && policy_->head->copies() && s.options.sampling.plain();
 }
 
 // Computes every planned sequence and draws for those that are computed to their end (`sampled_`), where the backend
@@ -168,8 +175,10 @@ TensorView Engine::PolicyLogits() {
     batch_.wanted->push_back(batch_.rows() - 1);
   }
   const auto n = static_cast<int64_t>(sampled_.size());
+  for (const Planned& p : planned_)
+    for (const auto& cache : p.sequence->own) cache->Reserve(p.count);
   // A row for every sequence and nothing else: the calls of the last such step.
-  const bool decodes = n == batch_.rows() && policy_->compression.off();
+  const bool decodes = n == batch_.rows();
   if (decodes) ops_.BeginStep(static_cast<uint64_t>(n));
   std::vector<TensorView> model_logits;
   for (size_t m = 0; m < policy_->models.size(); ++m) {
@@ -184,10 +193,7 @@ TensorView Engine::PolicyLogits() {
       }
     } else {
       std::vector<CompressedCache*> caches;
-      for (const Planned& p : planned_) {
-        caches.push_back(p.sequence->own[m].get());
-        caches.back()->Reserve(p.count);
-      }
+      for (const Planned& p : planned_) caches.push_back(p.sequence->own[m].get());
       kv = CompressedView(layout, policy_->compression, caches, batch_);
     }
     const TensorView hidden = arena_.New(model.transformer.dtype(), n, model.transformer.config().hidden_size);
@@ -219,13 +225,7 @@ TensorView Engine::PolicyLogits() {
     }
     if (selective_ && options_.share_prefixes && s.cached % kPage == 0) KeepSelections(s);
   }
-  for (size_t i = 0; i < drawn_rows_.size(); ++i) {
-    Sequence& s = *sampled_[static_cast<size_t>(drawn_rows_[i])];
-    Keep(s, drawn_[i], drawn_log_probs_.Row<float>(0)[i]);
-    if (!s.options.sampling_masks) continue;
-    s.completion.masks.emplace_back();
-    if (s.options.sampling.temperature <= 0) s.completion.masks.back().push_back(drawn_[i]);
-  }
+  KeepDrawn();
   if (logits_rows_.empty()) return {};
   return Combined(model_logits);
 }
@@ -282,17 +282,33 @@ void Engine::Draw(const ServedModel& model, const TensorView& hidden) {
     uniforms.push_back(
         SamplingUniforms(s.options.sampling, s.options.seed, static_cast<int64_t>(s.completion.tokens.size())));
   }
-  drawn_.resize(drawn_rows_.size());
-  drawn_log_probs_ = arena_.New(DType::kF32, 1, hidden.rows);
-  model.transformer.Draw(
-      model.weights, hidden,
-      {.a = {}, .never = policy_->head->never(), .uniforms = uniforms, .ids = drawn_, .log_prob = drawn_log_probs_});
+  drawn_ = arena_.New(DType::kI32, 2, hidden.rows);
+  model.transformer.Draw(model.weights, hidden,
+                         {.a = {},
+                          .never = policy_->head->never(),
+                          .uniforms = uniforms,
+                          .ids = drawn_.Rows(0, 1),
+                          .log_prob = LogProbsOf(drawn_)});
+}
+
+void Engine::KeepDrawn() {
+  if (drawn_rows_.empty()) return;
+  const TensorView drawn = OnHost(drawn_);
+  for (size_t i = 0; i < drawn_rows_.size(); ++i) {
+    Sequence& s = *sampled_[static_cast<size_t>(drawn_rows_[i])];
+    const int32_t id = drawn.Row<int32_t>(0)[i];
+    QUERN_CHECK(id >= 0, "no token may be sampled");
+    Keep(s, id, LogProbsOf(drawn).Row<float>(0)[i]);
+    if (!s.options.sampling_masks) continue;
+    s.completion.masks.emplace_back();
+    if (s.options.sampling.temperature <= 0) s.completion.masks.back().push_back(id);
+  }
 }
 
 // Draws a token for every row of `logits`, one for each of `logits_rows_`, that has none yet.
 void Engine::Sample(const TensorView& logits) {
   const int64_t n = logits.rows;
-  drawn_.resize(static_cast<size_t>(n));
+  std::vector<int32_t> ids(static_cast<size_t>(n));
   const auto sampled = [&](int64_t i) -> Sequence& {
     return *sampled_[static_cast<size_t>(logits_rows_[static_cast<size_t>(i)])];
   };
@@ -303,17 +319,17 @@ void Engine::Sample(const TensorView& logits) {
     thread_local std::vector<float> scratch;
     Sequence& s = sampled(i);
     if (DrawsFromHidden(s)) {
-      drawn_[static_cast<size_t>(i)] = s.tokens.back();
+      ids[static_cast<size_t>(i)] = s.tokens.back();
       return;
     }
     const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
     const float uniform = SamplingUniform(s.options.seed, static_cast<int64_t>(s.completion.tokens.size()));
     std::vector<int32_t>* kept = s.options.sampling_masks ? &s.completion.masks.back() : nullptr;
-    drawn_[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch, kept);
+    ids[static_cast<size_t>(i)] = SampleToken(row, s.options.sampling, s.tokens, uniform, scratch, kept);
   });
   const TensorView numbers = arena_.New(DType::kF32, 2, n);
   ops_.LogSoftmax({.logits = logits,
-                   .targets = drawn_,
+                   .targets = ids,
                    .lse = numbers.Rows(0, 1),
                    .log_prob = numbers.Rows(1, 1),
                    .mean_log_prob = {},
@@ -322,7 +338,7 @@ void Engine::Sample(const TensorView& logits) {
   const float *lse = of_rows.Row<float>(0), *log_prob = of_rows.Row<float>(1);
   for (int64_t i = 0; i < n; ++i) {
     Sequence& s = sampled(i);
-    if (!DrawsFromHidden(s)) Keep(s, drawn_[static_cast<size_t>(i)], log_prob[i]);
+    if (!DrawsFromHidden(s)) Keep(s, ids[static_cast<size_t>(i)], log_prob[i]);
     if (s.options.top_log_probs > 0) {
       const std::span<const float> row(rows.Row<float>(i), static_cast<size_t>(rows.cols));
       s.completion.top.push_back(Likeliest(row, lse[i], s.options.top_log_probs));

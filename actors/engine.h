@@ -58,7 +58,8 @@ struct Completion {
 // observation), Generate asks for a continuation, Step advances every sequence that has work by one token or one prompt
 // chunk, in one forward pass per model. A sequence's tokens and log-probabilities do not depend on what else is in the
 // batch, on the order of steps, on the cache budget, or on whose pages it shares. Keys and values lie where the backend
-// computes; of a GPU's logits the sampled rows are copied to the host, which draws. Not thread-safe.
+// computes, and it draws (Ops::Draw); only logits that are truncated, penalised, put together of several models' or
+// listed come to the host. Not thread-safe.
 class Engine {
  public:
   // `ops` must outlive the engine.
@@ -124,6 +125,7 @@ class Engine {
   TensorView GrowSelection(Sequence& sequence, size_t model);
   bool DrawsFromHidden(const Sequence& sequence) const;
   void Draw(const ServedModel& model, const TensorView& hidden);
+  void KeepDrawn();
   void Sample(const TensorView& logits);
   void Keep(Sequence& sequence, int32_t id, float log_prob);
   bool Finish(Sequence& sequence, Completion& completion);
@@ -149,8 +151,7 @@ class Engine {
   std::vector<Planned> planned_;
   std::vector<Sequence*> sampled_;
   std::vector<int64_t> drawn_rows_, logits_rows_;  // of sampled_: how they get their token
-  std::vector<int32_t> drawn_;
-  TensorView drawn_log_probs_;  // of drawn_rows_
+  TensorView drawn_;  // [2, drawn_rows_] int32: ids, and the bits of their log-probabilities
   TokenBatch batch_;
 };
 

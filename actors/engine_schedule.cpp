@@ -147,7 +147,7 @@ TensorView Engine::GrowSelection(Sequence& s, size_t model) {
   Tensor& selection = s.selections[model];
   const int64_t elements = static_cast<int64_t>(s.pages.size()) * cache_->layouts()[model].selection_elements();
   if (selection.cols() < elements) {
-    Tensor more(DType::kF32, 1, std::max(elements, 2 * selection.cols()), ops_.memory());
+    Tensor more(DType::kF32, 1, std::max(elements, 2 * selection.cols()), ops_.pool());
     if (selection.cols() > 0) ops_.Copy(selection, more.view().Cols(0, selection.cols()));
     selection = std::move(more);
   }
@@ -161,7 +161,7 @@ void Engine::KeepSelections(const Sequence& s) {
   for (size_t m = 0; m < selections.size(); ++m) {
     const KvLayout& layout = cache_->layouts()[m];
     if (!layout.selective) continue;
-    selections[m] = Tensor(DType::kF32, 1, s.cached / kPage * layout.selection_elements(), ops_.memory());
+    selections[m] = Tensor(DType::kF32, 1, s.cached / kPage * layout.selection_elements(), ops_.pool());
     ops_.Copy(s.selections[m].view().Cols(0, selections[m].cols()), selections[m]);
     bytes += selections[m].bytes();
   }

@@ -28,5 +28,5 @@ endif()
 
 # The kernels: for the GPU (compute/cuda) and for the emulator (tests/cuda).
 set(QUERN_CUDA_KERNELS
-  adamw.cu attention.cu attention_backward.cu attention_backward_tiles.cu attention_tiles.cu elementwise.cu norm.cu pruning.cu
+  adamw.cu attention.cu attention_backward.cu attention_backward_tiles.cu attention_tiles.cu draw.cu elementwise.cu norm.cu pruning.cu
   quantize.cu reduce.cu rotary.cu selection.cu softmax.cu)

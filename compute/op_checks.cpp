@@ -184,6 +184,14 @@ void CheckArgs(const LogSoftmaxArgs& args) {
   if (!args.log_prob.empty()) CheckIds(args.targets, rows, vocabulary, "targets");
 }
 
+void CheckArgs(const DrawArgs& args) {
+  const int64_t rows = args.a.rows;
+  QUERN_CHECK(args.b != nullptr && args.a.cols == args.b->k() && std::ssize(args.uniforms) == rows);
+  QUERN_CHECK(args.ids.dtype == DType::kI32 && args.ids.rows == 1 && args.ids.cols == rows, Shape(args.ids));
+  QUERN_CHECK(args.never < args.b->n());
+  CheckAcc(args.log_prob, 1, rows, "log_prob");
+}
+
 void CheckArgs(const LogSoftmaxBackwardArgs& args) {
   const int64_t rows = args.logits.rows, vocabulary = args.logits.cols;
   CheckAcc(args.logits, rows, vocabulary, "logits");

@@ -18,6 +18,7 @@ void CheckArgs(const AttentionBackwardArgs& args);
 void CheckArgs(const SwiGluArgs& args);
 void CheckArgs(const SwiGluBackwardArgs& args);
 void CheckArgs(const LogSoftmaxArgs& args);
+void CheckArgs(const DrawArgs& args);
 void CheckArgs(const LogSoftmaxBackwardArgs& args);
 void CheckArgs(const MaxRatioArgs& args);
 void CheckArgs(const RowScalesArgs& args);

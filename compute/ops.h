@@ -249,20 +249,30 @@ struct LogSoftmaxArgs {
   TensorView entropy;                // [1, R] acc, in nats, or empty
 };
 
+// Logits whose exponentials are summed together, relative to the largest of them; a row's last block is shorter.
+constexpr int64_t kLogitBlock = 480;
+constexpr int64_t LogitBlocks(int64_t vocabulary) { return (vocabulary + kLogitBlock - 1) / kLogitBlock; }
+
 // The random numbers in [0, 1) of a draw: which block of logits, which of its ids. Both below 0: the likeliest id, the
 // lowest among equals.
 struct DrawUniforms {
   float block = 0, in_block = 0;
+  float inverse_temperature = 1;  // what logits are multiplied by
 };
 
-// Draws an id for every row from the softmax of its logits a b, which are never all in memory. An id is a function of
-// its row, its uniforms and `never` alone.
+// Draws an id for every row from the softmax of its logits a b over a temperature; logits stay where they are computed.
+// An id is a function of its row's logits, its uniforms and `never` alone, and the same on every backend where the
+// logits are (but for the CPU's kernels without fused multiply-add): `block` is put into the inverse of the
+// distribution function over the blocks in ascending order, `in_block` into that over the block's ids, ordered by
+// i % 16, then by i / 16 % 4, then ascending, i counted from the block's first. Masses are fp32 sums of e^(logit - the
+// block's largest), in the order of SumVectors and with the Exp of cpu/simd.h; parts' running sums are compared with
+// what is left of a mass (cpu/draw.cpp).
 struct DrawArgs {
   TensorView a;                            // [R, k] act
   const PackedMatrix* b = nullptr;         // k x V
   int32_t never = -1;                      // an id whose logit counts as -infinity, or -1
   std::span<const DrawUniforms> uniforms;  // R
-  std::span<int32_t> ids;                  // R
+  TensorView ids;                          // [1, R] int32; -1 where no logit is finite
   TensorView log_prob;                     // [1, R] acc: what LogSoftmax gives for these ids, to the bit
 };
 
@@ -360,6 +370,8 @@ class Ops {
   // Where the views of all calls below lie: null, the host's memory, or the device's. What Pack, Cast and Fill are
   // given may lie in either, but for scales. Spans, page tables and PrunedKeys are always the host's.
   virtual DeviceMemory* memory() { return nullptr; }
+  // The same for what comes and goes in few sizes, such as pages: cheap to take and to give back.
+  virtual DeviceMemory* pool() { return memory(); }
   // Copies between the host's memory and this backend's; same shapes and dtypes. The host's side may be used again at
   // once. x may lie in the host's as well.
   virtual void Upload(const TensorView& host, const TensorView& x);
@@ -381,6 +393,11 @@ class Ops {
   // Where calls are queued in order, for libraries beside this backend: a cudaStream_t, whose GPU becomes the thread's
   // current one. Null: calls are done when they return.
   virtual void* stream() { return nullptr; }
+  // A second queue, for the same: what is queued there from now on begins after all that was called so far. Null: as
+  // stream().
+  virtual void* ForkStream() { return nullptr; }
+  // What is called from now on begins after all that the second queue has so far.
+  virtual void JoinStream() {}
 
   virtual std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) = 0;
   virtual void Pack(const PackArgs& args) = 0;

@@ -28,6 +28,12 @@ class Communicator {
   virtual Status AllReduce(const TensorView& x, Reduction reduction) = 0;
   // x's own slice becomes the sum of all ranks'; what is in the others is undefined.
   virtual Status ReduceScatter(const TensorView& x, std::span<const int64_t> bounds) = 0;
+  // The same, under way perhaps when it returns: in the background of what is computed until Finish(). One may begin
+  // behind another; x is not touched meanwhile. Equal bits, where the sum has one order.
+  virtual Status BeginReduceScatter(const TensorView& x, std::span<const int64_t> bounds) {
+    return ReduceScatter(x, bounds);
+  }
+  virtual Status Finish() { return {}; }
   // Every rank gets all slices. Any dtype.
   virtual Status AllGather(const TensorView& x, std::span<const int64_t> bounds) = 0;
   // `root`'s x becomes that of all. Any dtype.

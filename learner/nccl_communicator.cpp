@@ -17,6 +17,7 @@ struct NcclId {
 using NcclComm = void*;
 enum NcclType : int { kNcclUint8 = 1, kNcclFloat32 = 7, kNcclFloat64 = 8 };
 enum NcclOp : int { kNcclSum = 0, kNcclMax = 2 };
+constexpr const char* kReduceScatter = "reduce_scatter";
 constexpr int kNcclSuccess = 0, kNcclInProgress = 7;
 // ncclConfig_t of 2.14, the first one: newer libraries take what is not there as their default. Not blocking: calls
 // come back at once, and a rank that never comes does not hold this one for ever.
@@ -103,16 +104,31 @@ class NcclCommunicator : public Communicator {
 
   // One reduction for each slice: NCCL's own wants slices of one size.
   Status ReduceScatter(const TensorView& x, std::span<const int64_t> bounds) override {
-    const int type = SumType(x);
-    return ForSlices("reduce_scatter", x, bounds, [&](void* data, size_t elements, int root) {
-      return nccl_.reduce(data, data, elements, type, kNcclSum, root, comm_, ops_.stream());
-    });
+    return Run(kReduceScatter, Elements(x), [&] { return ReduceSlices(x, bounds, ops_.stream()); });
+  }
+
+  // In the second stream, behind what was computed so far. What NCCL has not put into it yet would come behind what it
+  // need not wait for, or before what it must.
+  Status BeginReduceScatter(const TensorView& x, std::span<const int64_t> bounds) override {
+    if (under_way_) QUERN_RETURN_IF_ERROR(Settle(kReduceScatter, /*in_stream=*/true));
+    under_way_ = true;
+    return Start(kReduceScatter, Elements(x), [&] { return ReduceSlices(x, bounds, ops_.ForkStream()); });
+  }
+
+  Status Finish() override {
+    if (!under_way_) return {};
+    under_way_ = false;
+    QUERN_RETURN_IF_ERROR(Settle(kReduceScatter, /*in_stream=*/true));
+    ops_.JoinStream();
+    return Settle(kReduceScatter, /*in_stream=*/false);
   }
 
   Status AllGather(const TensorView& x, std::span<const int64_t> bounds) override {
     const auto size = static_cast<size_t>(DTypeSize(x.dtype));
-    return ForSlices("all_gather", x, bounds, [&](void* data, size_t elements, int root) {
-      return nccl_.broadcast(data, data, elements * size, kNcclUint8, root, comm_, ops_.stream());
+    return Run("all_gather", Elements(x), [&] {
+      return ForSlices(x, bounds, [&](void* data, size_t elements, int root) {
+        return nccl_.broadcast(data, data, elements * size, kNcclUint8, root, comm_, ops_.stream());
+      });
     });
   }
 
@@ -138,28 +154,38 @@ class NcclCommunicator : public Communicator {
   }
 
   template <typename Call>
-  Status ForSlices(const char* name, const TensorView& x, std::span<const int64_t> bounds, const Call& call) {
+  int ForSlices(const TensorView& x, std::span<const int64_t> bounds, const Call& call) {
     QUERN_CHECK(x.rows == 1 && static_cast<int>(bounds.size()) == ranks() + 1 && bounds.back() <= x.cols);
-    return Run(name, Elements(x), [&] {
-      int code = nccl_.group_start();
-      for (size_t r = 0; code == kNcclSuccess && r + 1 < bounds.size(); ++r) {
-        const int64_t count = bounds[r + 1] - bounds[r];
-        if (count > 0) code = call(x.Cols(bounds[r], count).data, static_cast<size_t>(count), static_cast<int>(r));
-        if (code == kNcclInProgress) code = kNcclSuccess;
-      }
-      const int ended = nccl_.group_end();
-      return code == kNcclSuccess ? ended : code;
+    int code = nccl_.group_start();
+    for (size_t r = 0; code == kNcclSuccess && r + 1 < bounds.size(); ++r) {
+      const int64_t count = bounds[r + 1] - bounds[r];
+      if (count > 0) code = call(x.Cols(bounds[r], count).data, static_cast<size_t>(count), static_cast<int>(r));
+      if (code == kNcclInProgress) code = kNcclSuccess;
+    }
+    const int ended = nccl_.group_end();
+    return code == kNcclSuccess ? ended : code;
+  }
+
+  int ReduceSlices(const TensorView& x, std::span<const int64_t> bounds, void* stream) {
+    const int type = SumType(x);
+    return ForSlices(x, bounds, [&](void* data, size_t elements, int root) {
+      return nccl_.reduce(data, data, elements, type, kNcclSum, root, comm_, stream);
     });
   }
 
   // All ranks meet on the host; then NCCL has its turn.
   template <typename Call>
-  Status Run(const char* name, const std::string& what, const Call& call) {
+  Status Start(const char* name, const std::string& what, const Call& call) {
     if (lost_) return FailedPrecondition(StrCat("rank ", rank(), ": ", name, ": an earlier call of NCCL failed"));
     QUERN_RETURN_IF_ERROR(Meet(StrCat(name, " ", what)));
-    Status status = Check(name, call());
-    if (status.ok()) status = Settle(name);
+    const Status status = Check(name, call());
     return status.ok() ? status : GiveUp(status);
+  }
+  template <typename Call>
+  Status Run(const char* name, const std::string& what, const Call& call) {
+    QUERN_RETURN_IF_ERROR(Finish());
+    QUERN_RETURN_IF_ERROR(Start(name, what, call));
+    return Settle(name, /*in_stream=*/false);
   }
 
   // What every rank says, which must be the same.
@@ -173,13 +199,21 @@ class NcclCommunicator : public Communicator {
     return {};
   }
 
-  Status Settle(const char* name) {
+  // Waits until the last call is in its stream, or all that was called is done.
+  Status Settle(const char* name, bool in_stream) {
+    if (lost_) return FailedPrecondition(StrCat("rank ", rank(), ": ", name, ": an earlier call of NCCL failed"));
+    const Status status = Await(name, in_stream);
+    return status.ok() ? status : GiveUp(status);
+  }
+
+  Status Await(const char* name, bool in_stream) {
     const Deadline deadline = Deadline::After(options_.timeout);
     while (true) {
       int code = kNcclSuccess;
       QUERN_RETURN_IF_ERROR(Check(name, nccl_.comm_get_async_error(comm_, &code)));
       QUERN_RETURN_IF_ERROR(Check(name, code));
       if (code == kNcclSuccess) {
+        if (in_stream) return {};
         QUERN_ASSIGN_OR_RETURN(const bool done, ops_.Done());
         if (done) return {};
       }
@@ -209,6 +243,7 @@ class NcclCommunicator : public Communicator {
   Nccl nccl_;
   NcclComm comm_ = nullptr;
   bool lost_ = false;
+  bool under_way_ = false;  // what BeginReduceScatter began
 };
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <functional>
 #include <numbers>
 
 #include "base/deadline.h"
@@ -25,28 +24,6 @@ float LearningRate(const OptimizerOptions& o, int64_t step) {
 }
 
 namespace {
-
-// Episode after episode into the last batch, after `next(batches, rows of the episode)` has had its say.
-std::vector<TrainingBatch> Regroup(const TrainingBatch& batch,
-                                   const std::function<void(std::vector<TrainingBatch>&, const SequenceRows&)>& next) {
-  std::vector<TrainingBatch> out;
-  size_t row = 0;
-  for (const SequenceRows& sequence : batch.tokens.sequences) {
-    next(out, sequence);
-    TrainingBatch& part = out.back();
-    const int64_t row_shift = part.tokens.rows() - sequence.row;
-    const int64_t index_shift = static_cast<int64_t>(part.rows.size()) - static_cast<int64_t>(row);
-    part.tokens.Add(batch.tokens.ids.data() + sequence.row, sequence.count, 0, nullptr);
-    ++part.episodes;
-    for (; row < batch.rows.size() && batch.rows[row].row < sequence.row + sequence.count; ++row) {
-      LossRow moved = batch.rows[row];
-      moved.row += row_shift;
-      if (moved.next >= 0) moved.next += index_shift;
-      part.rows.push_back(moved);
-    }
-  }
-  return out;
-}
 
 // First parameter of each of `count` slices of about as many elements, and the end. Whole parameters: with FP8 moments
 // one scale may be a whole matrix's.
@@ -74,22 +51,6 @@ std::vector<int64_t> ElementBounds(const ParameterLayout& layout, const std::vec
 }
 
 }  // namespace
-
-std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens) {
-  return Regroup(batch, [max_tokens](std::vector<TrainingBatch>& out, const SequenceRows& sequence) {
-    if (out.empty() || out.back().tokens.rows() + sequence.count > max_tokens) out.emplace_back();
-  });
-}
-
-std::vector<TrainingBatch> CutBatch(const TrainingBatch& batch, int64_t count) {
-  std::vector<TrainingBatch> out = Regroup(batch, [&](std::vector<TrainingBatch>& parts, const SequenceRows& sequence) {
-    const int64_t middle = sequence.row + sequence.count / 2;
-    const auto part = static_cast<size_t>(middle * count / batch.tokens.rows());
-    if (parts.size() <= part) parts.resize(part + 1);
-  });
-  out.resize(static_cast<size_t>(count));
-  return out;
-}
 
 void StepReport::Add(const StepReport& other) {
   loss += other.loss;
@@ -341,16 +302,14 @@ TensorView Trainer::ForwardHidden(const Weights& weights, const TokenBatch& batc
 
 Result<StepReport> Trainer::AccumulateShard(const TrainingBatch& shard, uint64_t number, const WholeBatch& whole,
                                             const Objective& objective, const Bootstrap* bootstrap,
-                                            Parameters& gradients) {
+                                            Parameters& gradients, const GradientsDone& done) {
   StepReport report;
-  if (shard.rows.empty()) {
-    report.tokens = shard.tokens.rows();
-    return report;
-  }
+  report.tokens = shard.tokens.rows();
+  std::vector<TrainingBatch> parts = SplitBatch(shard, options_.max_micro_batch_tokens);
+  std::erase_if(parts, [](const TrainingBatch& part) { return part.rows.empty(); });
+  if (parts.empty() && done) CallForAll(gradients.layout(), done);
   uint64_t micro_batch = 0;
-  for (TrainingBatch& part : SplitBatch(shard, options_.max_micro_batch_tokens)) {
-    report.tokens += part.tokens.rows();
-    if (part.rows.empty()) continue;
+  for (TrainingBatch& part : parts) {
     const Arena::Scope scope(arena_);
     std::vector<void*> pages;
     const auto forward_begin = Clock::now();
@@ -377,7 +336,8 @@ Result<StepReport> Trainer::AccumulateShard(const TrainingBatch& shard, uint64_t
     const double live_scale =
         1 / static_cast<double>(transformer_.config().layers * whole.tokens);  // of the whole batch, as `loss`
     const double memory_weight = static_cast<double>(options_.optimizer.memory_loss) * live_scale;
-    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients, arena_, static_cast<float>(memory_weight));
+    transformer_.Backward(weights_, part.tokens, saved, dhidden, gradients, arena_, static_cast<float>(memory_weight),
+                          &part == &parts.back() ? done : GradientsDone());
     if (transformer_.config().selective_attention)
       report.live_share += LivePositions(ops_, part.tokens, saved) * live_scale;
     ObserveFp8(saved, report);
@@ -393,20 +353,24 @@ Result<StepReport> Trainer::AccumulateShard(const TrainingBatch& shard, uint64_t
 // Shards [lo, hi), numbered as in the whole batch, of which `shards` are this rank's.
 Result<StepReport> Trainer::AccumulateTree(std::span<const TrainingBatch> shards, int64_t lo, int64_t hi,
                                            const WholeBatch& whole, const Objective& objective,
-                                           const Bootstrap* bootstrap, Parameters& gradients, size_t depth) {
+                                           const Bootstrap* bootstrap, Parameters& gradients, size_t depth,
+                                           const GradientsDone& done) {
   if (hi - lo == 1)
     return AccumulateShard(shards[static_cast<size_t>(lo)], static_cast<uint64_t>(lo), whole, objective, bootstrap,
-                           gradients);
+                           gradients, done);
   const int64_t split = TreeSplit(lo, hi);
   QUERN_ASSIGN_OR_RETURN(StepReport report,
-                         AccumulateTree(shards, lo, split, whole, objective, bootstrap, gradients, depth + 1));
+                         AccumulateTree(shards, lo, split, whole, objective, bootstrap, gradients, depth + 1, {}));
   if (spare_gradients_.size() <= depth) spare_gradients_.resize(depth + 1);
   std::unique_ptr<Parameters>& spare = spare_gradients_[depth];
   if (spare == nullptr) spare = std::make_unique<Parameters>(transformer_.config(), transformer_.acc_dtype(), &ops_);
   ops_.Fill(spare->flat(), 0);
+  const auto add = [&, &right = *spare](int64_t begin, int64_t end) {
+    ops_.Add(right.flat().Cols(begin, end - begin), gradients.flat().Cols(begin, end - begin));
+    if (done) done(begin, end);
+  };
   QUERN_ASSIGN_OR_RETURN(const StepReport right,
-                         AccumulateTree(shards, split, hi, whole, objective, bootstrap, *spare, depth + 1));
-  ops_.Add(spare->flat(), gradients.flat());
+                         AccumulateTree(shards, split, hi, whole, objective, bootstrap, *spare, depth + 1, add));
   report.Add(right);
   return report;
 }
@@ -417,15 +381,24 @@ Result<StepReport> Trainer::AccumulateGradients(const TrainingBatch& batch, cons
   const WholeBatch whole{static_cast<double>(batch.rows.size()), batch.tokens.rows()};
   if (!linear_amax_.view().empty()) ops_.Fill(linear_amax_, 0);
   if (!fp8_seen_.view().empty()) ops_.Fill(fp8_seen_, 0);
+  // Each rank comes to have the sum of its slice, of what is complete while the rest is computed.
+  Status reduced;
+  const auto reduce = [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> bounds;
+    for (const int64_t bound : slice_bounds_) bounds.push_back(std::clamp(bound, begin, end) - begin);
+    if (reduced.ok()) reduced = tensor_ranks().BeginReduceScatter(gradients_.flat().Cols(begin, end - begin), bounds);
+  };
+  const GradientsDone done = options_.ranks == nullptr ? GradientsDone() : GradientsDone(reduce);
   StepReport report;
   if (options_.shards == 1) {
-    QUERN_ASSIGN_OR_RETURN(report, AccumulateShard(batch, 0, whole, objective, bootstrap, gradients_));
+    QUERN_ASSIGN_OR_RETURN(report, AccumulateShard(batch, 0, whole, objective, bootstrap, gradients_, done));
   } else {
     const std::vector<TrainingBatch> shards = CutBatch(batch, options_.shards);
     const int64_t own = options_.shards / static_cast<int64_t>(slices_.size() - 1);
-    QUERN_ASSIGN_OR_RETURN(
-        report, AccumulateTree(shards, rank() * own, (rank() + 1) * own, whole, objective, bootstrap, gradients_, 0));
+    QUERN_ASSIGN_OR_RETURN(report, AccumulateTree(shards, rank() * own, (rank() + 1) * own, whole, objective, bootstrap,
+                                                  gradients_, 0, done));
   }
+  QUERN_RETURN_IF_ERROR(reduced);
   if (options_.ranks != nullptr) QUERN_RETURN_IF_ERROR(ReduceOverRanks(report));
   report.loss_tokens = static_cast<int64_t>(batch.rows.size());
   for (auto& [name, value] : report.method) value /= whole.loss_rows;
@@ -488,10 +461,9 @@ TensorView AsOneRow(TensorView x) {
 
 }  // namespace
 
-// Gradients: each rank has the sum of its slice.
 Status Trainer::ReduceOverRanks(StepReport& report) {
   HostCommunicator& ranks = *options_.ranks;
-  QUERN_RETURN_IF_ERROR(tensor_ranks().ReduceScatter(gradients_.flat(), slice_bounds_));
+  QUERN_RETURN_IF_ERROR(tensor_ranks().Finish());
   constexpr auto kMax = Communicator::Reduction::kMax;
   if (linear_amax_.cols() > 0) QUERN_RETURN_IF_ERROR(tensor_ranks().AllReduce(AsOneRow(linear_amax_), kMax));
   if (fp8_seen_.cols() > 0) QUERN_RETURN_IF_ERROR(ranks.AllReduce(AsOneRow(fp8_seen_), kMax));  // the host's

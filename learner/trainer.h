@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "learner/batch_parts.h"
 #include "learner/communicator.h"
 #include "learner/loss_head.h"
 #include "learner/moments.h"
@@ -155,10 +156,11 @@ class Trainer {
   };
   int rank() const { return options_.ranks == nullptr ? 0 : options_.ranks->rank(); }
   Result<StepReport> AccumulateShard(const TrainingBatch& shard, uint64_t number, const WholeBatch& whole,
-                                     const Objective& objective, const Bootstrap* bootstrap, Parameters& gradients);
+                                     const Objective& objective, const Bootstrap* bootstrap, Parameters& gradients,
+                                     const GradientsDone& done);
   Result<StepReport> AccumulateTree(std::span<const TrainingBatch> shards, int64_t lo, int64_t hi,
                                     const WholeBatch& whole, const Objective& objective, const Bootstrap* bootstrap,
-                                    Parameters& gradients, size_t depth);
+                                    Parameters& gradients, size_t depth, const GradientsDone& done);
   Status ReduceOverRanks(StepReport& report);
   Result<double> GradientNorm();
   Communicator& tensor_ranks() { return options_.device_ranks != nullptr ? *options_.device_ranks : *options_.ranks; }
@@ -189,11 +191,5 @@ class Trainer {
   Arena arena_;
   int64_t step_ = 0;
 };
-
-// Cuts by whole episodes into `count` batches of about as many rows, some of which may be empty.
-std::vector<TrainingBatch> CutBatch(const TrainingBatch& batch, int64_t count);
-
-// Splits by whole episodes into batches of at most max_tokens rows (an episode longer than that stands alone).
-std::vector<TrainingBatch> SplitBatch(const TrainingBatch& batch, int64_t max_tokens);
 
 }  // namespace quern

@@ -41,7 +41,7 @@ CompressedCache::CompressedCache(Ops& ops, const KvLayout& layout, const Compres
   layout_.layers = 1;
   for (Layer& layer : layers_) {
     if (compression.key_channels > 0)
-      layer.query_squares = Tensor(DType::kF64, 1, layout.kv_heads * layout.head_dim, ops.memory());
+      layer.query_squares = Tensor(DType::kF64, 1, layout.kv_heads * layout.head_dim, ops.pool());
     layer.pruned.channels = compression.key_channels;
     // Scores of the selecting head stay exact.
     layer.pruned.full_heads = layout.selective ? 1 : 0;
@@ -54,7 +54,7 @@ std::unique_ptr<CompressedCache> CompressedCache::Copy() const {
   auto copy = std::make_unique<CompressedCache>(ops_, layout, compression_, prompt_);
   copy->tokens_ = tokens_;
   const auto copy_of = [&](const Tensor& x) {
-    Tensor y(x.dtype(), x.rows(), x.cols(), ops_.memory());
+    Tensor y(x.dtype(), x.rows(), x.cols(), ops_.pool());
     if (x.cols() > 0) ops_.Copy(x, y);
     return y;
   };
@@ -77,7 +77,7 @@ std::unique_ptr<CompressedCache> CompressedCache::Copy() const {
 }
 
 void CompressedCache::AddPage(Layer& layer, const PrunedKeys& form) {
-  layer.pages.emplace_back(layout_.dtype, 1, form.page_elements(layout_), ops_.memory());
+  layer.pages.emplace_back(layout_.dtype, 1, form.page_elements(layout_), ops_.pool());
   layer.table.push_back(layer.pages.back().view().data);
 }
 
@@ -86,7 +86,7 @@ void CompressedCache::Reserve(int64_t count) {
     while (static_cast<int64_t>(layer.pages.size()) * kPage < layer.slots + count) AddPage(layer, WholeKeys(layout_));
     const auto room = static_cast<int64_t>(layer.pages.size()) * kPage;
     if (!layout_.selective || layer.selection.cols() == room) continue;
-    Tensor more(DType::kF32, 1, room, ops_.memory());
+    Tensor more(DType::kF32, 1, room, ops_.pool());
     const int64_t known = std::min(room, layer.selection.cols());
     if (known > 0) ops_.Copy(layer.selection.view().Cols(0, known), more.view().Cols(0, known));
     layer.selection = std::move(more);
@@ -132,7 +132,7 @@ void CompressedCache::Advance(int64_t count) {
 }
 
 void CompressedCache::Choose(Layer& layer) {
-  const Tensor squares(DType::kF64, 1, layer.query_squares.cols(), ops_.memory());
+  const Tensor squares(DType::kF64, 1, layer.query_squares.cols(), ops_.pool());
   ops_.KeySquares({.layout = layout_, .pages = layer.table.data(), .slots = layer.slots, .squares = squares});
   const Tensor q = OnHost(ops_, layer.query_squares), k = OnHost(ops_, squares);
   const auto count = static_cast<size_t>(q.cols());
@@ -145,7 +145,7 @@ void CompressedCache::Choose(Layer& layer) {
 void CompressedCache::Prune(Layer& layer) {
   while (layer.slots - (layer.pruned.pages + 1) * kPage >= compression_.recent) {
     const auto page = static_cast<size_t>(layer.pruned.pages);
-    Tensor smaller(layout_.dtype, 1, layer.pruned.page_elements(layout_), ops_.memory());
+    Tensor smaller(layout_.dtype, 1, layer.pruned.page_elements(layout_), ops_.pool());
     const SlotRun all = {layer.table[page], smaller.view().data, 0, 0, static_cast<int32_t>(kPage)};
     ops_.CopySlots({.layout = layout_, .from = WholeKeys(layout_), .to = layer.pruned, .runs = {&all, 1}});
     layer.pages[page] = std::move(smaller);
@@ -186,7 +186,7 @@ void CompressedCache::Compact(Layer& layer, bool anything) {
   for (; to.slots % kPage != 0; ++to.slots, ++to.evicted) selection.push_back(kEvicted);
   to.pruned.pages = to.slots / kPage;
   move(pruned_end, layer.slots, WholeKeys(layout_));
-  to.selection = Tensor(DType::kF32, 1, static_cast<int64_t>(to.pages.size()) * kPage, ops_.memory());
+  to.selection = Tensor(DType::kF32, 1, static_cast<int64_t>(to.pages.size()) * kPage, ops_.pool());
   ops_.Upload({selection.data(), DType::kF32, 1, to.slots, to.slots}, to.selection.view().Cols(0, to.slots));
   layer = std::move(to);
   layer.pruned.kept = layer.kept.data();

@@ -26,6 +26,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& c) {
   Add("model.embed_tokens.weight", c.vocab_size, c.hidden_size, true);
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::string p = LayerPrefix(layer);
+    layer_offsets_.push_back(size_);
     Add(p + "input_layernorm.weight", 1, c.hidden_size, false);
     Add(p + "self_attn.q_proj.weight", c.q_size(), c.hidden_size, true);
     Add(p + "self_attn.k_proj.weight", c.kv_size(), c.hidden_size, true);
@@ -52,6 +53,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& c) {
     Add(p + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size, true);
     if (c.mlp_bias) Add(p + "mlp.down_proj.bias", 1, c.hidden_size, false);
   }
+  layer_offsets_.push_back(size_);
   Add("model.norm.weight", 1, c.hidden_size, false);
   if (!c.tie_word_embeddings) Add("lm_head.weight", c.vocab_size, c.hidden_size, true);
 }

@@ -27,6 +27,9 @@ class ParameterLayout {
   explicit ParameterLayout(const ModelConfig& config);
   const std::vector<ParameterInfo>& parameters() const { return parameters_; }
   int64_t size() const { return size_; }  // elements in all
+  // Elements before a layer's weights; of the number of layers: those of all layers and what lies before them.
+  int64_t LayerOffset(int64_t layer) const { return layer_offsets_[static_cast<size_t>(layer)]; }
+  int64_t layers() const { return static_cast<int64_t>(layer_offsets_.size()) - 1; }
   // The entry of that name; CHECK fails when there is none.
   const ParameterInfo& Find(const std::string& name) const;
   bool Has(const std::string& name) const;
@@ -34,6 +37,7 @@ class ParameterLayout {
  private:
   void Add(const std::string& name, int64_t rows, int64_t cols, bool decay);
   std::vector<ParameterInfo> parameters_;
+  std::vector<int64_t> layer_offsets_;
   int64_t size_ = 0;
 };
 

@@ -247,15 +247,11 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
   return DrawInOrder(row, sums, uniform);
 }
 
-bool DrawsFromSoftmax(const SamplingOptions& options) {
-  return options.plain() && (options.temperature == 1.0f || options.temperature <= 0.0f);
-}
-
 DrawUniforms SamplingUniforms(const SamplingOptions& options, uint64_t seed, int64_t n) {
   if (options.temperature <= 0.0f) return {.block = -1, .in_block = -1};
   Random random(seed, static_cast<uint64_t>(n));
   const float block = random.UniformFloat();
-  return {.block = block, .in_block = random.UniformFloat()};
+  return {.block = block, .in_block = random.UniformFloat(), .inverse_temperature = 1.0f / options.temperature};
 }
 
 float SamplingUniform(uint64_t seed, int64_t n) { return Random(seed, static_cast<uint64_t>(n)).UniformFloat(); }

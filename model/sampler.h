@@ -32,8 +32,7 @@ int32_t SampleToken(std::span<const float> logits, const SamplingOptions& option
 // depend on the batch.
 float SamplingUniform(uint64_t seed, int64_t n);
 
-// Whether Ops::Draw, with these, draws from the distribution that the options ask for.
-bool DrawsFromSoftmax(const SamplingOptions& options);
+// What Ops::Draw wants for the same; it draws from the distribution that plain() options ask for.
 DrawUniforms SamplingUniforms(const SamplingOptions& options, uint64_t seed, int64_t n);
 
 }  // namespace quern

@@ -348,8 +348,16 @@ struct Transformer::BackwardPass {
   TensorView dnormed, dattention, dqkv, dh, dgate_up;
 };
 
+void CallForAll(const ParameterLayout& layout, const GradientsDone& done) {
+  done(layout.LayerOffset(layout.layers()), layout.size());
+  for (int64_t layer = layout.layers() - 1; layer >= 0; --layer)
+    done(layout.LayerOffset(layer), layout.LayerOffset(layer + 1));
+  done(0, layout.LayerOffset(0));
+}
+
 void Transformer::Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved,
-                           const TensorView& dhidden, Parameters& gradients, Arena& arena, float live_weight) const {
+                           const TensorView& dhidden, Parameters& gradients, Arena& arena, float live_weight,
+                           const GradientsDone& done) const {
   const ModelConfig& c = config_;
   const int64_t t = batch.rows();
   if (t == 0) return;
@@ -375,12 +383,16 @@ void Transformer::Backward(const Weights& weights, const TokenBatch& batch, cons
                         .inv_rms = saved.final_inv_rms,
                         .dx = pass.dresidual,
                         .dweight = gradients.View("model.norm.weight")});
+  const ParameterLayout& layout = gradients.layout();
+  if (done) done(layout.LayerOffset(c.layers), layout.size());
   for (int64_t layer = c.layers - 1; layer >= 0; --layer) {
     FeedForwardBackward(layer, pass);
     AttentionBackward(layer, pass);
+    if (done) done(layout.LayerOffset(layer), layout.LayerOffset(layer + 1));
   }
   ops_.EmbeddingBackward(
       {.ids = batch.ids, .dout = pass.dresidual, .dtable = gradients.View("model.embed_tokens.weight")});
+  if (done) done(0, layout.LayerOffset(0));
 }
 
 // `name` is the first of the adjacent matrices that one product uses (q, k, v; gate, up); dout.cols covers them all.

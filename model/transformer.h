@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,12 @@ struct Saved {
 // The sum over blocks and sequences of the largest `live` of a sequence's rows: cache entries that would be needed.
 double LivePositions(Ops& ops, const TokenBatch& batch, const Saved& saved);
 
+// Elements [begin, end) of the flat gradients are complete: first those behind the layers, then each layer's, the last
+// layer first, then those before the layers.
+using GradientsDone = std::function<void(int64_t begin, int64_t end)>;
+// All of these calls.
+void CallForAll(const ParameterLayout& layout, const GradientsDone& done);
+
 // A decoder of the Llama family, forward and backward written out. One Forward serves training, prefill and decode;
 // only attention looks into the KvView. Stateless but for the rotary tables: several weight versions may share one.
 class Transformer {
@@ -73,9 +80,9 @@ class Transformer {
   void Draw(const Weights& weights, const TensorView& hidden, DrawArgs args) const;
   // Adds to `gradients` the gradient of every weight, given that of the hidden states, dhidden [T, D] act or acc. The
   // head's own gradient is the caller's (HeadBackward). Selective attention: the loss has a term live_weight *
-  // LivePositions(batch, saved).
+  // LivePositions(batch, saved). `done` is called as soon as everything has been added to a part of the gradients.
   void Backward(const Weights& weights, const TokenBatch& batch, const Saved& saved, const TensorView& dhidden,
-                Parameters& gradients, Arena& arena, float live_weight = 0) const;
+                Parameters& gradients, Arena& arena, float live_weight = 0, const GradientsDone& done = {}) const;
   // dhidden [R, D] acc = dlogits * W; adds dlogits^T hidden to the head's gradient. dlogits [R, V] act.
   void HeadBackward(const Weights& weights, const TensorView& dlogits, const TensorView& hidden,
                     const TensorView& dhidden, Parameters& gradients) const;

@@ -349,26 +349,25 @@ void CpuOps::LogSoftmax(const LogSoftmaxArgs& args) {
 // Each block of logits is drawn from as soon as it is computed; then a block for every row.
 void CpuOps::Draw(const DrawArgs& args) {
   const int64_t rows = args.a.rows;
-  QUERN_CHECK(args.b != nullptr && std::ssize(args.uniforms) == rows && std::ssize(args.ids) == rows);
-  CheckAcc(args.log_prob, 1, rows, "log_prob");
+  CheckArgs(args);
   if (rows == 0) return;
   constexpr int64_t kChunkLogits = 32 << 10;  // at least, so that few rows' products are long ones
   constexpr int64_t kRows = 128;              // at most, whose logits of a block stay in L2
   const Arena::Scope scope(scratch_);
   const auto& b = static_cast<const cpu::CpuPackedMatrix&>(*args.b);
-  const int64_t vocabulary = b.n(), blocks = cpu::LogitBlocks(vocabulary);
+  const int64_t vocabulary = b.n(), blocks = LogitBlocks(vocabulary);
   const MatMulArgs matmul{.a = args.a, .b = args.b, .c = {.dtype = DType::kF32}, .bias = {}};
   const cpu::Product product(matmul, *pool_, scratch_);
   const TensorView memory = scratch_.New(DType::kI32, rows, blocks * static_cast<int64_t>(sizeof(cpu::BlockDraw) / 4));
   const auto draws = [&](int64_t row) { return static_cast<cpu::BlockDraw*>(memory.Rows(row, 1).data); };
-  const int64_t panels = cpu::kLogitBlock / b.panel_cols();
-  const int64_t together = std::clamp<int64_t>(kChunkLogits / (rows * cpu::kLogitBlock), 1,
+  const int64_t panels = kLogitBlock / b.panel_cols();
+  const int64_t together = std::clamp<int64_t>(kChunkLogits / (rows * kLogitBlock), 1,
                                                std::max<int64_t>(1, blocks / (8 * pool_->threads())));
   const int64_t chunks = (blocks + together - 1) / together, row_blocks = (rows + kRows - 1) / kRows;
   pool_->ParallelFor(chunks * row_blocks, [&](int64_t chunk) {
     const int64_t row = chunk % row_blocks * kRows, count = std::min(kRows, rows - row);
     const int64_t first = chunk / row_blocks * together, end = std::min(blocks, first + together);
-    const int64_t begin = first * cpu::kLogitBlock, cols = std::min(end * cpu::kLogitBlock, vocabulary) - begin;
+    const int64_t begin = first * kLogitBlock, cols = std::min(end * kLogitBlock, vocabulary) - begin;
     TensorView logits{.data = ThreadScratch(count * cols), .dtype = DType::kF32, .rows = count, .cols = cols};
     logits.stride = cols;
     const int64_t later = (chunk + pool_->threads()) / row_blocks * together;
@@ -378,20 +377,19 @@ void CpuOps::Draw(const DrawArgs& args) {
         logits.Row<float>(r)[args.never - begin] = -std::numeric_limits<float>::infinity();
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t i = first; i < end; ++i) {
-        const int64_t at = (i - first) * cpu::kLogitBlock;
-        kernels_->draw_in_block(logits.Row<float>(r) + at, std::min(cpu::kLogitBlock, cols - at),
-                                args.uniforms[static_cast<size_t>(row + r)].in_block, draws(row + r)[i]);
+        const int64_t at = (i - first) * kLogitBlock;
+        kernels_->draw_in_block(logits.Row<float>(r) + at, std::min(kLogitBlock, cols - at),
+                                args.uniforms[static_cast<size_t>(row + r)], draws(row + r)[i]);
       }
     }
   });
   ForChunks(rows, kRowChunk, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float lse = 0;
-      const int64_t block = kernels_->draw_block(draws(row), blocks, args.uniforms[static_cast<size_t>(row)].block,
+      const int64_t block = kernels_->draw_block(draws(row), blocks, args.uniforms[static_cast<size_t>(row)],
                                                  ThreadScratch(2 * blocks), &lse);
-      QUERN_CHECK(block >= 0, "no token may be sampled");
-      const cpu::BlockDraw& drawn = draws(row)[block];
-      args.ids[static_cast<size_t>(row)] = static_cast<int32_t>(block * cpu::kLogitBlock + drawn.index);
+      const cpu::BlockDraw& drawn = draws(row)[std::max<int64_t>(0, block)];
+      args.ids.Row<int32_t>(0)[row] = block < 0 ? -1 : static_cast<int32_t>(block * kLogitBlock + drawn.index);
       args.log_prob.Row<float>(0)[row] = drawn.logit - lse;
     }
   });

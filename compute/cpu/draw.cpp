@@ -6,12 +6,12 @@ namespace quern::cpu::QUERN_ISA {
 
 namespace {
 
-// The element at which the running sum of `masses` goes beyond `left`, which becomes what is left of it there. Where
-// rounding lets it run past the end, the last one that has mass; -1 where none has.
-int64_t Walk(const float* masses, int64_t count, int64_t step, float& left) {
+// The element at which the running sum of `masses` goes beyond `left`; where rounding lets it run past the end, the
+// last one that has mass; -1 where none has.
+int64_t Walk(const float* masses, int64_t count, float left) {
   int64_t last = -1;
   for (int64_t i = 0; i < count; ++i) {
-    const float mass = masses[i * step];
+    const float mass = masses[i];
     if (!(mass > 0)) continue;
     last = i;
     if (left < mass) return i;
@@ -35,25 +35,30 @@ inline int64_t Part(const float* sums, int64_t count, float total, float& left) 
 
 }  // namespace
 
-// The inverse of the distribution function goes through the lanes first, then through a lane's four sums, then through
-// the vectors of one: an order of a block's ids is as good as another.
-void DrawInBlock(const float* z, int64_t n, float uniform, BlockDraw& out) {
+void DrawInBlock(const float* z, int64_t n, const DrawUniforms& by, BlockDraw& out) {
   constexpr int64_t kSums = 4, kStep = kSums * kLanes;
   alignas(64) float sums[kLogitBlock + kStep];  // running ones
   out.max = BlockMax(z, n);
-  const F16 mass =
-      LaneMass(z, n, Origin(out.max), [&](int64_t i, int64_t, F16, F16, F16 sum) { Store(sums + i, sum); });
-  out.mass = SumLanes(mass);
+  const float origin = Origin(out.max);
+  const auto keep = [&](int64_t i, int64_t, F16, F16, F16 sum) { Store(sums + i, sum); };
+  F16 mass = LaneMass(z, n, origin, keep);
+  out.mass = out.weight = SumLanes(mass);
+  if (by.inverse_temperature != 1) {
+    const F16 scale = Set(by.inverse_temperature);
+    mass = LaneMass(
+        z, n, origin, [&](F16 offset) { return offset * scale; }, keep);
+    out.weight = SumLanes(mass);
+  }
   out.index = 0;
-  if (uniform < 0) {
+  if (by.in_block < 0) {
     while (out.index + 1 < n && z[out.index] != out.max) ++out.index;
-  } else if (out.mass > 0) {
+  } else if (out.weight > 0) {
     const int64_t vectors = (n + kLanes - 1) / kLanes, rows = (vectors + kSums - 1) / kSums;
     for (int64_t v = vectors; v < rows * kSums; ++v) Store(sums + v * kLanes, Set(kInfinity));
     float parts[kLanes], of_lane[kSums];
     Store(parts, mass);
     for (int64_t i = 1; i < kLanes; ++i) parts[i] += parts[i - 1];
-    float left = uniform * out.mass;
+    float left = by.in_block * out.weight;
     const int64_t lane = Part<1>(parts, kLanes, parts[kLanes - 1], left);
     for (int64_t j = 0; j < kSums; ++j) {
       const int64_t last = (vectors - 1 - j) / kSums * kSums + j;
@@ -70,21 +75,25 @@ void DrawInBlock(const float* z, int64_t n, float uniform, BlockDraw& out) {
   out.logit = z[out.index];
 }
 
-int64_t DrawBlock(const BlockDraw* draws, int64_t blocks, float uniform, float* scratch, float* lse) {
+int64_t DrawBlock(const BlockDraw* draws, int64_t blocks, const DrawUniforms& by, float* scratch, float* lse) {
   float *maxima = scratch, *masses = scratch + blocks;
   for (int64_t b = 0; b < blocks; ++b) {
     maxima[b] = draws[b].max;
     masses[b] = draws[b].mass;
   }
-  const RowSums total = SumRow(maxima, masses, blocks);
+  RowSums total = SumRow(maxima, masses, blocks);
   *lse = total.max + __builtin_logf(total.mass);
-  if (uniform < 0) {
+  if (by.block < 0) {
     int64_t b = 0;
     while (b + 1 < blocks && maxima[b] != total.max) ++b;
     return b;
   }
-  float left = uniform * total.mass;
-  return Walk(masses, blocks, 1, left);
+  if (by.inverse_temperature != 1) {
+    for (int64_t b = 0; b < blocks; ++b) masses[b] = draws[b].weight;
+    total = SumRow(maxima, masses, blocks, by.inverse_temperature);
+  }
+  const float left = by.block * total.mass;
+  return Walk(masses, blocks, left);
 }
 
 }  // namespace quern::cpu::QUERN_ISA

@@ -51,18 +51,15 @@ int64_t SelectiveBackwardScratch(int64_t count);
 void EvictRows(const AttentionArgs& args, const SequenceRows& sequence, float* penalties, int64_t stride);
 int64_t AttentionBackwardScratch(const AttentionBackwardArgs& args, int64_t count);
 
-// Logits whose exponentials are summed together: whole panels of every instruction set.
-constexpr int64_t kLogitBlock = 480;
-
 // One block of a row's logits, and what was drawn from it.
 struct BlockDraw {
   float max = 0;
   float mass = 0;     // of e^(logit - max)
+  float weight = 0;   // of e^((logit - max) / temperature)
   float logit = 0;    // of what was drawn
   int32_t index = 0;  // in the block
 };
 
-inline int64_t LogitBlocks(int64_t vocabulary) { return (vocabulary + kLogitBlock - 1) / kLogitBlock; }
 inline int64_t LogSoftmaxScratch(int64_t vocabulary) { return 5 * LogitBlocks(vocabulary); }
 
 // Everything but the matrix products, for one instruction set. Sizes and dtypes were checked by CpuOps. [begin, end)
@@ -89,10 +86,10 @@ struct RowKernels {
   void (*swiglu)(const SwiGluArgs& args, int64_t begin, int64_t end);
   void (*swiglu_backward)(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);
   void (*log_softmax)(const LogSoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);  // LogSoftmaxScratch
-  // From `n` logits; uniform < 0: the first of the largest.
-  void (*draw_in_block)(const float* logits, int64_t n, float uniform, BlockDraw& out);
+  // From `n` logits.
+  void (*draw_in_block)(const float* logits, int64_t n, const DrawUniforms& by, BlockDraw& out);
   // Which of a row's blocks, -1 where none has mass; and the row's logsumexp. scratch: two floats a block.
-  int64_t (*draw_block)(const BlockDraw* draws, int64_t blocks, float uniform, float* scratch, float* lse);
+  int64_t (*draw_block)(const BlockDraw* draws, int64_t blocks, const DrawUniforms& by, float* scratch, float* lse);
   void (*log_softmax_backward)(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
   void (*max_ratio)(const MaxRatioArgs& args, int64_t row, float* scratch);  // scratch: V floats
   void (*adamw)(const AdamWArgs& args, int64_t begin, int64_t end);
@@ -132,8 +129,8 @@ void AttentionBackward(const AttentionBackwardArgs& args, const AttentionBackwar
 void SwiGlu(const SwiGluArgs& args, int64_t begin, int64_t end);
 void SwiGluBackward(const SwiGluBackwardArgs& args, int64_t begin, int64_t end);
 void LogSoftmax(const LogSoftmaxArgs& args, int64_t begin, int64_t end, float* scratch);
-void DrawInBlock(const float* logits, int64_t n, float uniform, BlockDraw& out);
-int64_t DrawBlock(const BlockDraw* draws, int64_t blocks, float uniform, float* scratch, float* lse);
+void DrawInBlock(const float* logits, int64_t n, const DrawUniforms& by, BlockDraw& out);
+int64_t DrawBlock(const BlockDraw* draws, int64_t blocks, const DrawUniforms& by, float* scratch, float* lse);
 void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args, int64_t begin, int64_t end);
 void MaxRatio(const MaxRatioArgs& args, int64_t row, float* scratch);
 void AdamW(const AdamWArgs& args, int64_t begin, int64_t end);

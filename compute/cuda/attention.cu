@@ -245,7 +245,7 @@ void Attention(Context& context, const AttentionArgs& args) {
   const KvLayout& layout = args.layout;
   QUERN_CHECK(layout.head_dim <= kDims * kWarp, "heads of more than 256 channels");
   const Arena::Scope scope(context.scratch);
-  const std::vector<TensorView> penalties = layout.selective ? SelectRows(context, args) : std::vector<TensorView>();
+  const std::vector<TensorView> penalties = layout.selective ? NewPenalties(context, args) : std::vector<TensorView>();
   const int64_t group = args.heads / layout.kv_heads;
   const bool tiled = HasTiles(args);
   // A tile is a warp's 16 queries where no sequence has more, else four warps'.
@@ -261,7 +261,9 @@ void Attention(Context& context, const AttentionArgs& args) {
       for (int64_t begin = 0; begin < args.sequences[i].count * group; begin += queries)
         tiles.push_back({static_cast<int32_t>(i), static_cast<int32_t>(head), static_cast<int32_t>(begin)});
   if (tiles.empty()) return;
-  AttentionParams params = {.sequences = PutSequences(context, args.sequences, layout, penalties),
+  const Sequence* sequences = PutSequences(context, args.sequences, layout, penalties);
+  if (layout.selective) SelectRows(context, args, sequences, penalties);
+  AttentionParams params = {.sequences = sequences,
                             .tiles = context.staging.Put(tiles),
                             .layout = layout,
                             .layer = args.layer,

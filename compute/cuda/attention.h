@@ -128,8 +128,11 @@ struct BackwardParams {
 bool HasBackwardTiles(const AttentionBackwardArgs& args);
 void AttentionBackwardTiles(Context& context, const AttentionBackwardArgs& args, const BackwardParams& params);
 
-// selection.cu. F of every sequence's rows [count, positions in whole pages], from scratch; updates `selection`.
-std::vector<TensorView> SelectRows(Context& context, const AttentionArgs& args);
+// selection.cu. Room in scratch for F of every sequence's rows, [count, positions in whole pages]; and F itself, given
+// the sequences on the device: updates their selections.
+std::vector<TensorView> NewPenalties(Context& context, const AttentionArgs& args);
+void SelectRows(Context& context, const AttentionArgs& args, const Sequence* sequences,
+                const std::vector<TensorView>& penalties);
 // The same of whole sequences, from their rows' own keys.
 TensorView SelectOwnRows(Context& context, const AttentionBackwardArgs& args, const SequenceRows& sequence);
 // `gradient` [count, positions] of the loss by F, without the term of `live`, becomes what is added to the gradients by

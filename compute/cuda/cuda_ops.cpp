@@ -1,6 +1,7 @@
 #include "compute/cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/strings.h"
 #include "compute/cuda/packed_size.h"
@@ -319,6 +320,16 @@ void CudaOps::SwiGluBackward(const SwiGluBackwardArgs& args) {
 void CudaOps::LogSoftmax(const LogSoftmaxArgs& args) {
   CheckArgs(args);
   cuda::LogSoftmax(context_, args);
+}
+void CudaOps::Draw(const DrawArgs& args) {
+  CheckArgs(args);
+  if (args.a.rows == 0) return;
+  const Arena::Scope scope(scratch_);
+  const TensorView logits = scratch_.New(DType::kF32, args.a.rows, args.b->n());
+  MatMul({.a = args.a, .b = args.b, .c = logits, .bias = {}});
+  if (args.never >= 0) cuda::Fill(context_, logits.Cols(args.never, 1), -std::numeric_limits<float>::infinity());
+  cuda::DrawIds(context_, args, logits);
+  cuda::LogProbs(context_, logits, args.ids, args.log_prob);
 }
 void CudaOps::LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) {
   CheckArgs(args);

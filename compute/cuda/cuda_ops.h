@@ -21,6 +21,7 @@ class CudaOps : public Ops {
 
   const char* name() const override { return "cuda"; }
   DeviceMemory* memory() override { return runtime_.get(); }
+  DeviceMemory* pool() override { return &runtime_->pool(); }
   void Upload(const TensorView& host, const TensorView& x) override;
   void Download(const TensorView& x, const TensorView& host) override;
   void Copy(const TensorView& x, const TensorView& y) override { runtime_->Copy2D(x, y); }
@@ -28,6 +29,8 @@ class CudaOps : public Ops {
   void Wait() override { runtime_->Wait(); }
   Result<bool> Done() override { return runtime_->Done(); }
   void* stream() override { return runtime_->stream(); }
+  void* ForkStream() override { return runtime_->Fork(); }
+  void JoinStream() override { runtime_->Join(); }
   std::unique_ptr<PackedMatrix> NewPacked(DType dtype, int64_t k, int64_t n) override;
   void Pack(const PackArgs& args) override;
   void Quantize(const QuantizeArgs& args) override;
@@ -48,6 +51,8 @@ class CudaOps : public Ops {
   void SwiGlu(const SwiGluArgs& args) override;
   void SwiGluBackward(const SwiGluBackwardArgs& args) override;
   void LogSoftmax(const LogSoftmaxArgs& args) override;
+  bool draws() const override { return true; }
+  void Draw(const DrawArgs& args) override;
   void LogSoftmaxBackward(const LogSoftmaxBackwardArgs& args) override;
   void MaxRatio(const MaxRatioArgs& args) override;
   void RowScales(const RowScalesArgs& args) override;

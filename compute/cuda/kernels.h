@@ -47,6 +47,8 @@ void RotaryBackward(Context& context, const RotaryBackwardArgs& args);
 
 // softmax.cu
 void LogSoftmax(Context& context, const LogSoftmaxArgs& args);
+// logits[ids[row]] - logsumexp, given ids on the device; NaN for an id below 0.
+void LogProbs(Context& context, const TensorView& logits, const TensorView& ids, const TensorView& log_prob);
 void LogSoftmaxBackward(Context& context, const LogSoftmaxBackwardArgs& args);
 void MaxRatio(Context& context, const MaxRatioArgs& args);
 
@@ -63,6 +65,9 @@ void DivideScale(Context& context, const TensorView& one, const TensorView& colu
 void QuerySquares(Context& context, const QuerySquaresArgs& args);
 void KeySquares(Context& context, const KeySquaresArgs& args);
 void CopySlots(Context& context, const CopySlotsArgs& args);
+
+// draw.cu: ids, given the logits.
+void DrawIds(Context& context, const DrawArgs& args, const TensorView& logits);
 
 // adamw.cu
 void AdamW(Context& context, const AdamWArgs& args);

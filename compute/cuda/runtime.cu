@@ -61,7 +61,32 @@ Stream Runtime::stream() const {
 
 Runtime::~Runtime() {
   cudaStreamSynchronize(stream_);
+  pool_.Trim();
+  if (side_ != nullptr) {
+    cudaStreamSynchronize(side_);
+    cudaStreamDestroy(side_);
+    cudaEventDestroy(event_);
+  }
   cudaStreamDestroy(stream_);
+}
+
+Stream Runtime::Fork() {
+  Flush();
+  (void)stream();
+  if (side_ == nullptr) {
+    CheckCuda(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "making an event");
+  }
+  CheckCuda(cudaEventRecord(event_, stream_), "recording an event");
+  CheckCuda(cudaStreamWaitEvent(side_, event_, 0), "waiting for an event");
+  return side_;
+}
+
+void Runtime::Join() {
+  Flush();
+  if (side_ == nullptr) return;
+  CheckCuda(cudaEventRecord(event_, side_), "recording an event");
+  CheckCuda(cudaStreamWaitEvent(stream_, event_, 0), "waiting for an event");
 }
 
 DeviceInfo Runtime::Describe(int device, bool free_bytes) {
@@ -82,7 +107,12 @@ DeviceInfo Runtime::Describe(int device, bool free_bytes) {
 void* Runtime::New(int64_t bytes) {
   void* data = nullptr;
   (void)stream();
-  CheckCuda(cudaMalloc(&data, Bytes(bytes)), "GPU memory");
+  cudaError_t error = cudaMalloc(&data, Bytes(bytes));
+  if (error == cudaErrorMemoryAllocation && pool_.Trim()) {
+    cudaGetLastError();  // it is no error of the next launch
+    error = cudaMalloc(&data, Bytes(bytes));
+  }
+  CheckCuda(error, "GPU memory");
   Zero(data, bytes);
   return data;
 }

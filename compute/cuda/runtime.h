@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,7 @@ namespace quern::cuda {
 
 using Stream = struct CUstream_st*;
 class Recorder;
+class Runtime;
 
 struct DeviceInfo {
   std::string name;
@@ -19,6 +21,27 @@ struct DeviceInfo {
   int processors = 0;
   int64_t memory_bytes = 0;
   int64_t free_bytes = 0;
+};
+
+// A Runtime's memory for what comes and goes in few sizes: what is given back is kept by size and given out again
+// without the driver, which would wait for all that is queued. Holds at most an eighth more than was out at a time.
+class Pool : public DeviceMemory {
+ public:
+  explicit Pool(Runtime& runtime) : runtime_(runtime) {}
+  void* New(int64_t bytes) override;
+  void Delete(void* data) override;
+  // What is kept goes back to the driver; false where nothing was.
+  bool Trim();
+  int64_t made() const { return made_; }  // times that the driver was asked
+  int64_t held_bytes() const { return out_ + kept_; }
+  int64_t most_bytes() const { return most_; }  // that were out at a time
+
+ private:
+  void Release(std::multimap<int64_t, void*>::iterator kept);
+  Runtime& runtime_;
+  std::map<void*, int64_t> sizes_;         // of all that is held
+  std::multimap<int64_t, void*> by_size_;  // what is kept
+  int64_t out_ = 0, kept_ = 0, most_ = 0, made_ = 0;
 };
 
 // One GPU, one stream, and memory on it. runtime.cu has it for the GPU, runtime_emulated.cpp for the emulator. Not
@@ -38,6 +61,10 @@ class Runtime : public DeviceMemory {
 
   void* New(int64_t bytes) override;
   void Delete(void* data) override;
+  Pool& pool() { return pool_; }
+  // A second stream: begins, from now on, after what the first has so far; and the other way round.
+  Stream Fork();
+  void Join();
   // All in the order of the stream. Host memory may be changed once Upload has returned; Download has waited.
   void Upload(void* device, const void* host, int64_t bytes);
   void Upload2D(const TensorView& host, const TensorView& device);
@@ -75,7 +102,9 @@ class Runtime : public DeviceMemory {
   Recorder* recorder_ = nullptr;
   int capability_ = 0;
   int processors_ = 0;
-  Stream stream_ = nullptr;
+  Stream stream_ = nullptr, side_ = nullptr;
+  struct CUevent_st* event_ = nullptr;  // of Fork and Join
+  Pool pool_{*this};
 };
 
 }  // namespace quern::cuda

@@ -57,7 +57,12 @@ int Runtime::Count() {
 }
 std::string Runtime::WhyNone() { return {}; }
 Runtime::Runtime(int device) : device_(device), capability_(90), processors_(4) {}
-Runtime::~Runtime() = default;
+Runtime::~Runtime() { pool_.Trim(); }
+Stream Runtime::Fork() {
+  Flush();
+  return stream_;
+}
+void Runtime::Join() { Flush(); }
 Stream Runtime::stream() const { return stream_; }
 DeviceInfo Runtime::Describe(int, bool) { return {"emulated", 90, 4, 0, 0}; }
 

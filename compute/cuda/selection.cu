@@ -11,14 +11,21 @@ namespace {
 
 constexpr int64_t kRowsOfBlock = 4;  // scores: kPage keys of so many rows
 
+// What changes with every step of decoding is read from a sequence of the device's table, so that launches of equal
+// arguments come again (recorder.h). Null: a whole sequence from its first position on, without a selection.
+__device__ __forceinline__ int64_t ContextOf(const Sequence* sequence) {
+  return sequence == nullptr ? 0 : sequence->context;
+}
+
 // Scaled scores of head 0. Keys come from pages or from rows of their own.
 struct PageKeys {
-  const void* const* pages;
+  const Sequence* sequence;
   bool bf16;
   KvLayout layout;
   int64_t layer;
   __device__ __forceinline__ float At(int64_t position, int64_t d) const {
-    return LoadAct(pages[position / kPage], bf16, layout.KeyOffset(layer, 0) + layout.KeyElement(position % kPage, d));
+    return LoadAct(sequence->pages[position / kPage], bf16,
+                   layout.KeyOffset(layer, 0) + layout.KeyElement(position % kPage, d));
   }
 };
 struct RowKeys {
@@ -38,8 +45,9 @@ struct Queries {
 
 // s[r, p] = max(0, score) for 0 < p < the row's position, else 0. A block: kPage positions of kRowsOfBlock rows.
 template <typename Keys>
-__global__ void SelectScores(Queries q, Keys keys, int64_t context, int64_t count, int dim, float scale,
+__global__ void SelectScores(Queries q, Keys keys, const Sequence* sequence, int64_t count, int dim, float scale,
                              Rows<float> s) {
+  const int64_t context = ContextOf(sequence);
   const int64_t p = int64_t{blockIdx.x} * kPage + threadIdx.x, r = int64_t{blockIdx.y} * kRowsOfBlock + threadIdx.y;
   if (r >= count) return;
   float selected = 0;
@@ -52,12 +60,13 @@ __global__ void SelectScores(Queries q, Keys keys, int64_t context, int64_t coun
 }
 
 // Down one column: s becomes F, and the carry that of the next row.
-__global__ void SumRows(Rows<float> s, float gain, int64_t count, int64_t cols, int64_t context, KvLayout layout,
-                        int64_t layer, float* selection) {
+__global__ void SumRows(Rows<float> s, float gain, int64_t count, int64_t cols, KvLayout layout, int64_t layer,
+                        const Sequence* sequence) {
   const int64_t p = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   if (p >= cols) return;
-  float* carry = selection == nullptr ? nullptr : selection + layout.SelectionOffset(p / kPage, layer) + p % kPage;
-  float sum = carry == nullptr || p >= context ? 0.0f : *carry;
+  float* carry =
+      sequence == nullptr ? nullptr : sequence->selection + layout.SelectionOffset(p / kPage, layer) + p % kPage;
+  float sum = p >= ContextOf(sequence) ? 0.0f : *carry;
   for (int64_t r = 0; r < count; ++r) {
     float* at = s.At(r) + p;
     const float selected = *at;
@@ -80,10 +89,12 @@ __device__ __forceinline__ Worst Worse(Worst a, Worst b) {
 
 // A sequence's block: row after row, what is masked most is evicted until `budget` positions are left.
 __global__ void __launch_bounds__(kRowThreads)
-    EvictKernel(Rows<float> f, int64_t count, int64_t context, int64_t budget, KvLayout layout, int64_t layer,
-                float* selection, int32_t* evicted /* [count + context], zero */) {
+    EvictKernel(Rows<float> f, int64_t count, int64_t budget, KvLayout layout, int64_t layer, const Sequence* sequence,
+                int32_t* evicted /* [count + context], zero */) {
   __shared__ float worst_f[kWarp];
   __shared__ int64_t worst_position[kWarp];
+  const int64_t context = sequence->context;
+  float* const selection = sequence->selection;
   const auto carry = [&](int64_t p) { return selection + layout.SelectionOffset(p / kPage, layer) + p % kPage; };
   int before = 0;
   for (int64_t p = threadIdx.x; p < context; p += kRowThreads) before += *carry(p) == INFINITY ? 1 : 0;
@@ -119,8 +130,8 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // A block a row.
 __global__ void __launch_bounds__(kRowThreads)
-    LiveKernel(Rows<const float> f, int64_t context, float tau, float* live) {
-  const int64_t position = context + blockIdx.x;
+    LiveKernel(Rows<const float> f, const Sequence* sequence, float tau, float* live) {
+  const int64_t position = ContextOf(sequence) + blockIdx.x;
   float masked = 0;
   for (int64_t p = threadIdx.x; p <= position; p += kRowThreads) masked += fminf(f.At(blockIdx.x)[p], tau);
   masked = BlockReduce<Sum>(masked);
@@ -174,6 +185,7 @@ __global__ void __launch_bounds__(kRowThreads) AddGain(const float* by_gain, int
 dim3 ScoreGrid(int64_t cols, int64_t count) {
   return dim3(static_cast<unsigned>(cols / kPage), static_cast<unsigned>((count + kRowsOfBlock - 1) / kRowsOfBlock));
 }
+constexpr const Sequence* kWhole = nullptr;
 unsigned ColumnBlocks(int64_t cols) { return static_cast<unsigned>((cols + kRowThreads - 1) / kRowThreads); }
 
 void OwnScores(Context& context, const AttentionBackwardArgs& args, const SequenceRows& sequence, const TensorView& s) {
@@ -181,42 +193,46 @@ void OwnScores(Context& context, const AttentionBackwardArgs& args, const Sequen
   const int64_t begin = sequence.row * args.qkv.stride;
   Launch(SelectScores<RowKeys>, ScoreGrid(s.cols, s.rows), dim3(kPage, kRowsOfBlock), 0, context.stream(),
          Queries{args.qkv.data, bf16, args.qkv.stride, begin},
-         RowKeys{args.qkv.data, bf16, args.qkv.stride, begin + args.heads * args.head_dim}, int64_t{0}, s.rows,
+         RowKeys{args.qkv.data, bf16, args.qkv.stride, begin + args.heads * args.head_dim}, kWhole, s.rows,
          static_cast<int>(args.head_dim), args.scale, RowsOf<float>(s));
 }
 
 }  // namespace
 
-std::vector<TensorView> SelectRows(Context& context, const AttentionArgs& args) {
+std::vector<TensorView> NewPenalties(Context& context, const AttentionArgs& args) {
+  std::vector<TensorView> out;
+  for (const SequenceRows& s : args.sequences)
+    out.push_back(context.scratch.New(DType::kF32, s.count, (s.context + s.count + kPage - 1) / kPage * kPage));
+  return out;
+}
+
+void SelectRows(Context& context, const AttentionArgs& args, const Sequence* sequences,
+                const std::vector<TensorView>& penalties) {
   const KvLayout& layout = args.layout;
   QUERN_CHECK(args.window == 0 && (args.budget == 0 || args.budget >= 2));
   // Which pages are pruned makes no difference: head 0's keys, which select, lie where they lie in other pages.
-  std::vector<TensorView> out;
-  for (const SequenceRows& s : args.sequences) {
-    QUERN_CHECK(s.count == 0 || s.selection != nullptr);
-    const int64_t pages = (s.context + s.count + kPage - 1) / kPage, cols = pages * kPage;
-    const TensorView f = context.scratch.New(DType::kF32, s.count, cols);
-    out.push_back(f);
+  for (size_t i = 0; i < args.sequences.size(); ++i) {
+    const SequenceRows& s = args.sequences[i];
     if (s.count == 0) continue;
-    auto* selection = static_cast<float*>(s.selection);
-    std::vector<const void*> table(s.pages, s.pages + pages);
-    Launch(SelectScores<PageKeys>, ScoreGrid(cols, s.count), dim3(kPage, kRowsOfBlock), 0, context.stream(),
+    QUERN_CHECK(s.selection != nullptr);
+    const TensorView& f = penalties[i];
+    const Sequence* sequence = sequences + i;
+    Launch(SelectScores<PageKeys>, ScoreGrid(f.cols, s.count), dim3(kPage, kRowsOfBlock), 0, context.stream(),
            Queries{args.q.data, args.q.dtype == DType::kBf16, args.q.stride, s.row * args.q.stride},
-           PageKeys{context.staging.Put(table), layout.dtype == DType::kBf16, layout, args.layer}, s.context, s.count,
+           PageKeys{sequence, layout.dtype == DType::kBf16, layout, args.layer}, sequence, s.count,
            static_cast<int>(layout.head_dim), args.scale, RowsOf<float>(f));
-    Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f),
-           static_cast<float>(args.gain), s.count, cols, s.context, layout, args.layer, selection);
+    Launch(SumRows, dim3(ColumnBlocks(f.cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f),
+           static_cast<float>(args.gain), s.count, f.cols, layout, args.layer, sequence);
     if (args.budget > 0 && s.context + s.count > args.budget) {
-      const TensorView evicted = context.scratch.New(DType::kI32, 1, s.context + s.count);
+      const TensorView evicted = context.scratch.New(DType::kI32, 1, f.cols);
       Fill(context, evicted, 0);
-      Launch(EvictKernel, dim3(1), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f), s.count, s.context,
-             args.budget, layout, args.layer, selection, static_cast<int32_t*>(evicted.data));
+      Launch(EvictKernel, dim3(1), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f), s.count, args.budget,
+             layout, args.layer, sequence, static_cast<int32_t*>(evicted.data));
     }
     if (!args.live.empty())
       Launch(LiveKernel, dim3(static_cast<unsigned>(s.count)), dim3(kRowThreads), 0, context.stream(),
-             RowsOf<const float>(f), s.context, args.live_tau, Vector(args.live) + s.row);
+             RowsOf<const float>(f), sequence, args.live_tau, Vector(args.live) + s.row);
   }
-  return out;
 }
 
 TensorView SelectOwnRows(Context& context, const AttentionBackwardArgs& args, const SequenceRows& sequence) {
@@ -224,8 +240,7 @@ TensorView SelectOwnRows(Context& context, const AttentionBackwardArgs& args, co
   const TensorView f = context.scratch.New(DType::kF32, sequence.count, cols);
   OwnScores(context, args, sequence, f);
   Launch(SumRows, dim3(ColumnBlocks(cols)), dim3(kRowThreads), 0, context.stream(), RowsOf<float>(f),
-         static_cast<float>(args.gain), sequence.count, cols, int64_t{0}, KvLayout(), int64_t{0},
-         static_cast<float*>(nullptr));
+         static_cast<float>(args.gain), sequence.count, cols, KvLayout(), int64_t{0}, kWhole);
   return f;
 }
 
@@ -235,7 +250,7 @@ void SelectionBackward(Context& context, const AttentionBackwardArgs& args, cons
   if (args.live_weight != 0) {
     const TensorView live = context.scratch.New(DType::kF32, 1, sequence.count);
     Launch(LiveKernel, dim3(static_cast<unsigned>(sequence.count)), dim3(kRowThreads), 0, context.stream(),
-           RowsOf<const float>(f), int64_t{0}, args.live_tau, Vector(live));
+           RowsOf<const float>(f), kWhole, args.live_tau, Vector(live));
     Launch(LiveBackward, dim3(1), dim3(kRowThreads), 0, context.stream(), RowsOf<const float>(f), Vector(live),
            sequence.count, args.live_weight, args.live_tau, RowsOf<float>(gradient));
   }

@@ -72,10 +72,10 @@ __device__ __forceinline__ Part BlockMerge(Part p) {
 }
 
 struct LogSoftmaxOut {
-  float* lse;
-  float* log_prob;
-  float* mean_log_prob;
-  float* entropy;
+  float* lse = nullptr;
+  float* log_prob = nullptr;
+  float* mean_log_prob = nullptr;
+  float* entropy = nullptr;
 };
 
 // A block a row, which is read once.
@@ -92,10 +92,22 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
   part = BlockMerge(part);
   if (threadIdx.x != 0) return;
   const float log_mass = logf(part.mass), lse = part.max + log_mass;
-  out.lse[blockIdx.x] = lse;
-  if (out.log_prob != nullptr) out.log_prob[blockIdx.x] = row[targets[blockIdx.x]] - lse;
+  if (out.lse != nullptr) out.lse[blockIdx.x] = lse;
+  if (out.log_prob != nullptr) {
+    const int32_t target = targets[blockIdx.x];
+    out.log_prob[blockIdx.x] = target < 0 ? NAN : row[target] - lse;
+  }
   if (out.mean_log_prob != nullptr) out.mean_log_prob[blockIdx.x] = part.total / static_cast<float>(cols) - lse;
   if (out.entropy != nullptr) out.entropy[blockIdx.x] = log_mass - part.offsets / part.mass;
+}
+
+void LaunchLogSoftmax(Context& context, const TensorView& logits, const int32_t* targets, const LogSoftmaxOut& out) {
+  WithWidth(
+      [&](auto width) {
+        Launch(LogSoftmaxKernel<width>, dim3(static_cast<unsigned>(logits.rows)), dim3(kSoftmaxThreads), 0,
+               context.stream(), RowsOf<const float>(logits), logits.cols, targets, out);
+      },
+      logits);
 }
 
 template <typename Out, int kN>
@@ -207,14 +219,13 @@ __global__ void __launch_bounds__(kSoftmaxThreads) MaxRatioKernel(MaxRatioParams
 }  // namespace
 
 void LogSoftmax(Context& context, const LogSoftmaxArgs& args) {
-  const LogSoftmaxOut out = {Vector(args.lse), Vector(args.log_prob), Vector(args.mean_log_prob), Vector(args.entropy)};
   const int32_t* targets = args.log_prob.empty() ? nullptr : context.staging.Put(args.targets);
-  WithWidth(
-      [&](auto width) {
-        Launch(LogSoftmaxKernel<width>, dim3(static_cast<unsigned>(args.logits.rows)), dim3(kSoftmaxThreads), 0,
-               context.stream(), RowsOf<const float>(args.logits), args.logits.cols, targets, out);
-      },
-      args.logits);
+  LaunchLogSoftmax(context, args.logits, targets,
+                   {Vector(args.lse), Vector(args.log_prob), Vector(args.mean_log_prob), Vector(args.entropy)});
+}
+
+void LogProbs(Context& context, const TensorView& logits, const TensorView& ids, const TensorView& log_prob) {
+  LaunchLogSoftmax(context, logits, static_cast<const int32_t*>(ids.data), {.log_prob = Vector(log_prob)});
 }
 
 void LogSoftmaxBackward(Context& context, const LogSoftmaxBackwardArgs& args) {

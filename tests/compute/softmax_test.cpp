@@ -97,12 +97,14 @@ TEST_P(SoftmaxTest, DrawGivesTheLogProbabilityOfItsLogits) {
     Random random(3);
     std::vector<DrawUniforms> uniforms;
     for (int row = 0; row < rows; ++row)
-      uniforms.push_back(row % 5 == 4 ? DrawUniforms{-1, -1}
-                                      : DrawUniforms{random.UniformFloat(), random.UniformFloat()});
+      uniforms.push_back(row % 5 == 4
+                             ? DrawUniforms{-1, -1}
+                             : DrawUniforms{random.UniformFloat(), random.UniformFloat(), row % 5 == 3 ? 2.0f : 1.0f});
     for (const int32_t never : {-1, vocabulary / 2}) {
       std::vector<int32_t> ids(static_cast<size_t>(rows));
+      const TensorView drawn{ids.data(), DType::kI32, 1, rows, rows};
       Tensor log_prob(kF32, 1, rows), logits(kF32, rows, vocabulary), lse(kF32, 1, rows), expected(kF32, 1, rows);
-      cpu_.Draw({.a = a, .b = packed.get(), .never = never, .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
+      cpu_.Draw({.a = a, .b = packed.get(), .never = never, .uniforms = uniforms, .ids = drawn, .log_prob = log_prob});
       cpu_.MatMul({.a = a, .b = packed.get(), .c = logits, .bias = {}});
       if (never >= 0) cpu_.Fill(logits.view().Cols(never, 1), -std::numeric_limits<float>::infinity());
       cpu_.LogSoftmax(
@@ -125,7 +127,7 @@ TEST_P(SoftmaxTest, DrawGivesTheLogProbabilityOfItsLogits) {
                     .b = packed.get(),
                     .never = never,
                     .uniforms = std::span(uniforms).subspan(at, 1),
-                    .ids = {&id, 1},
+                    .ids = {&id, DType::kI32, 1, 1, 1},
                     .log_prob = own});
         EXPECT_EQ(id, ids[at]);
         EXPECT_TRUE(BitEqual(own, log_prob.view().Cols(row, 1)));
@@ -142,26 +144,25 @@ TEST_P(SoftmaxTest, DrawsFollowTheSoftmax) {
   const auto packed = cpu_.NewPacked(act(), kWidth, kVocabulary);
   const Tensor weight = RandomTensor(act(), kVocabulary, kWidth, 2, 0.8);
   cpu_.Pack({.weight = weight, .out = packed.get()});
-  Random random(5);
-  std::vector<DrawUniforms> uniforms(kRows);
-  for (DrawUniforms& u : uniforms) u = {random.UniformFloat(), random.UniformFloat()};
-  std::vector<int32_t> ids(kRows);
-  Tensor log_prob(kF32, 1, kRows);
-  cpu_.Draw({.a = a, .b = packed.get(), .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
-  std::vector<int64_t> counts(kVocabulary);
-  std::vector<double> probabilities(kVocabulary);
-  for (size_t r = 0; r < ids.size(); ++r) {
-    ++counts[static_cast<size_t>(ids[r])];
-    probabilities[static_cast<size_t>(ids[r])] = std::exp(GetElement(log_prob, 0, static_cast<int64_t>(r)));
+  Tensor logits(kF32, 1, kVocabulary), log_prob(kF32, 1, kRows), ids(DType::kI32, 1, kRows);
+  cpu_.MatMul({.a = a.view().Rows(0, 1), .b = packed.get(), .c = logits, .bias = {}});
+  for (const float inverse : {1.0f, 0.5f}) {
+    Random random(5);
+    std::vector<DrawUniforms> uniforms(kRows);
+    for (DrawUniforms& u : uniforms) u = {random.UniformFloat(), random.UniformFloat(), inverse};
+    cpu_.Draw({.a = a, .b = packed.get(), .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
+    std::vector<int64_t> counts(kVocabulary);
+    for (int64_t r = 0; r < kRows; ++r) ++counts[static_cast<size_t>(ids.Row<int32_t>(0)[r])];
+    double mass = 0;
+    const auto weight_of = [&](int64_t id) {
+      return std::exp(GetElement(logits, 0, id) * static_cast<double>(inverse));
+    };
+    for (int64_t id = 0; id < kVocabulary; ++id) mass += weight_of(id);
+    for (int64_t id = 0; id < kVocabulary; ++id) {
+      const double expected = weight_of(id) / mass * kRows;
+      EXPECT_NEAR(static_cast<double>(counts[static_cast<size_t>(id)]), expected, 6 * std::sqrt(expected) + 6) << id;
+    }
   }
-  double mass = 0;
-  for (size_t id = 0; id < counts.size(); ++id) {
-    if (counts[id] == 0) continue;
-    mass += probabilities[id];
-    const double expected = probabilities[id] * kRows;
-    EXPECT_NEAR(static_cast<double>(counts[id]), expected, 6 * std::sqrt(expected) + 6) << id;
-  }
-  EXPECT_GT(mass, 0.99);
 }
 
 // e^x itself, read off the gradient: with lse 0, a = -1 and a target elsewhere, dlogits = e^logit.

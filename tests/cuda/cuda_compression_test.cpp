@@ -6,6 +6,7 @@
 
 #include "actors/engine.h"
 #include "compute/cpu/cpu_ops.h"
+#include "compute/cuda/cuda_ops.h"
 #include "compute/key_pruning.h"
 #include "learner/loss_head.h"
 #include "tests/actors/same_completion.h"
@@ -252,8 +253,45 @@ TEST_P(CudaCompressionTest, TheEngineGeneratesTheSameHoweverItIsScheduled) {
     shared += engine.shared_tokens();
   }
   EXPECT_GT(shared, 0);
+  // Steps of decoding were graphs: all but those at the end of a page and after something was evicted.
+  const cuda::Recorder& recorder = static_cast<CudaOps&>(*device_).recorder();
+  EXPECT_GT(recorder.replayed(), recorder.queued());
   for (size_t r = 1; r < runs.size(); ++r)
     for (size_t i = 0; i < prompts.size(); ++i) ExpectSame(runs[r][i], runs[0][i]);
+}
+
+TEST_P(CudaCompressionTest, PagesThatWereGivenBackAreUsedAgain) {
+  const cuda::Pool& pool = static_cast<CudaOps&>(*device_).runtime().pool();
+  const KvLayout layout = {.dtype = GetParam(), .layers = 2, .kv_heads = 2, .head_dim = 16};
+  const auto read = [&](int64_t tokens) {
+    CompressedCache cache(*device_, layout, {.key_channels = 6, .query_window = 16, .recent = 40}, 100);
+    cache.Reserve(100);
+    cache.Advance(100);
+    for (; cache.tokens() < tokens; cache.Advance(1)) cache.Reserve(1);
+  };
+  read(700);
+  const int64_t made = pool.made();
+  EXPECT_GT(made, 20);
+  for (int i = 0; i < 5; ++i) read(500 + 50 * i);
+  EXPECT_EQ(pool.made(), made);
+  EXPECT_LE(pool.held_bytes(), pool.most_bytes() * 9 / 8);
+}
+
+TEST_P(CudaCompressionTest, ThePoolGivesZerosAndHoldsNoMoreThanWasOut) {
+  cuda::Pool& pool = static_cast<CudaOps&>(*device_).runtime().pool();
+  const auto fresh = [&](int64_t count) { return Tensor(kF32, 1, count, device_->pool()); };
+  {
+    const Tensor x = fresh(1024), y = fresh(1024);
+    for (const Tensor* tensor : {&x, &y}) device_->Fill(*tensor, 3);
+  }
+  EXPECT_EQ(pool.held_bytes(), 8192);
+  const Tensor again = fresh(1024);
+  EXPECT_EQ(pool.made(), 2);
+  EXPECT_TRUE(BitEqual(OnHost(*device_, again), Tensor(kF32, 1, 1024)));
+  const Tensor other = fresh(512);  // in the place of what is kept
+  EXPECT_EQ(pool.held_bytes(), 4096 + 2048);
+  EXPECT_EQ(pool.most_bytes(), 8192);
+  EXPECT_FALSE(pool.Trim());
 }
 
 INSTANTIATE_TEST_SUITE_P(Cuda, CudaCompressionTest, ::testing::Values(kF32, kBf16),

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "compute/cpu/cpu_ops.h"
 #include "compute/key_pruning.h"
 #include "tests/compute/test_tensors.h"
 #include "tests/cuda/backend.h"
@@ -273,6 +274,77 @@ TEST_P(CudaOpsTest, LogSoftmaxOfMaskedAndHugeLogits) {
   EXPECT_EQ(GetElement(lse, 0, 0), static_cast<double>(1e30f));
   EXPECT_NEAR(GetElement(entropy, 0, 0), std::log(2.0), 1e-6);
   EXPECT_TRUE(std::isnan(GetElement(lse, 0, 1)));
+}
+
+// Products without rounding, so that both backends draw from the same logits: they take the same ids.
+TEST_P(CudaOpsTest, DrawsWhatTheCpuDraws) {
+  const auto exact = [&](int64_t rows, int64_t cols, uint64_t seed) {
+    Tensor x(act(), rows, cols);
+    Random random(seed);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c) SetElement(x, r, c, 0.25 * (static_cast<double>(random.Below(17)) - 8));
+    return x;
+  };
+  const auto device = NewDeviceUnderTest();
+  ThreadPool pool(1);
+  const auto cpu = NewCpuOps(&pool);
+  struct Drawn {
+    std::vector<int32_t> ids;
+    Tensor log_prob, same;  // [1, R]; the second by the product and LogSoftmax
+  };
+  const auto draw = [](Ops& ops, const TensorView& a, const TensorView& weight, int32_t never,
+                       std::span<const DrawUniforms> uniforms) {
+    const auto packed = ops.NewPacked(a.dtype, a.cols, weight.rows);
+    ops.Pack({.weight = weight, .out = packed.get()});
+    const Tensor x = OnDevice(ops, a), ids(DType::kI32, 1, a.rows, ops.memory()),
+                 log_prob(kF32, 1, a.rows, ops.memory());
+    ops.Draw({.a = x, .b = packed.get(), .never = never, .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
+    const Tensor drawn = OnHost(ops, ids), logits(kF32, a.rows, weight.rows, ops.memory()),
+                 lse(kF32, 1, a.rows, ops.memory()), same(kF32, 1, a.rows, ops.memory());
+    Drawn out = {{drawn.Row<int32_t>(0), drawn.Row<int32_t>(0) + a.rows}, OnHost(ops, log_prob), {}};
+    ops.MatMul({.a = x, .b = packed.get(), .c = logits, .bias = {}});
+    if (never >= 0) ops.Fill(logits.view().Cols(never, 1), -std::numeric_limits<float>::infinity());
+    ops.LogSoftmax(
+        {.logits = logits, .targets = out.ids, .lse = lse, .log_prob = same, .mean_log_prob = {}, .entropy = {}});
+    out.same = OnHost(ops, same);
+    return out;
+  };
+  for (const auto& [rows, k, vocabulary] : {std::tuple{1, 3, 7}, {5, 2, 480}, {64, 4, 1111}, {9, 4, 2503}}) {
+    const Tensor a = exact(rows, k, 1), weight = exact(vocabulary, k, 2);
+    Random random(3);
+    std::vector<DrawUniforms> uniforms;
+    for (int row = 0; row < rows; ++row) {
+      if (row % 4 == 3) {
+        uniforms.push_back({-1, -1});
+      } else {
+        uniforms.push_back({random.UniformFloat(), random.UniformFloat(), row % 4 == 2 ? 0.25f : 1.0f});
+      }
+    }
+    for (const int32_t never : {-1, vocabulary / 2}) {
+      const Drawn want = draw(*cpu, a, weight, never, uniforms);
+      for (const uint64_t order : {0, 1, 7}) {
+        SetThreadOrder(order);
+        const Drawn got = draw(*device, a, weight, never, uniforms);
+        EXPECT_EQ(got.ids, want.ids);
+        EXPECT_TRUE(BitEqual(got.log_prob, got.same));
+        EXPECT_LE(WorstError(got.log_prob, want.log_prob, 4e-6, 1e-6), 1);
+      }
+      SetThreadOrder(0);
+      const Drawn alone = draw(*device, a.view().Rows(rows - 1, 1), weight, never, std::span(uniforms).last(1));
+      EXPECT_EQ(alone.ids[0], want.ids.back());
+    }
+  }
+  // No logit that is finite.
+  const Tensor one = exact(1, 1, 1);
+  const std::vector<DrawUniforms> uniforms = {{0.5f, 0.5f}};
+  for (Ops* ops : {device.get(), cpu.get()}) {
+    const auto packed = ops->NewPacked(act(), 1, 1);
+    ops->Pack({.weight = one, .out = packed.get()});
+    const Tensor x = OnDevice(*ops, one), id(DType::kI32, 1, 1, ops->memory()), log_prob(kF32, 1, 1, ops->memory());
+    ops->Draw({.a = x, .b = packed.get(), .never = 0, .uniforms = uniforms, .ids = id, .log_prob = log_prob});
+    EXPECT_EQ(OnHost(*ops, id).Row<int32_t>(0)[0], -1);
+    EXPECT_TRUE(std::isnan(OnHost(*ops, log_prob).Row<float>(0)[0]));
+  }
 }
 
 TEST_P(CudaOpsTest, MaxRatio) {

@@ -60,9 +60,11 @@ std::mutex mutex;
 std::map<std::string, std::shared_ptr<Group>> groups;  // by id
 std::vector<Comm*> alive;
 int ended = 0, failure = kSuccess;
+bool eager = false;  // a collective happens as soon as every rank has posted it
 uint64_t ids = 0;
 std::string complaint, taken;
 thread_local int depth = 0;  // of ncclGroupStart
+thread_local bool group_begins = false;
 
 int Complain(const std::string& what, int code) {
   if (complaint.empty()) complaint = what;
@@ -136,8 +138,11 @@ int Post(void* comm, const Call& call) {
   if (call.op != kSum && call.op != kMax) return Complain("an unexpected reduction", kInvalidArgument);
   if (call.root < 0 || call.root >= own.group->ranks) return Complain("no such root", kInvalidArgument);
   auto& posted = own.group->posted[static_cast<size_t>(own.rank)];
-  if (depth == 0 && !posted.empty()) return Complain("a call while another is under way", kInvalidUsage);
+  if ((depth == 0 || group_begins) && !posted.empty())
+    return Complain("a call while another is under way", kInvalidUsage);
+  group_begins = false;
   posted.push_back(call);
+  if (eager) (void)Progress(*own.group);
   return depth > 0 ? kSuccess : kInProgress;
 }
 
@@ -153,6 +158,10 @@ const char* FakeNcclTakeComplaint() {
   const std::lock_guard lock(mutex);
   taken = std::exchange(complaint, {});
   return taken.c_str();
+}
+void FakeNcclEager(int is) {
+  const std::lock_guard lock(mutex);
+  eager = is != 0;
 }
 void FakeNcclFail(int code) {
   const std::lock_guard lock(mutex);
@@ -220,7 +229,7 @@ int ncclBroadcast(const void* from, void* to, size_t count, int type, int root, 
   return Post(comm, {Kind::kBroadcast, from, to, count, type, kSum, root});
 }
 int ncclGroupStart() {
-  ++depth;
+  group_begins = ++depth == 1;
   return kSuccess;
 }
 int ncclGroupEnd() { return --depth < 0 ? Complain("a group that never began", kInvalidUsage) : kInProgress; }

@@ -7,6 +7,8 @@ extern "C" {
 int FakeNcclTakeCount();
 // The first thing that was wrong with a call since the last one of these; "" when nothing was.
 const char* FakeNcclTakeComplaint();
+// Whether a collective happens as soon as every rank has posted it, rather than when somebody asks.
+void FakeNcclEager(int is);
 // From now on every collective ends in this code of NCCL's; 0: in success.
 void FakeNcclFail(int code);
 }

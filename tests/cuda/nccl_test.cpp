@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "compute/cpu/cpu_ops.h"
 #include "compute/cuda/cuda_ops.h"
@@ -23,10 +25,12 @@ class Nccl : public testing::Test {
     library_ = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
     ASSERT_NE(library_, nullptr) << dlerror();
     Fail(0);
+    Eager(false);
     (void)TakeCount();
   }
   void TearDown() override { EXPECT_STREQ(Function<decltype(FakeNcclTakeComplaint)>("FakeNcclTakeComplaint")(), ""); }
   int TakeCount() { return Function<decltype(FakeNcclTakeCount)>("FakeNcclTakeCount")(); }
+  void Eager(bool is) { Function<decltype(FakeNcclEager)>("FakeNcclEager")(is ? 1 : 0); }
   void Fail(int code) { Function<decltype(FakeNcclFail)>("FakeNcclFail")(code); }
   template <typename F>
   F* Function(const char* name) {
@@ -103,14 +107,102 @@ Trained Train(bool device, int ranks, int64_t shards, const Recipe& recipe, cons
 // What two ranks sum has no order, so that NCCL's is the host's.
 TEST_F(Nccl, TwoRanksTrainAsOneDoes) {
   const OptimizerMemory memory = {.fp8_moments = true, .block = 64};
-  const Trained one = Train(true, 1, 2, Recipe::Fp8(), memory, 0, 3);
+  const Trained one = Train(true, 1, 2, Recipe::Fp8(), memory, 0, 2);
   EXPECT_EQ(TakeCount(), 0);
-  const Trained two = Train(true, 2, 2, Recipe::Fp8(), memory, 0, 3);
-  // Of each step: two slices of gradients, one of scales, two of weights, on two ranks.
-  EXPECT_EQ(TakeCount(), 3 * 2 * 5);
-  EXPECT_EQ(two.losses, one.losses);
-  EXPECT_EQ(two.norms, one.norms);
-  EXPECT_EQ(two.state, one.state);
+  for (const bool eager : {false, true}) {
+    Eager(eager);
+    const Trained two = Train(true, 2, 2, Recipe::Fp8(), memory, 0, 2);
+    // Of each step: gradients of the head, two layers, at whose border the slices meet, and the embedding; one of
+    // scales, two of weights, on two ranks.
+    EXPECT_EQ(TakeCount(), 2 * 2 * 7);
+    EXPECT_EQ(two.losses, one.losses);
+    EXPECT_EQ(two.norms, one.norms);
+    EXPECT_EQ(two.state, one.state);
+  }
+  // Two shards on a rank: what joins their sums is done part by part, too.
+  const Trained whole = Train(true, 1, 4, DType::kBf16, {}, 0, 2);
+  EXPECT_EQ(Train(true, 2, 4, DType::kBf16, {}, 0, 2).state, whole.state);
+}
+
+// What a rank passes on, and when.
+class Watched : public Communicator {
+ public:
+  explicit Watched(Communicator& inner) : inner_(inner) {}
+  std::function<void(const TensorView& x)> begins;
+
+  int rank() const override { return inner_.rank(); }
+  int ranks() const override { return inner_.ranks(); }
+  Status AllReduce(const TensorView& x, Reduction r) override { return inner_.AllReduce(x, r); }
+  Status ReduceScatter(const TensorView& x, std::span<const int64_t> b) override { return inner_.ReduceScatter(x, b); }
+  Status BeginReduceScatter(const TensorView& x, std::span<const int64_t> bounds) override {
+    begins(x);
+    return inner_.BeginReduceScatter(x, bounds);
+  }
+  Status Finish() override { return inner_.Finish(); }
+  Status AllGather(const TensorView& x, std::span<const int64_t> b) override { return inner_.AllGather(x, b); }
+  Status Broadcast(const TensorView& x, int root) override { return inner_.Broadcast(x, root); }
+  Status Barrier() override { return inner_.Barrier(); }
+
+ private:
+  Communicator& inner_;
+};
+
+TEST_F(Nccl, ALayersGradientsAreReducedBeforeThoseBelowAreComputed) {
+  RankGroup(2).Run([&](int, PeerCommunicator& host) {
+    const auto ops = NewDeviceUnderTest();
+    const auto nccl = Join(host, *ops);
+    Watched watched(*nccl);
+    const ModelConfig config = SmallModel();
+    Trainer trainer(*ops, config, DType::kF32, config.max_positions,
+                    {.optimizer = {}, .max_micro_batch_tokens = 1000, .ranks = &host, .device_ranks = &watched});
+    trainer.parameters().Initialize(config, 3);
+    ASSERT_TRUE(trainer.Begin({}, std::nullopt).ok());
+    std::vector<int64_t> sizes;
+    watched.begins = [&](const TensorView& x) {
+      sizes.push_back(x.cols);
+      EXPECT_GT(ops->SquaredNorm(x), 0);
+      const ParameterLayout& layout = trainer.gradients().layout();
+      const int64_t begun = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+      const int64_t first = layout.LayerOffset(0), left = layout.size() - begun;
+      if (left > first) {
+        EXPECT_EQ(ops->SquaredNorm(trainer.gradients().flat().Cols(first, left - first)), 0);
+      }
+    };
+    ASSERT_TRUE(trainer.Step(Episodes(1), SftObjective(), nullptr).ok());
+    const int64_t table = config.vocab_size * config.hidden_size,
+                  layer = (trainer.gradients().layout().size() - 2 * table - config.hidden_size) / 2;
+    EXPECT_EQ(sizes, (std::vector<int64_t>{config.hidden_size + table, layer, layer, table}));
+  });
+}
+
+bool Has(const Status& status, const std::string& words) { return status.message().find(words) != std::string::npos; }
+
+// One line, whatever was under way.
+TEST_F(Nccl, AStepWhoseRanksFailSaysWhich) {
+  for (const bool dies : {true, false}) {
+    const Duration timeout = dies ? Duration(std::chrono::milliseconds(1500)) : Duration(std::chrono::seconds(60));
+    RankGroup(3, timeout).Run([&](int rank, PeerCommunicator& host) {
+      const auto ops = NewDeviceUnderTest();
+      const auto nccl = Join(host, *ops);
+      Watched watched(*nccl);
+      const ModelConfig config = SmallModel();
+      Trainer trainer(*ops, config, DType::kF32, config.max_positions,
+                      {.optimizer = {}, .ranks = &host, .device_ranks = &watched});
+      trainer.parameters().Initialize(config, 3);
+      ASSERT_TRUE(trainer.Begin({}, std::nullopt).ok());
+      int begun = 0;
+      watched.begins = [&](const TensorView&) {
+        if (!dies && rank == 0 && ++begun == 2) Fail(3);  // while the first is under way
+      };
+      if (dies && rank == 1) return;
+      const auto report = trainer.Step(Episodes(1), SftObjective(), nullptr);
+      ASSERT_FALSE(report.ok());
+      const Status& status = report.status();
+      EXPECT_TRUE(Has(status, dies ? "rank 1" : "reduce_scatter: NCCL: internal error")) << status.ToString();
+      EXPECT_EQ(status.ToString().find('\n'), std::string::npos);
+      EXPECT_FALSE(nccl->AllReduce(trainer.gradients().flat(), Communicator::Reduction::kSum).ok());
+    });
+  }
 }
 
 TEST_F(Nccl, RanksTrainAsThoseOnTheHostDo) {
@@ -180,8 +272,6 @@ TEST_F(Nccl, EveryCollective) {
     EXPECT_TRUE(nccl->Barrier().ok());
   });
 }
-
-bool Has(const Status& status, const std::string& words) { return status.message().find(words) != std::string::npos; }
 
 TEST_F(Nccl, ADeadRankIsNamedByTheDeadline) {
   const auto begin = Clock::now();

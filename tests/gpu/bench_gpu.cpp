@@ -251,6 +251,14 @@ class Bench {
       ops_.LogSoftmax(
           {.logits = logits, .targets = targets, .lse = lse, .log_prob = log_prob, .mean_log_prob = {}, .entropy = {}});
     });
+    constexpr int64_t kDrawn = 256, kWidth = 1536;
+    const Tensor hidden = RandomTensor(kBf16, kDrawn, kWidth), head = RandomTensor(kBf16, vocabulary, kWidth);
+    const Tensor ids = New(DType::kI32, 1, kDrawn), drawn = New(kF32, 1, kDrawn);
+    const auto packed = ops_.NewPacked(kBf16, kWidth, vocabulary);
+    ops_.Pack({.weight = head, .out = packed.get()});
+    const std::vector<DrawUniforms> uniforms(kDrawn, {.block = 0.3f, .in_block = 0.6f});
+    Report("head and draw, 256 rows of 1536", 0, 2.0 * kDrawn * kWidth * static_cast<double>(vocabulary),
+           [&] { ops_.Draw({.a = hidden, .b = packed.get(), .uniforms = uniforms, .ids = ids, .log_prob = drawn}); });
     const Tensor behaviour = RandomTensor(kF32, rows, vocabulary), ratio = New(kF32, 1, rows);
     Report("largest ratio (Q-SFT)", elements * 8, 0,
            [&] { ops_.MaxRatio({.value_logits = logits, .behaviour_logits = behaviour, .max_ratio = ratio}); });
@@ -432,8 +440,8 @@ class Bench {
     }
   }
 
-  // A token each for `batch` sequences of 1024, whole model and logits, with and without a graph. Bytes are the
-  // weights' and the keys' and values'.
+  // A token each for `batch` sequences of 1024, drawn from the whole vocabulary, with and without a graph. Bytes are
+  // the weights' and the keys' and values'.
   void DecodeModel(const std::string& name, const ModelConfig& config) {
     constexpr int64_t kContext = 1024;
     for (const bool fp8 : {false, true}) {
@@ -460,14 +468,15 @@ class Bench {
           tokens.Add(&id, 1, kContext - 1, pages.rows[static_cast<size_t>(i)].pages);
         }
         Arena arena(ops_.memory());
+        const std::vector<DrawUniforms> uniforms(static_cast<size_t>(batch), {.block = 0.3f, .in_block = 0.6f});
         for (const bool graph : {false, true}) {
           const double seconds = Time([&] {
             const Arena::Scope scope(arena);
             const TensorView hidden = arena.New(kBf16, batch, config.hidden_size);
-            const TensorView logits = arena.New(kF32, batch, config.vocab_size);
+            const TensorView ids = arena.New(DType::kI32, 1, batch), log_prob = arena.New(kF32, 1, batch);
             if (graph) ops_.BeginStep(static_cast<uint64_t>(batch));
             transformer.Forward(weights, tokens, {.layout = layout}, arena, hidden);
-            transformer.Logits(weights, hidden, logits);
+            transformer.Draw(weights, hidden, {.a = {}, .uniforms = uniforms, .ids = ids, .log_prob = log_prob});
             if (graph) ops_.EndStep();
           });
           const double bytes = static_cast<double>(weights.bytes()) + cache;
