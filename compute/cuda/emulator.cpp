@@ -63,6 +63,8 @@ std::unique_ptr<unsigned char[]> shared_memory;
 void* scheduler = nullptr;  // its stack pointer while a thread runs
 size_t current = 0;
 size_t at_barrier = 0;
+std::vector<size_t> at_warp;  // lanes of each warp that wait for the others
+bool woken = false;           // others, by the thread that ran last
 const std::function<void()>* kernel = nullptr;
 thread_local std::vector<std::function<void()>>* captured = nullptr;
 
@@ -94,19 +96,23 @@ std::vector<size_t> Order(size_t count) {
 
 void RunBlock(const std::vector<size_t>& turns) {
   at_barrier = 0;
-  for (size_t done = 0; done < threads.size();) {
-    bool moved = false;
+  at_warp.assign((threads.size() + kLanes - 1) / kLanes, 0);
+  size_t done = 0;
+  for (bool moved = true; moved;) {
+    moved = false;
     for (const size_t i : turns) {
       if (threads[i].state != State::kReady) continue;
       current = i;
       threadIdx = threads[i].index;
+      woken = false;
       quern_switch_stack(&scheduler, threads[i].stack_pointer);
       moved = true;
       done += threads[i].state == State::kDone ? 1 : 0;
-      if (order % 2 == 1) break;  // the first that can go on, so that warps run as far ahead as barriers let them
+      // From the first that can go on again, so that warps run as far ahead as barriers let them.
+      if (woken && order % 2 == 1) break;
     }
-    QUERN_CHECK(moved || done == threads.size(), "threads of a block wait for others that never come");
   }
+  QUERN_CHECK(done == threads.size(), "threads of a block wait for others that never come");
 }
 
 }  // namespace
@@ -127,6 +133,7 @@ void Barrier() {
     return Yield();
   }
   at_barrier = 0;
+  woken = true;
   for (Thread& t : threads) {
     QUERN_CHECK(t.state == State::kBarrier || &t == &threads[current]);
     t.state = State::kReady;
@@ -140,10 +147,13 @@ void WarpOperation(void* args, void (*op)(void* const*)) {
   self.state = State::kWarp;
   const size_t first = current / kLanes * kLanes;
   QUERN_CHECK(first + kLanes <= threads.size(), "warp operations need whole warps");
+  size_t& waiting = at_warp[first / kLanes];
+  if (++waiting < kLanes) return Yield();
+  waiting = 0;
+  woken = true;
   void* all[kLanes];
   for (size_t i = 0; i < kLanes; ++i) {
     const Thread& t = threads[first + i];
-    if (t.state != State::kWarp) return Yield();
     QUERN_CHECK(t.op == op, "lanes of a warp are at different operations");
     all[i] = t.args;
   }

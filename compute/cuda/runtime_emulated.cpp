@@ -74,7 +74,6 @@ void* Runtime::New(int64_t bytes) {
   if (const auto fit = heap.free.find(size); fit != heap.free.end()) {
     at = fit->second;
     heap.free.erase(fit);
-    QUERN_CHECK(madvise(reinterpret_cast<void*>(at), size, MADV_DONTNEED) == 0);  // zeros again
   } else {
     if (heap.begin == nullptr) {
       void* range = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -96,6 +95,8 @@ void Runtime::Delete(void* data) {
   const emulator::DeviceAccess access;
   const auto block = heap.blocks.find(reinterpret_cast<uintptr_t>(data));
   QUERN_CHECK(block != heap.blocks.end());
+  // Zeros again, and no pages whose protection takes time to change.
+  QUERN_CHECK(madvise(data, block->second, MADV_DONTNEED) == 0);
   heap.free.emplace(block->second, block->first);
   heap.blocks.erase(block);
 }
