@@ -14,6 +14,7 @@
 #include "tests/actors/same_completion.h"
 #include "tests/compute/test_tensors.h"
 #include "tests/cuda/backend.h"
+#include "tests/model/small_model.h"
 
 namespace quern {
 namespace {
@@ -23,13 +24,9 @@ constexpr int32_t kVocabulary = 48;
 constexpr int64_t kNewTokens = 4;
 constexpr int32_t kNever = 7;
 
-ModelConfig SmallModel(bool selective) {
-  ModelConfig config;
-  config.vocab_size = kVocabulary;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.initializer_range = 0.1;
-  config.layers = 2;
+// Heads of 64: those that tensor cores attend with.
+ModelConfig EngineModel(bool selective) {
+  ModelConfig config = SmallModel(kVocabulary, 0.1);
   config.heads = 2;
   config.kv_heads = 1;
   config.head_dim = 64;
@@ -50,7 +47,7 @@ class CudaEngineTest : public ::testing::TestWithParam<Case> {
   void SetUp() override {
     device_ = NewDeviceUnderTest();
     if (device_ == nullptr) GTEST_SKIP() << WhyNoBackend();
-    config_ = SmallModel(GetParam().selective);
+    config_ = EngineModel(GetParam().selective);
   }
 
   std::shared_ptr<const ServedModel> Model(Ops& ops, uint64_t seed) const {
